@@ -8,29 +8,70 @@
  * Conventions: field names as on the wire, 64-bit integers as decimal strings, enums by name, unset messages `null`.
  */
 import * as grpc from "@grpc/grpc-js";
-import { loadSync } from "@grpc/proto-loader";
+import protobuf from "protobufjs";
+import computeDriverProto from "./v0.0/compute_driver.proto" with { type: "text" };
+import datamodelProto from "./v0.0/datamodel.proto" with { type: "text" };
+import openshellProto from "./v0.0/openshell.proto" with { type: "text" };
+import sandboxProto from "./v0.0/sandbox.proto" with { type: "text" };
 import type { ProtoGrpcType as ComputeDriverPackage } from "./v0.0/types/compute_driver.ts";
 import type { ProtoGrpcType as OpenShellPackage } from "./v0.0/types/openshell.ts";
 
-function load<Package>(file: string): Package {
-  const definition = loadSync(file, {
-    includeDirs: [`${import.meta.dir}/v0.0`],
-    keepCase: true,
-    longs: String,
-    enums: String,
-    defaults: true,
-    oneofs: true,
-  });
-  return grpc.loadPackageDefinition(definition) as Package;
+/**
+ * The services of some .proto files as grpc-js wants them. proto-loader's `loadSync` does the same and more: it makes
+ * descriptors of every message for reflection, which takes three times as long as all the rest, in each process that
+ * the harness starts. The texts are imported so that a compiled program has them inside.
+ */
+function load<Package>(packageName: string, texts: string[]): Package {
+  const root = protobuf.Root.fromJSON(protobuf.common.get("google/protobuf/struct.proto")!);
+  for (const text of texts) protobuf.parse(text, root, { keepCase: true });
+  root.resolveAll();
+  const services = root.lookup(packageName) as protobuf.Namespace;
+  return grpc.loadPackageDefinition(
+    Object.fromEntries(
+      services.nestedArray
+        .filter((item) => item instanceof protobuf.Service)
+        .map((service) => [service.fullName.slice(1), serviceDefinition(service)]),
+    ),
+  ) as Package;
+}
+
+function serviceDefinition(service: protobuf.Service): grpc.ServiceDefinition {
+  return Object.fromEntries(
+    service.methodsArray.map((method) => {
+      const request = codec(method.resolvedRequestType!);
+      const response = codec(method.resolvedResponseType!);
+      const definition: grpc.MethodDefinition<object, object> & { originalName: string } = {
+        path: `/${service.fullName.slice(1)}/${method.name}`,
+        originalName: method.name.charAt(0).toLowerCase() + method.name.slice(1),
+        requestStream: Boolean(method.requestStream),
+        responseStream: Boolean(method.responseStream),
+        requestSerialize: request.serialize,
+        requestDeserialize: request.deserialize,
+        responseSerialize: response.serialize,
+        responseDeserialize: response.deserialize,
+      };
+      return [method.name, definition];
+    }),
+  );
+}
+
+function codec(type: protobuf.Type) {
+  const options = { longs: String, enums: String, defaults: true, oneofs: true };
+  return {
+    serialize: (message: object): Buffer => Buffer.from(type.encode(type.fromObject(message)).finish()),
+    deserialize: (bytes: Buffer): object => type.toObject(type.decode(bytes), options),
+  };
 }
 
 /** The driver contract: `ComputeDriver` is the client's constructor, `ComputeDriver.service` what a server adds. */
-export const computeDriver = (): ComputeDriverPackage["openshell"]["compute"]["v1"] =>
-  (loaded.driver ??= load<ComputeDriverPackage>("compute_driver.proto")).openshell.compute.v1;
+export const computeDriver = (): Pick<ComputeDriverPackage["openshell"]["compute"]["v1"], "ComputeDriver"> =>
+  (loaded.driver ??= load<ComputeDriverPackage>("openshell.compute.v1", [computeDriverProto])).openshell
+    .compute.v1;
 
 /** The gateway's public API: `OpenShell` is the client's constructor, `OpenShell.service` what a server adds. */
-export const openshell = (): OpenShellPackage["openshell"]["v1"] =>
-  (loaded.gateway ??= load<OpenShellPackage>("openshell.proto")).openshell.v1;
+export const openshell = (): Pick<OpenShellPackage["openshell"]["v1"], "OpenShell"> =>
+  (loaded.gateway ??= load<OpenShellPackage>("openshell.v1", [datamodelProto, sandboxProto, openshellProto]))
+    .openshell.v1;
 
 const loaded: { driver?: ComputeDriverPackage; gateway?: OpenShellPackage } = {};
 
