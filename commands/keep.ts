@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** `keep FOLDER`: the keeper of one run, started by `startKeeper`; ends when the last connection to it closes. */
+import { EXIT, Run } from "../harness.ts";
+import type { Command } from "../harness.ts";
+import { Keeper, serveControl } from "../keeper/keeper.ts";
+
+/** Nobody came: the process that started us died before it could connect. */
+const LONELY_MS = 15_000;
+
+export const command: Command = async (settings, [folder = ""]) => {
+  const run = Run.open(folder);
+  const opening = Keeper.open(run, settings);
+  // Each caller gets the failure as its answer; here it only must not end the process.
+  opening.catch(() => {});
+  const idle = Promise.withResolvers<void>();
+  const lonely = setTimeout(idle.resolve, LONELY_MS);
+  await serveControl(run, opening, {
+    onConnection: () => clearTimeout(lonely),
+    onIdle: idle.resolve,
+  });
+  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, () => idle.resolve());
+  await idle.promise;
+  await (await opening.catch(() => undefined))?.close();
+  return EXIT.ok;
+};

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** `sweep`: remove what dead runs left, and nothing of runs that live. `sweep --run FOLDER`: of that one. */
+import { existsSync, statSync } from "node:fs";
+import { connectable, EXIT, eventually, HarnessError, isAlive, processesOf, Run } from "../harness.ts";
+import type { Command } from "../harness.ts";
+import { belongings, describeBelonging, Engine, removeBelongings } from "../keeper/engine.ts";
+
+export const command: Command = async (settings, args) => {
+  const folder = args[0] === "--run" ? args[1] : undefined;
+  if (args.length > 0 && !folder) throw new HarnessError("sweep takes no arguments, or --run FOLDER");
+  let dead = 0;
+  let failed = false;
+  for (const run of folder ? [Run.open(folder)] : Run.all(settings)) {
+    if (!existsSync(run.folder) || (!folder && (await isLive(run)))) continue;
+    dead++;
+    const { removed, problem } = await sweepRun(run);
+    for (const line of removed) console.log(`run ${run.id}: removed ${line}`);
+    if (problem) {
+      failed = true;
+      console.error(`run ${run.id}: ${problem}`);
+    } else console.log(`run ${run.id}: clean`);
+  }
+  if (dead === 0) console.log("Nothing to sweep: no dead run has left anything");
+  return failed ? EXIT.error : EXIT.ok;
+};
+
+/** A keeper that is only just starting has no control socket yet. */
+const YOUNG_MS = 20_000;
+
+async function isLive(run: Run): Promise<boolean> {
+  return Date.now() - statSync(run.folder).ctimeMs < YOUNG_MS || connectable(run.controlSocket);
+}
+
+/**
+ * Removes all of a dead run: its gateway and driver, so that nobody makes anything new; what is on its engine; the
+ * engine and all other processes; its folder. When the engine cannot be reached the folder stays, to be swept later.
+ */
+export async function sweepRun(run: Run): Promise<{ removed: string[]; problem?: string }> {
+  const removed: string[] = [];
+  const isEngine = ({ command }: { command: string }) => command.includes("system service");
+  const end = (processes: ReturnType<typeof processesOf>) => {
+    for (const { pid, command } of processes) {
+      removed.push(`process ${pid} (${command})`);
+      process.kill(pid, "SIGKILL");
+    }
+    return eventually(
+      () => {
+        const alive = processes.find(({ pid }) => isAlive(pid));
+        if (alive) throw new Error(`process ${alive.pid} lives`);
+      },
+      { what: "end the run's processes", deadlineMs: 5_000 },
+    );
+  };
+  try {
+    await end(
+      processesOf(run).filter((each) => !isEngine(each) && !each.command.includes("openshell-sandbox")),
+    );
+    removed.push(...(await sweepEngine(run)));
+    await end(processesOf(run));
+    run.remove();
+    return { removed };
+  } catch (error) {
+    return { removed, problem: (error as Error).message };
+  }
+}
+
+/** An engine that was the run's own and died with it is started again for as long as it takes. */
+async function sweepEngine(run: Run): Promise<string[]> {
+  if (!run.engine) return [];
+  const { socket, command } = run.engine;
+  const revived = (await connectable(socket))
+    ? undefined
+    : Bun.spawn([...command, `unix://${socket}`], { stdout: "ignore", stderr: "ignore" });
+  try {
+    await eventually(
+      async () => {
+        if (!(await connectable(socket))) throw new Error(`${socket} does not answer`);
+      },
+      { what: "reach the run's engine", deadlineMs: 10_000 },
+    );
+    const engine = new Engine(socket);
+    const things = await belongings(engine, await engine.networks(run), run.sandboxIds);
+    await removeBelongings(engine, things);
+    return things.map(describeBelonging);
+  } finally {
+    revived?.kill();
+  }
+}

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/**
+ * `test [SUITE...] [-- bun test's own arguments]`: the entry command of people, mise and CI.
+ *
+ * Runs the scenarios of the named suites, or without a name every test there is, live, and ends with one line
+ * `<what>: N passed, N failed, N skipped`. A run that executed nothing is an error.
+ */
+import { existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
+import { join, resolve } from "node:path";
+import { checkParts, describeParts, EXIT, findParts, HarnessError, SETTINGS, camelCase } from "../harness.ts";
+import type { Command, Settings } from "../harness.ts";
+
+const ROOT = join(import.meta.dir, "..");
+
+export const command: Command = async (settings, args) => {
+  const suites = args.filter((arg) => existsSync(join(ROOT, "scenarios", arg)));
+  const bunArgs = args.filter((arg) => !suites.includes(arg));
+  const [first] = bunArgs;
+  if (first && !first.startsWith("-")) throw new HarnessError(`There is no suite ${first} in scenarios/`);
+
+  const parts = await checkParts(findParts(settings), settings);
+  console.log(describeParts(parts));
+  const reports = resolve(settings.reports);
+  const junit = join(reports, "junit.xml");
+  mkdirSync(reports, { recursive: true });
+  rmSync(junit, { force: true });
+  const child = Bun.spawn(
+    [
+      ...[process.execPath, "test", "--reporter=junit", `--reporter-outfile=${junit}`],
+      ...bunArgs,
+      ...suites.map((suite) => `scenarios/${suite}/`),
+    ],
+    { cwd: ROOT, env: environment(settings), stdin: "ignore", stdout: "inherit", stderr: "inherit" },
+  );
+  const forward = (signal: NodeJS.Signals) => child.kill(signal);
+  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, forward);
+  const code = await child.exited;
+
+  const counts = readCounts(junit);
+  const what = suites.join(" ") || "all";
+  if (!counts || counts.passed + counts.failed === 0) {
+    console.error(`openshell-e2e: bun test ended with ${child.signalCode ?? code} and ran no test`);
+    return code === EXIT.ok ? EXIT.error : code;
+  }
+  if (code === EXIT.leftovers) console.log("Something was left behind; it is named above");
+  console.log(`${what}: ${counts.passed} passed, ${counts.failed} failed, ${counts.skipped} skipped`);
+  return counts.failed > 0 && code === EXIT.ok ? EXIT.failed : code;
+};
+
+/** The settings as the test process reads them, and none of the variables that make bun test print less. */
+function environment(settings: Settings): Record<string, string | undefined> {
+  const set = SETTINGS.map(([name, variable]) => [variable, settings[camelCase(name) as keyof Settings]]);
+  const quiet = Object.fromEntries(["CLAUDECODE", "REPL_ID", "AGENT"].map((name) => [name, undefined]));
+  return {
+    ...process.env,
+    ...quiet,
+    ...Object.fromEntries(set.filter(([, value]) => value)),
+    OPENSHELL_E2E_ANNOUNCED: "1",
+  };
+}
+
+/** bun's own totals, from the first line of its JUnit report. */
+function readCounts(junit: string): { passed: number; failed: number; skipped: number } | undefined {
+  const line = existsSync(junit) ? /<testsuites [^>]*>/.exec(readFileSync(junit, "utf8"))?.[0] : undefined;
+  if (!line) return undefined;
+  const count = (name: string) => Number(new RegExp(`${name}="(\\d+)"`).exec(line)?.[1] ?? 0);
+  const [tests, failed, skipped] = [count("tests"), count("failures"), count("skipped")];
+  return { passed: tests - failed - skipped, failed, skipped };
+}

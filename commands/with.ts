@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** `with -- COMMAND`: run any command against a stack, the one that `up` keeps or one of its own. */
+import { mkdirSync } from "node:fs";
+import { join } from "node:path";
+import { attach, describeParts, EXIT, findCli, HarnessError, Run } from "../harness.ts";
+import type { Command, Settings } from "../harness.ts";
+import { Keeper, serveControl } from "../keeper/keeper.ts";
+import type { StackInfo } from "../keeper/stack.ts";
+
+export const command: Command = async (settings, argv) => {
+  if (argv.length === 0)
+    throw new HarnessError("with: a command was expected, as in `bun harness.ts with -- env`");
+  const attached = await attach(settings);
+  const { stack: kept, parts } = (await attached?.call("hello")) ?? {};
+  if (attached && kept && parts) {
+    console.error(describeParts(parts));
+    const code = await runCommand(argv, settings, kept);
+    attached.close();
+    return code;
+  }
+  const run = Run.create(settings);
+  const keeper = await Keeper.open(run, settings);
+  let code: number = EXIT.error;
+  let left: string[] = [];
+  try {
+    console.error(describeParts(keeper.setup.parts));
+    await serveControl(run, Promise.resolve(keeper), {});
+    code = await runCommand(argv, settings, await keeper.startStack({}));
+  } finally {
+    left = await keeper.close();
+    for (const line of left) console.error(`left behind, removed: ${line}`);
+  }
+  return code === 0 && left.length > 0 ? EXIT.leftovers : code;
+};
+
+/** Runs it with the terminal's own streams; signals go on to it. Resolves with its exit code, 128 + n for a signal. */
+async function runCommand(argv: string[], settings: Settings, stack: StackInfo): Promise<number> {
+  const state = join(stack.folder, "command-home");
+  mkdirSync(state, { recursive: true, mode: 0o700 });
+  const cli = findCli(settings);
+  const [program = ""] = argv;
+  if (!Bun.which(program)) throw new HarnessError(`with: ${program}: no such command`);
+  const child = Bun.spawn(argv, {
+    env: {
+      ...process.env,
+      OPENSHELL_GATEWAY_ENDPOINT: stack.endpoint,
+      OPENSHELL_TELEMETRY_ENABLED: "false",
+      OPENSHELL_PROVISION_TIMEOUT: process.env.OPENSHELL_PROVISION_TIMEOUT ?? "300",
+      // The CLI remembers gateways there: a user's own must neither be read nor changed.
+      XDG_CONFIG_HOME: join(state, "config"),
+      XDG_STATE_HOME: join(state, "state"),
+      XDG_DATA_HOME: join(state, "data"),
+      ...(cli ? { OPENSHELL_BIN: cli } : {}),
+    },
+    stdin: "inherit",
+    stdout: "inherit",
+    stderr: "inherit",
+  });
+  const forward = (signal: NodeJS.Signals) => child.kill(signal);
+  const signals = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
+  for (const signal of signals) process.on(signal, forward);
+  const code = await child.exited;
+  for (const signal of signals) process.off(signal, forward);
+  return code;
+}

@@ -1,0 +1,1137 @@
+#!/usr/bin/env bun
+// SPDX-License-Identifier: Apache-2.0
+
+/**
+ * Proves that an OpenShell gateway drives a standalone compute driver over a Unix socket.
+ *
+ *   scenario ─▶ gateway ─▶ [tap] ─▶ driver ─▶ engine ─▶ supervisor in a sandbox ─▶ gateway
+ *
+ * Scenarios import `scenario`, `eventually` and `startStack`; a shell runs `bun harness.ts help`.
+ * Each of gateway, driver, engine and supervisor is the real program or a fake from `fakes/`, started in the same way.
+ * A keeper, a process of its own, owns them: `bun test` kills its children when one test times out and cleans up
+ * nothing when it is killed itself; the keeper stops everything once the last connection to it closes.
+ */
+import * as grpc from "@grpc/grpc-js";
+import { test } from "bun:test";
+import { randomBytes } from "node:crypto";
+import {
+  accessSync,
+  appendFileSync,
+  chmodSync,
+  constants,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+} from "node:fs";
+import { readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { connect as connectSocket, type Socket } from "node:net";
+import { tmpdir, userInfo } from "node:os";
+import { basename, join, resolve } from "node:path";
+import { createInterface } from "node:readline";
+import { parseArgs, stripVTControlCharacters } from "node:util";
+import type { Keeper, Method } from "./keeper/keeper.ts";
+import type { StackInfo, StackSpec } from "./keeper/stack.ts";
+import type { Call, Rule } from "./keeper/tap.ts";
+import { openshell, streaming, unary } from "./proto/contract.ts";
+import type { ExecSandboxEvent__Output } from "./proto/v0.0/types/openshell/v1/ExecSandboxEvent.ts";
+import type { OpenShellClient } from "./proto/v0.0/types/openshell/v1/OpenShell.ts";
+import type { Sandbox__Output } from "./proto/v0.0/types/openshell/v1/Sandbox.ts";
+import type { SandboxSpec } from "./proto/v0.0/types/openshell/v1/SandboxSpec.ts";
+import type { SandboxStreamEvent__Output } from "./proto/v0.0/types/openshell/v1/SandboxStreamEvent.ts";
+import type { WatchSandboxRequest } from "./proto/v0.0/types/openshell/v1/WatchSandboxRequest.ts";
+
+// Settings
+
+/** The name under which the driver is configured: not one that a gateway build reserves for its own drivers. */
+export const DRIVER_NAME = "external-podman";
+
+const PLACES = ["gateway", "driver", "engine", "supervisor"] as const;
+/** The four places that a real program or a fake can take. */
+export type Place = (typeof PLACES)[number];
+
+type Kind = "program" | "folder" | "socket" | "places" | "seconds" | "flag" | "text";
+
+/** Every setting: its flag is `--name`, its field the name in camel case. A flag wins over the environment. */
+// prettier-ignore
+export const SETTINGS = [
+  // name             environment                     kind       default  meaning
+  ["gateway-bin",     "OPENSHELL_GATEWAY_BIN",        "program", "",      "the real gateway, openshell-gateway"],
+  ["driver-bin",      "OPENSHELL_DRIVER_BIN",         "program", "",      "the real Podman driver, openshell-driver-podman"],
+  ["driver-cmd",      "OPENSHELL_DRIVER_CMD",         "text",    "",      "any driver: its command line, with placeholders such as {socket}"],
+  ["driver-env",      "OPENSHELL_DRIVER_ENV",         "text",    "",      "names of environment variables, comma separated, that the driver may see"],
+  ["cli-bin",         "OPENSHELL_BIN",                "program", "",      "the openshell CLI, handed on by `with`"],
+  ["repo",            "OPENSHELL_REPO",               "folder",  "",      "a built upstream checkout in which to find all of the above"],
+  ["podman-socket",   "OPENSHELL_PODMAN_SOCKET",      "socket",  "",      "a running Podman API service to use as the engine"],
+  ["sandbox-image",   "OPENSHELL_SANDBOX_IMAGE",      "text",    "",      "the image of sandboxes on a real engine"],
+  ["supervisor-image","OPENSHELL_SUPERVISOR_IMAGE",   "text",    "",      "the image with the real supervisor, openshell-sandbox"],
+  ["require",         "OPENSHELL_E2E_REQUIRE",        "places",  "",      "places that must be real, comma separated, else exit 2"],
+  ["fake",            "OPENSHELL_E2E_FAKE",           "places",  "",      "places that must be fake, comma separated"],
+  ["stop-timeout",    "OPENSHELL_E2E_STOP_TIMEOUT",   "seconds", "1",     "how long the driver lets a sandbox stop by itself, in seconds"],
+  ["run-dir",         "OPENSHELL_E2E_RUN_DIR",        "folder",  "",      "where runs keep sockets and state; short, private, default in the temporary folder"],
+  ["reports",         "OPENSHELL_E2E_REPORTS",        "text",    "reports", "where the logs of a run go when it ends"],
+  ["attach",          "OPENSHELL_E2E_ATTACH",         "flag",    "1",     "use a stack that `bun harness.ts up` keeps; 0 never does"],
+] as const satisfies readonly (readonly [string, string, Kind, string, string])[];
+
+type CamelCase<S extends string> = S extends `${infer A}-${infer B}` ? `${A}${Capitalize<CamelCase<B>>}` : S;
+/** The settings of a run, each as text; empty when unset. */
+export type Settings = Record<CamelCase<(typeof SETTINGS)[number][0]>, string>;
+
+export const camelCase = (name: string): string =>
+  name.replace(/-(.)/g, (_, letter: string) => letter.toUpperCase());
+
+/**
+ * Reads the settings from flags and environment.
+ * @returns the settings, and the arguments that are no flags: the verb's own.
+ * @throws HarnessError that names the setting, for an unknown flag or a value that cannot be right.
+ */
+export function readSettings(argv: string[] = [], env: NodeJS.ProcessEnv = process.env) {
+  const options = Object.fromEntries(SETTINGS.map(([name]) => [name, { type: "string" as const }]));
+  let parsed;
+  try {
+    parsed = parseArgs({ args: argv, options, allowPositionals: true, strict: true });
+  } catch (error) {
+    throw new HarnessError(`${(error as Error).message.split(". ")[0]}. See \`bun harness.ts help\``);
+  }
+  const settings = {} as Record<string, string>;
+  for (const [name, variable, kind, fallback] of SETTINGS) {
+    const flag = parsed.values[name];
+    const value = (typeof flag === "string" ? flag : env[variable])?.trim() || fallback;
+    const problem = value && VALUE_CHECKS[kind](value);
+    if (problem) {
+      throw new HarnessError(`${typeof flag === "string" ? `--${name}` : variable}: ${problem}: ${value}`);
+    }
+    settings[camelCase(name)] = kind === "folder" || kind === "program" ? value && resolve(value) : value;
+  }
+  return { settings: settings as Settings, args: parsed.positionals };
+}
+
+const VALUE_CHECKS: Record<Kind, (value: string) => string | false> = {
+  program: (path) => {
+    if (!existsSync(path)) return "no such file";
+    if (!statSync(path).isFile()) return "not a file";
+    return !isExecutable(path) && "not executable (chmod +x)";
+  },
+  folder: (path) => existsSync(path) && !statSync(path).isDirectory() && "not a folder",
+  socket: (path) => (!existsSync(path) ? "no such socket" : !statSync(path).isSocket() && "not a socket"),
+  places: (list) =>
+    list.split(",").some((name) => !PLACES.includes(name.trim() as Place)) &&
+    `a list over ${PLACES.join(", ")} was expected`,
+  seconds: (text) => !/^\d{1,4}$/.test(text) && "a whole number of seconds was expected",
+  flag: (text) => !/^[01]$/.test(text) && "0 or 1 was expected",
+  text: () => false,
+};
+
+function isExecutable(path: string): boolean {
+  try {
+    accessSync(path, constants.X_OK);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+export const placeList = (list: string): Place[] =>
+  list
+    .split(",")
+    .map((name) => name.trim() as Place)
+    .filter(Boolean);
+
+// Errors and waiting
+
+/** Exit codes: a scenario failed, the harness or the machine did (bad settings too), or something was left behind. */
+export const EXIT = { ok: 0, failed: 1, error: 2, leftovers: 3 } as const;
+
+/** What a user can act on: what was tried, expected and seen. Printed without a stack trace, exit code 2. */
+export class HarnessError extends Error {
+  override name = "HarnessError";
+}
+
+/** Text as a person reads it: without colour codes, and without anything that looks like a token. */
+export const readable = (text: string): string =>
+  stripVTControlCharacters(text).replace(/eyJ[\w-]{8,}\.[\w-]+\.[\w-]+/g, "<token>");
+
+export const indent = (text: string, margin: string): string => text.replace(/^/gm, margin);
+
+/** A log line without its tracing spans, cut to what fits on a screen. */
+const clip = (line: string): string => line.replace(/[\w.]+\{[^}]*\}:?\s*/g, "").slice(0, 240);
+
+/** The last lines of a log file, readable. */
+export function tailOf(log: string, lines: number): string {
+  if (!existsSync(log)) return "";
+  const text = readFileSync(log, "utf8").trimEnd();
+  return text.split("\n").slice(-lines).map(readable).map(clip).join("\n");
+}
+
+/** How `eventually` waits. Times are in milliseconds. */
+export interface Waiting {
+  what: string;
+  deadlineMs?: number;
+  /** Ends the wait at once: what is awaited can no longer happen. */
+  failed?: () => string | undefined | Promise<string | undefined>;
+}
+
+/**
+ * Tries `attempt` again until it returns without throwing, and returns what it returned.
+ * @throws HarnessError with the last thing seen, once `deadlineMs` (10 s) have passed or `failed` says why.
+ */
+export async function eventually<T>(attempt: () => T | Promise<T>, waiting: Waiting): Promise<T> {
+  const { what, deadlineMs = 10_000, failed } = waiting;
+  const started = performance.now();
+  let pause = 2;
+  for (;;) {
+    try {
+      return await attempt();
+    } catch (error) {
+      const seen = error instanceof Error ? error.message : String(error);
+      const waited = performance.now() - started;
+      const verdict = await failed?.();
+      if (verdict) throw new HarnessError(`${what}: ${verdict}\n  last seen: ${seen}`);
+      if (waited > deadlineMs) {
+        throw new HarnessError(`${what}: not within ${Math.round(deadlineMs)} ms\n  last seen: ${seen}`);
+      }
+      await Bun.sleep(Math.min(pause, deadlineMs - waited + 1));
+      pause = Math.min(pause * 1.5, 100);
+    }
+  }
+}
+
+export async function within<T>(deadlineMs: number, what: string, work: Promise<T>): Promise<T> {
+  let timer: Timer | undefined;
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new HarnessError(`${what}: not within ${deadlineMs} ms`)), deadlineMs);
+  });
+  try {
+    return await Promise.race([work, late]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+// Run folder
+
+/** In the environment of every process that a run starts: how a sweep knows them. */
+export const RUN_MARK = "OPENSHELL_E2E_RUN";
+/** On every network and container that a run makes itself. */
+export const RUN_LABEL = "openshell-e2e.run";
+
+/** One run: its id, and the private folder that holds all it makes on disk. */
+export class Run {
+  private constructor(
+    readonly id: string,
+    readonly folder: string,
+  ) {}
+
+  /** Where the runs of this user live. */
+  static root(settings: Settings): string {
+    return settings.runDir || join(tmpdir(), `openshell-e2e-${userInfo().uid}`);
+  }
+
+  /** @throws HarnessError when a socket's path in it would be too long for the kernel. */
+  static create(settings: Settings): Run {
+    const id = randomBytes(4).toString("hex");
+    const run = new Run(id, join(Run.root(settings), id));
+    const longest = join(run.folder, "999", "driver", "driver.sock");
+    if (longest.length >= 100) {
+      throw new HarnessError(
+        `A socket's path would be ${longest.length} bytes, 100 is the most: ${longest}\n` +
+          "  Set OPENSHELL_E2E_RUN_DIR to a shorter folder",
+      );
+    }
+    mkdirSync(run.folder, { recursive: true, mode: 0o700 });
+    chmodSync(run.folder, 0o700);
+    return run;
+  }
+
+  static open(folder: string): Run {
+    return new Run(basename(folder), folder);
+  }
+
+  /** Every run that left a folder, alive or dead. */
+  static all(settings: Settings): Run[] {
+    const root = Run.root(settings);
+    if (!existsSync(root)) return [];
+    return readdirSync(root)
+      .filter((name) => /^[0-9a-f]{8}$/.test(name))
+      .map((name) => Run.open(join(root, name)));
+  }
+
+  get controlSocket(): string {
+    return join(this.folder, "keeper.sock");
+  }
+
+  /** Remembers a sandbox, so that its volume and secrets are found even when its container is gone. */
+  remember(sandboxId: string): void {
+    if (sandboxId) appendFileSync(join(this.folder, "sandboxes"), `${sandboxId}\n`);
+  }
+
+  get sandboxIds(): string[] {
+    const file = join(this.folder, "sandboxes");
+    return existsSync(file) ? readFileSync(file, "utf8").split("\n").filter(Boolean) : [];
+  }
+
+  /** What a sweep must know to reach the run's engine again. */
+  set engine(engine: { socket: string; command: string[] }) {
+    writeFileSync(join(this.folder, "engine.json"), JSON.stringify(engine));
+  }
+
+  get engine(): { socket: string; command: string[] } | undefined {
+    const file = join(this.folder, "engine.json");
+    return existsSync(file) ? JSON.parse(readFileSync(file, "utf8")) : undefined;
+  }
+
+  remove(): void {
+    rmSync(this.folder, { recursive: true, force: true });
+  }
+}
+
+/** The processes of a run that still live: those that carry its mark, and those of its fake containers. */
+export function processesOf(run: Run): { pid: number; command: string }[] {
+  const marks = [`${RUN_MARK}=${run.id}`, `OPENSHELL_FAKE_ROOT=${run.folder}/`];
+  return processEnvironments()
+    .filter(({ pid, environment }) => pid !== process.pid && marks.some((mark) => environment.includes(mark)))
+    .map(({ pid, command }) => ({ pid, command }));
+}
+
+function processEnvironments(): { pid: number; command: string; environment: string }[] {
+  if (process.platform !== "linux") {
+    const table = Bun.spawnSync(["ps", "-axEww", "-o", "pid=,command="]).stdout.toString();
+    return table.split("\n").flatMap((line) => {
+      const match = /^\s*(\d+) (.*)$/.exec(line);
+      return match
+        ? [{ pid: Number(match[1]), command: match[2]!.slice(0, 120), environment: match[2]! }]
+        : [];
+    });
+  }
+  return readdirSync("/proc")
+    .filter((name) => /^\d+$/.test(name))
+    .flatMap((pid) => {
+      try {
+        const environment = readFileSync(`/proc/${pid}/environ`, "utf8");
+        const command = readFileSync(`/proc/${pid}/cmdline`, "utf8").replaceAll("\0", " ").trim();
+        return [{ pid: Number(pid), command: command.slice(0, 120), environment }];
+      } catch {
+        // Gone meanwhile, or another user's.
+        return [];
+      }
+    });
+}
+
+// Places
+
+/** What stands in a place: the command that starts it, and what the first line of every run says about it. */
+export interface Part {
+  real: boolean;
+  label: string;
+  command: string[];
+}
+
+export type Parts = Record<Place, Part>;
+
+const fake = (place: Place): Part => ({
+  real: false,
+  label: "fake",
+  command: [process.execPath, join(import.meta.dir, "fakes", `${place}.ts`)],
+});
+
+/**
+ * Decides what stands in each place. Nothing is started, and only the file system is read, so that scenarios can ask
+ * while they are registered; `checkParts` asks the programs themselves.
+ * @throws HarnessError when the settings contradict each other or a required real program is missing.
+ */
+export function findParts(settings: Settings): Parts {
+  const forced = placeList(settings.fake);
+  const required = placeList(settings.require);
+  const contradiction = forced.find((place) => required.includes(place));
+  if (contradiction) {
+    throw new HarnessError(`OPENSHELL_E2E_REQUIRE and OPENSHELL_E2E_FAKE both name ${contradiction}`);
+  }
+  const real = (place: Place, command: string[], label: string): Part | undefined =>
+    command[0] && !forced.includes(place) ? { real: true, label, command } : undefined;
+
+  const gateway = built(settings, "openshell-gateway", settings.gatewayBin);
+  const driver = built(settings, "openshell-driver-podman", settings.driverBin);
+  const custom = settings.driverCmd.split(/\s+/).filter(Boolean);
+  const podman = settings.podmanSocket || (settings.sandboxImage && (Bun.which("podman") ?? ""));
+  const parts: Parts = {
+    gateway: real("gateway", [gateway], "openshell-gateway") ?? fake("gateway"),
+    driver:
+      real("driver", custom, `${basename(custom[0] ?? "")} (custom)`) ??
+      real("driver", [driver], "openshell-driver-podman") ??
+      fake("driver"),
+    engine: real("engine", [podman], "podman") ?? fake("engine"),
+    supervisor:
+      real("supervisor", [settings.supervisorImage], settings.supervisorImage) ?? fake("supervisor"),
+  };
+  const missing = required.find((place) => !parts[place].real);
+  if (missing) {
+    throw new HarnessError(
+      `OPENSHELL_E2E_REQUIRE names ${missing}, but none was found. ${HOW_TO_NAME[missing]}`,
+    );
+  }
+  if (parts.engine.real && !settings.sandboxImage) {
+    throw new HarnessError("OPENSHELL_SANDBOX_IMAGE: a real engine needs the image that sandboxes run");
+  }
+  if (parts.supervisor.real && !parts.engine.real) {
+    throw new HarnessError(
+      "OPENSHELL_SUPERVISOR_IMAGE: the real supervisor needs a real engine; set OPENSHELL_PODMAN_SOCKET, " +
+        "or install podman and set OPENSHELL_SANDBOX_IMAGE",
+    );
+  }
+  return parts;
+}
+
+const HOW_TO_NAME: Record<Place, string> = {
+  gateway: "Set OPENSHELL_GATEWAY_BIN, or OPENSHELL_REPO to a built checkout",
+  driver: "Set OPENSHELL_DRIVER_BIN, OPENSHELL_DRIVER_CMD, or OPENSHELL_REPO to a built checkout",
+  engine: "Set OPENSHELL_PODMAN_SOCKET, or install podman and set OPENSHELL_SANDBOX_IMAGE",
+  supervisor: "Set OPENSHELL_SUPERVISOR_IMAGE",
+};
+
+function built(settings: Settings, program: string, named: string): string {
+  if (named || !settings.repo) return named;
+  const candidates = ["release", "debug"].map((profile) => join(settings.repo, "target", profile, program));
+  return candidates.find((path) => existsSync(path)) ?? "";
+}
+
+/** The openshell CLI, if there is one. */
+export const findCli = (settings: Settings): string => built(settings, "openshell", settings.cliBin);
+
+/**
+ * Asks the real programs who they are, and adds their versions to the labels.
+ * @throws HarnessError when a binary is not the program that its setting promises.
+ */
+export async function checkParts(parts: Parts, settings: Settings): Promise<Parts> {
+  const version = async (part: Part, program: string, setting: string): Promise<Part> => {
+    if (!part.real || part.command.length !== 1) return part;
+    const [path = ""] = part.command;
+    const asked = Bun.spawn([path, "--version"], {
+      env: { PATH: process.env.PATH ?? "" },
+      stdout: "pipe",
+      stderr: "ignore",
+      timeout: 10_000,
+    });
+    const said = (await asked.stdout.text()).trim();
+    if (!said.startsWith(`${program} `)) {
+      throw new HarnessError(
+        `${setting}: ${path} is not ${program}: \`--version\` printed ${JSON.stringify(said.slice(0, 80))}`,
+      );
+    }
+    return { ...part, label: said };
+  };
+  const isCustom = settings.driverCmd !== "";
+  const [gateway, driver, engine] = await Promise.all([
+    version(
+      parts.gateway,
+      "openshell-gateway",
+      settings.gatewayBin ? "OPENSHELL_GATEWAY_BIN" : "OPENSHELL_REPO",
+    ),
+    isCustom
+      ? parts.driver
+      : version(
+          parts.driver,
+          "openshell-driver-podman",
+          settings.driverBin ? "OPENSHELL_DRIVER_BIN" : "OPENSHELL_REPO",
+        ),
+    parts.engine.real ? describeEngine(parts.engine, settings) : parts.engine,
+  ]);
+  return { ...parts, gateway, driver, engine };
+}
+
+async function describeEngine(part: Part, settings: Settings): Promise<Part> {
+  const { Engine } = await import("./keeper/engine.ts");
+  if (settings.podmanSocket) {
+    const { version, rootless } = await new Engine(settings.podmanSocket).info();
+    return { ...part, label: `podman ${version} (${rootless ? "rootless" : "rootful"})` };
+  }
+  const asked = Bun.spawnSync([...part.command, "--version"], { timeout: 10_000 });
+  const version = /\d+\.\d+\.\d+\S*/.exec(asked.stdout.toString())?.[0];
+  if (!version)
+    throw new HarnessError(`podman: \`podman --version\` printed ${asked.stdout}${asked.stderr}`.trim());
+  return { ...part, label: `podman ${version} (${userInfo().uid === 0 ? "rootful" : "rootless"})` };
+}
+
+/** "gateway fake · driver openshell-driver-podman 0.0.112 · engine podman 5.4.2 (rootful) · supervisor fake" */
+export const describeParts = (parts: Parts): string =>
+  PLACES.map((place) => `${place} ${parts[place].label}`).join(" · ");
+
+// Keeper: one JSON object a line, `{id, method, args}` and back `{id, result}` or `{id, error}`
+
+/** A connection to a keeper. Its end ends the stacks that were started over it. */
+export class Connection {
+  readonly #waiting = new Map<number, { done: (value: unknown) => void; failed: (error: Error) => void }>();
+  readonly closed: Promise<void>;
+  #id = 0;
+
+  private constructor(readonly socket: Socket) {
+    createInterface({ input: socket }).on("line", (line) => {
+      const { id, result, error } = JSON.parse(line) as { id: number; result?: unknown; error?: string };
+      const waiting = this.#waiting.get(id);
+      this.#waiting.delete(id);
+      if (error === undefined) waiting?.done(result);
+      else waiting?.failed(new HarnessError(error));
+    });
+    this.closed = new Promise((done) => socket.once("close", () => done()));
+    void this.closed.then(() => {
+      for (const { failed } of this.#waiting.values()) failed(new HarnessError("The keeper is gone"));
+    });
+  }
+
+  static open(run: Run): Promise<Connection> {
+    return new Promise((done, reject) => {
+      const socket = connectSocket(run.controlSocket);
+      socket.once("error", reject);
+      socket.once("connect", () => {
+        socket.off("error", reject).on("error", () => {});
+        // A test process must be able to end while it is connected.
+        socket.unref();
+        done(new Connection(socket));
+      });
+    });
+  }
+
+  /** Calls one of the keeper's methods; `deadlineMs` is long because a stack's start may include pulling an image. */
+  async call<M extends Method>(
+    method: M,
+    ...args: Parameters<Keeper[M]>
+  ): Promise<Awaited<ReturnType<Keeper[M]>>> {
+    const id = ++this.#id;
+    const answer = new Promise<unknown>((done, failed) => this.#waiting.set(id, { done, failed }));
+    this.socket.ref();
+    this.socket.write(`${JSON.stringify({ id, method, args })}\n`);
+    try {
+      return (await within(660_000, `keeper: ${method}`, answer)) as Awaited<ReturnType<Keeper[M]>>;
+    } finally {
+      if (this.#waiting.size === 0) this.socket.unref();
+    }
+  }
+
+  close(): void {
+    this.socket.destroy();
+  }
+}
+
+/**
+ * Starts a keeper in a session of its own, twice removed from this process, and connects to it. `bun test` ends the
+ * children that it knows when a test times out; it does not know this one.
+ */
+export async function startKeeper(run: Run): Promise<Connection> {
+  const log = join(run.folder, "keeper.log");
+  const keep = [process.execPath, import.meta.path, "keep", run.folder];
+  const forker = Bun.spawn(["sh", "-c", '"$@" </dev/null >>"$0" 2>&1 & echo $!', log, ...keep], {
+    detached: true,
+    stdout: "pipe",
+    stderr: "inherit",
+  });
+  const pid = Number(await forker.stdout.text());
+  return eventually(() => Connection.open(run), {
+    what: `keeper (process ${pid}): open its control socket`,
+    deadlineMs: 10_000,
+    failed: () => (isAlive(pid) ? undefined : `it ended:\n${tailOf(log, 20)}`),
+  });
+}
+
+/** The connection to a stack that `bun harness.ts up` keeps, if there is one and it has the parts we would use. */
+export async function attach(settings: Settings): Promise<Connection | undefined> {
+  const wanted = findParts(settings);
+  for (const run of settings.attach === "1" ? Run.all(settings) : []) {
+    if (!existsSync(join(run.folder, "up"))) continue;
+    const connection = await Connection.open(run).catch(() => undefined);
+    if (!connection) continue;
+    const { parts } = await connection.call("hello");
+    if (PLACES.every((place) => parts[place].command.join(" ") === wanted[place].command.join(" ")))
+      return connection;
+    console.error(`The stack of run ${run.id} stays aside: its parts differ (${describeParts(parts)})`);
+    connection.close();
+  }
+  return undefined;
+}
+
+/** Whether somebody listens on a Unix socket. */
+export function connectable(path: string): Promise<boolean> {
+  return new Promise((done) => {
+    const socket = connectSocket(path);
+    const end = (listens: boolean) => {
+      socket.destroy();
+      done(listens);
+    };
+    socket.once("error", () => end(false)).once("connect", () => end(true));
+  });
+}
+
+/** Whether a process exists. */
+export function isAlive(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+// Client
+
+/** The connection options of a client: over TLS, Bun needs a name where the address is a bare IP. */
+export function openClient({ endpoint, tls }: Pick<StackInfo, "endpoint" | "tls">): OpenShellClient {
+  const address = endpoint.replace(/^https?:\/\//, "");
+  const { OpenShell } = openshell();
+  if (!tls) return new OpenShell(address, grpc.credentials.createInsecure());
+  const [ca, key, cert] = [tls.ca, tls.key, tls.cert].map((file) => readFileSync(file));
+  return new OpenShell(address, grpc.credentials.createSsl(ca, key, cert), {
+    "grpc.ssl_target_name_override": "localhost",
+    "grpc.default_authority": "localhost",
+  });
+}
+
+/** A sandbox to create: the public spec's own fields, and those of the request. */
+export interface SandboxOptions extends SandboxSpec {
+  name?: string;
+  workspace?: string;
+  labels?: Record<string, string>;
+  annotations?: Record<string, string>;
+}
+
+/** A main process that stays until it is told to end, in any image that has a shell. */
+const IDLE = ["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1 & wait; done"];
+
+const RPC_DEADLINE_MS = 15_000;
+/** Stop and delete include the driver's stop timeout. */
+const STOP_DEADLINE_MS = 60_000;
+const READY_DEADLINE_MS = 60_000;
+
+/** A user of a gateway's public API. */
+export class Gateway {
+  readonly api: OpenShellClient;
+  /** Sandboxes that were created over this client and have not been deleted over it. */
+  readonly sandboxes = new Set<Sandbox>();
+  readonly onCreated: (sandboxId: string) => Promise<void>;
+
+  constructor(
+    readonly endpoint: Pick<StackInfo, "endpoint" | "tls">,
+    onCreated: (sandboxId: string) => Promise<void> = async () => {},
+  ) {
+    this.api = openClient(endpoint);
+    this.onCreated = onCreated;
+  }
+
+  /** Asks for a sandbox; resolves once the gateway has accepted it, while it is still provisioning. */
+  async createSandbox(options: SandboxOptions = {}): Promise<Sandbox> {
+    const { name = "", workspace = "", labels = {}, annotations = {}, ...spec } = options;
+    const request = { name, workspace, labels, annotations, spec: { command: IDLE, ...spec } };
+    const { sandbox } = await unary(this.api, this.api.CreateSandbox, request, {
+      deadlineMs: STOP_DEADLINE_MS,
+    });
+    const created = new Sandbox(this, sandbox as Sandbox__Output);
+    this.sandboxes.add(created);
+    await this.onCreated(created.id);
+    return created;
+  }
+
+  /** A new sandbox that is Ready. */
+  async readySandbox(options: SandboxOptions = {}): Promise<Sandbox> {
+    return (await this.createSandbox(options)).ready();
+  }
+
+  /** The sandbox of that name. @throws grpc.ServiceError with NOT_FOUND. */
+  async getSandbox(name: string, workspace = ""): Promise<Sandbox__Output> {
+    const answer = await unary(
+      this.api,
+      this.api.GetSandbox,
+      { name, workspace },
+      { deadlineMs: RPC_DEADLINE_MS },
+    );
+    return answer.sandbox as Sandbox__Output;
+  }
+
+  /** The names of the sandboxes that a selector such as "env=dev,team=backend" chooses. */
+  async listSandboxes(selector = "", workspace = ""): Promise<string[]> {
+    const request = { label_selector: selector, workspace, limit: 1000 };
+    const { sandboxes } = await unary(this.api, this.api.ListSandboxes, request, {
+      deadlineMs: RPC_DEADLINE_MS,
+    });
+    return sandboxes.map(({ metadata }) => metadata?.name ?? "");
+  }
+
+  async createWorkspace(name: string): Promise<void> {
+    await unary(this.api, this.api.CreateWorkspace, { name }, { deadlineMs: RPC_DEADLINE_MS });
+  }
+
+  async deleteWorkspace(name: string): Promise<boolean> {
+    const { deleted } = await unary(
+      this.api,
+      this.api.DeleteWorkspace,
+      { name },
+      { deadlineMs: RPC_DEADLINE_MS },
+    );
+    return deleted;
+  }
+
+  async health(): Promise<{ status: string; version: string }> {
+    return unary(this.api, this.api.Health, {}, { deadlineMs: RPC_DEADLINE_MS });
+  }
+
+  /** The configured drivers, by configured name, with what each says of itself. */
+  async drivers() {
+    const { compute_drivers: drivers } = await unary(
+      this.api,
+      this.api.GetGatewayInfo,
+      {},
+      { deadlineMs: RPC_DEADLINE_MS },
+    );
+    return drivers;
+  }
+
+  /** Deletes what is left of this client's sandboxes, last made first. Resolves with the errors, a line each. */
+  async cleanUp(): Promise<string[]> {
+    const results = await Promise.allSettled(
+      [...this.sandboxes].toReversed().map((sandbox) => sandbox.delete()),
+    );
+    return results.flatMap((result) => (result.status === "rejected" ? [String(result.reason)] : []));
+  }
+
+  close(): void {
+    this.api.close();
+  }
+}
+
+/** What a command in a sandbox gets. */
+export interface ExecOptions {
+  stdin?: string | Uint8Array;
+  environment?: Record<string, string>;
+  workdir?: string;
+  tty?: boolean;
+  cols?: number;
+  rows?: number;
+  /** After this many seconds the gateway ends it with exit code 124; 0 is never. */
+  timeoutSeconds?: number;
+  /** How long we wait for all of it, in milliseconds. */
+  deadlineMs?: number;
+}
+
+/** What came of it. */
+export interface ExecResult {
+  stdout: string;
+  stderr: string;
+  exitCode: number;
+  /** The same output, byte by byte. */
+  bytes: { stdout: Buffer; stderr: Buffer };
+}
+
+/** A sandbox as its user holds it. */
+export class Sandbox {
+  constructor(
+    readonly gateway: Gateway,
+    /** The last that was seen of it. */
+    public seen: Sandbox__Output,
+  ) {}
+
+  get id(): string {
+    return this.seen.metadata?.id ?? "";
+  }
+
+  get name(): string {
+    return this.seen.metadata?.name ?? "";
+  }
+
+  get workspace(): string {
+    return this.seen.metadata?.workspace ?? "";
+  }
+
+  /** The phase that was last seen, without its prefix: "READY". */
+  get phase(): string {
+    return phaseOf(this.seen);
+  }
+
+  get #key() {
+    return { name: this.name, workspace: this.workspace };
+  }
+
+  async refresh(): Promise<this> {
+    this.seen = await this.gateway.getSandbox(this.name, this.workspace);
+    return this;
+  }
+
+  /** Waits until it is Ready. @throws HarnessError at once when it can no longer become so. */
+  async ready(deadlineMs = READY_DEADLINE_MS): Promise<this> {
+    return this.reach("READY", deadlineMs);
+  }
+
+  /**
+   * Waits, on the gateway's watch stream, until the sandbox is in a phase.
+   * @throws HarnessError with the last conditions, at the deadline or when it is in ERROR, which is final.
+   */
+  async reach(phase: string, deadlineMs = READY_DEADLINE_MS): Promise<this> {
+    const what = `sandbox ${this.name}: reach ${phase}`;
+    const follow = async () => {
+      for await (const event of this.watch({ follow_status: true }, deadlineMs)) {
+        if (event.sandbox) this.seen = event.sandbox;
+        if (this.phase === phase) return;
+        if (this.phase === "ERROR") break;
+      }
+      throw new HarnessError(`${what}: it is in ${this.phase}\n${indent(this.describe(), "  ")}`);
+    };
+    await follow().catch((error: Error & { code?: number }) => {
+      if (error.code !== grpc.status.DEADLINE_EXCEEDED) throw error;
+      throw new HarnessError(`${what}: not within ${deadlineMs} ms\n${indent(this.describe(), "  ")}`);
+    });
+    return this;
+  }
+
+  /** The last that was seen: phase and conditions. */
+  describe(): string {
+    const conditions = this.seen.status?.conditions ?? [];
+    const lines = conditions.map(({ type, status, reason, message }) =>
+      `${type}=${status} ${reason} ${message}`.trim(),
+    );
+    return [`phase ${this.phase}`, ...lines].join("\n");
+  }
+
+  /** Runs a command to its end. */
+  async exec(command: string[], options: ExecOptions = {}): Promise<ExecResult> {
+    const { stdin = "", environment = {}, workdir = "", tty = false, cols = 0, rows = 0 } = options;
+    const { timeoutSeconds = 0, deadlineMs = 30_000 } = options;
+    const request = {
+      sandbox_id: this.id,
+      command,
+      environment,
+      workdir,
+      tty,
+      cols,
+      rows,
+      timeout_seconds: timeoutSeconds,
+      stdin: Buffer.from(stdin as string),
+    };
+    const call = this.gateway.api.ExecSandbox(request, { deadline: Date.now() + deadlineMs });
+    return collect(streaming(call), `exec ${JSON.stringify(command)}`);
+  }
+
+  /** Runs a command whose input and window size can change while it runs. */
+  interact(command: string[], options: ExecOptions = {}): Interaction {
+    const { environment = {}, workdir = "", tty = true, cols = 80, rows = 24, deadlineMs = 30_000 } = options;
+    const call = this.gateway.api.ExecSandboxInteractive({ deadline: Date.now() + deadlineMs });
+    call.write({ start: { sandbox_id: this.id, command, environment, workdir, tty, cols, rows } });
+    return new Interaction(call, `interact ${JSON.stringify(command)}`);
+  }
+
+  async stop(): Promise<this> {
+    const { api } = this.gateway;
+    const { sandbox } = await unary(api, api.StopSandbox, this.#key, { deadlineMs: STOP_DEADLINE_MS });
+    this.seen = sandbox ?? this.seen;
+    return this;
+  }
+
+  async start(): Promise<this> {
+    const { api } = this.gateway;
+    const { sandbox } = await unary(api, api.StartSandbox, this.#key, { deadlineMs: STOP_DEADLINE_MS });
+    this.seen = sandbox ?? this.seen;
+    return this;
+  }
+
+  /** Deletes it and waits until the gateway no longer knows it. Resolves with the gateway's `deleted`. */
+  async delete(): Promise<boolean> {
+    const { api } = this.gateway;
+    const { deleted } = await unary(api, api.DeleteSandbox, this.#key, { deadlineMs: STOP_DEADLINE_MS });
+    await this.gone();
+    return deleted;
+  }
+
+  /** Waits until the gateway answers NOT_FOUND for it. */
+  async gone(deadlineMs = 10_000): Promise<void> {
+    await eventually(
+      async () => {
+        const sandbox = await this.gateway.getSandbox(this.name, this.workspace).catch(notFound);
+        // Another one may have taken the name meanwhile.
+        if (sandbox?.metadata?.id === this.id) throw new Error(`it is in ${phaseOf(sandbox)}`);
+      },
+      { what: `sandbox ${this.name}: be gone`, deadlineMs },
+    );
+    this.gateway.sandboxes.delete(this);
+  }
+
+  /** Its events, until the loop is left, the sandbox is gone, or `deadlineMs` have passed (DEADLINE_EXCEEDED). */
+  watch(
+    options: Omit<WatchSandboxRequest, "id">,
+    deadlineMs = 30_000,
+  ): AsyncGenerator<SandboxStreamEvent__Output> {
+    const request = { ...options, id: this.id };
+    return streaming(this.gateway.api.WatchSandbox(request, { deadline: Date.now() + deadlineMs }));
+  }
+
+  /** The messages of its last log lines. */
+  async logs(lines = 0): Promise<string[]> {
+    const { api } = this.gateway;
+    const request = { sandbox_id: this.id, lines, workspace: this.workspace };
+    const { logs } = await unary(api, api.GetSandboxLogs, request, { deadlineMs: RPC_DEADLINE_MS });
+    return logs.map(({ message }) => message);
+  }
+}
+
+const phaseOf = (sandbox: Sandbox__Output): string =>
+  String(sandbox.status?.phase ?? "").replace("SANDBOX_PHASE_", "");
+
+function notFound(error: grpc.ServiceError): undefined {
+  if (error.code !== grpc.status.NOT_FOUND) throw error;
+}
+
+/** A running interactive command. */
+export class Interaction {
+  readonly result: Promise<ExecResult>;
+  /** All output so far. */
+  output = "";
+
+  constructor(
+    readonly call: ReturnType<OpenShellClient["ExecSandboxInteractive"]>,
+    what: string,
+  ) {
+    this.result = collect(streaming(call), what, (text) => (this.output += text));
+    this.result.catch(() => {});
+  }
+
+  write(text: string): void {
+    this.call.write({ stdin: Buffer.from(text) });
+  }
+
+  resize(cols: number, rows: number): void {
+    this.call.write({ resize: { cols, rows } });
+  }
+
+  /** Waits until the output contains `text`. */
+  async shows(text: string): Promise<void> {
+    await eventually(
+      () => {
+        if (!this.output.includes(text)) throw new Error(JSON.stringify(this.output));
+      },
+      { what: `output with ${JSON.stringify(text)}` },
+    );
+  }
+
+  /** Closes its input and waits for its end. */
+  async end(): Promise<ExecResult> {
+    this.call.end();
+    return this.result;
+  }
+}
+
+async function collect(
+  events: AsyncIterable<ExecSandboxEvent__Output>,
+  what: string,
+  onOutput: (text: string) => void = () => {},
+): Promise<ExecResult> {
+  const stdout: Buffer[] = [];
+  const stderr: Buffer[] = [];
+  let exitCode: number | undefined;
+  for await (const { stdout: out, stderr: err, exit } of events) {
+    if (out) stdout.push(out.data as Buffer);
+    if (err) stderr.push(err.data as Buffer);
+    const chunk = out?.data ?? err?.data;
+    if (chunk) onOutput(chunk.toString());
+    if (exit) exitCode = exit.exit_code;
+  }
+  if (exitCode === undefined) throw new HarnessError(`${what}: the stream ended without an exit code`);
+  const bytes = { stdout: Buffer.concat(stdout), stderr: Buffer.concat(stderr) };
+  return { stdout: bytes.stdout.toString(), stderr: bytes.stderr.toString(), exitCode, bytes };
+}
+
+// Scenarios
+
+/** A stack as a scenario holds it. */
+export class RunningStack {
+  readonly gateway: Gateway;
+
+  constructor(
+    readonly keeper: Connection,
+    public info: StackInfo,
+  ) {
+    this.gateway = new Gateway(info, (sandboxId) => keeper.call("remember", info.id, sandboxId));
+  }
+
+  /** The calls between gateway and driver that came after call number `since`, oldest first. */
+  calls(since = 0): Promise<Call[]> {
+    return this.keeper.call("calls", this.info.id, since);
+  }
+
+  lastCall(): Promise<number> {
+    return this.keeper.call("lastCall", this.info.id);
+  }
+
+  /** Makes the tap treat calls by these rules from now on; without any, it passes everything on again. */
+  async rules(...rules: Rule[]): Promise<void> {
+    await this.keeper.call("rules", this.info.id, rules);
+  }
+
+  /** Starts, stops (SIGTERM) or kills (SIGKILL) the gateway or the driver. Resolves with how it ended. */
+  async control(who: "gateway" | "driver", what: "start" | "stop" | "kill"): Promise<string> {
+    const outcome = await this.keeper.call("control", this.info.id, who, what);
+    this.info = await this.keeper.call("info", this.info.id);
+    return outcome;
+  }
+
+  /** The log of the gateway or the driver, without colour codes. */
+  log(who: "gateway" | "driver"): string {
+    return readable(readFileSync(this.info.logs[who], "utf8"));
+  }
+
+  /** Deletes the sandboxes that were made over `gateway`, and resolves with what that left behind, a line each. */
+  async cleanUp(): Promise<string[]> {
+    const problems = await this.gateway.cleanUp();
+    const empty = async () => {
+      const left = await this.keeper.call("leftovers", this.info.id, false);
+      if (left.length > 0) throw new Error(left.join("\n"));
+    };
+    // A driver may answer before the engine has let go of the last volume.
+    await eventually(empty, { what: "nothing left on the engine", deadlineMs: 2_000 }).catch(() => {});
+    return [...problems, ...(await this.keeper.call("leftovers", this.info.id, true))];
+  }
+
+  /** Stops the stack. Resolves with what its sandboxes left behind, a line each. */
+  async stop(): Promise<string[]> {
+    const left = await this.cleanUp();
+    this.gateway.close();
+    return [...left, ...(await this.keeper.call("stopStack", this.info.id))];
+  }
+
+  /** What crossed the tap since `since`, and the ends of both logs: the part of a failure that tells who did it. */
+  async evidence(since: number): Promise<string> {
+    const calls = await this.calls(since).catch(() => []);
+    const lines = calls.slice(-30).map(({ at, method, status, ms, details }) => {
+      const outcome = status ? `${status} after ${ms?.toFixed(0)} ms ${details ?? ""}` : "open";
+      return `${at.toFixed(0).padStart(8)} ms  ${method} ${outcome}`.trimEnd();
+    });
+    const sandboxes = await this.keeper.call("engineView", this.info.id).catch((error) => [String(error)]);
+    const part = (title: string, text: string) => `${title}\n${indent(text || "(nothing)", "  ")}`;
+    return [
+      part("RPCs between gateway and driver:", lines.join("\n")),
+      part("Sandboxes on the engine:", sandboxes.join("\n")),
+      part("Gateway's log:", tailOf(this.info.logs.gateway, 12)),
+      part("Driver's log:", tailOf(this.info.logs.driver, 12)),
+    ].join("\n");
+  }
+}
+
+/** What a scenario is given. */
+export interface Given {
+  /** The stack that all scenarios of a run share, and its gateway. */
+  stack: RunningStack;
+  gateway: Gateway;
+  parts: Parts;
+  /** Starts a stack of the scenario's own. It is stopped at the scenario's end. */
+  startStack: (spec?: StackSpec) => Promise<RunningStack>;
+}
+
+/** How a scenario differs from the usual one. */
+export interface ScenarioOptions {
+  /** Why it does not apply here; shown beside its title. */
+  skip?: string | false;
+  /** What its body may take, in milliseconds. */
+  deadlineMs?: number;
+}
+
+let shared: Promise<{ keeper: Connection; stack: RunningStack; parts: Parts; own: boolean }> | undefined;
+
+/** The run's keeper and shared stack, started or attached to when the first scenario needs them. */
+export function sharedRun() {
+  return (shared ??= (async () => {
+    const { settings } = readSettings();
+    const attached = await attach(settings);
+    const keeper = attached ?? (await startKeeper(Run.create(settings)));
+    const { parts, stack } = await keeper.call("hello");
+    if (!process.env.OPENSHELL_E2E_ANNOUNCED) console.log(describeParts(parts));
+    const info = attached && stack ? stack : await keeper.call("startStack", {});
+    return { keeper, stack: new RunningStack(keeper, info), parts, own: !attached };
+  })());
+}
+
+/** Ends the run, if one was begun. Resolves with what it left behind, a line each. Called once, by the preload. */
+export async function endRun(): Promise<string[]> {
+  if (!shared) return [];
+  const run = await shared.catch(() => undefined);
+  if (!run) return [];
+  run.stack.gateway.close();
+  const left = run.own ? await run.keeper.call("close") : [];
+  run.keeper.close();
+  return left;
+}
+
+/** What stands in each place, as far as settings and file system tell; for a scenario that only applies to some. */
+export const parts: Parts = (() => {
+  try {
+    return findParts(readSettings().settings);
+  } catch (error) {
+    fail(error);
+  }
+})();
+
+/**
+ * A requirement with its stable id, and its proof. Sandboxes and stacks that the body makes are removed when it ends;
+ * anything that is left after that fails the scenario.
+ */
+export function scenario(
+  title: string,
+  body: (given: Given) => Promise<void>,
+  options: ScenarioOptions = {},
+): void {
+  const { skip, deadlineMs = 60_000 } = options;
+  if (skip) return test.skip(`${title} (skipped: ${skip})`, () => {});
+  test(title, async () => {
+    const { keeper, stack, parts: found } = await sharedRun();
+    const own: RunningStack[] = [];
+    const startStack = async (spec: StackSpec = {}) => {
+      const started = new RunningStack(keeper, await keeper.call("startStack", spec));
+      own.push(started);
+      return started;
+    };
+    const since = await stack.lastCall();
+    let failure: Error | undefined;
+    try {
+      await within(
+        deadlineMs,
+        "The scenario",
+        body({ stack, gateway: stack.gateway, parts: found, startStack }),
+      );
+    } catch (error) {
+      failure = error instanceof Error ? error : new Error(String(error));
+      const suspect = own.at(-1);
+      const evidence = await (suspect ?? stack).evidence(suspect ? 0 : since);
+      failure.message = `${failure.message}\n\n${evidence}`;
+    }
+    const left = [];
+    for (const each of own.toReversed()) left.push(...(await each.stop()));
+    left.push(...(await stack.cleanUp()));
+    if (failure) throw failure;
+    if (left.length > 0) throw new HarnessError(`Left behind:\n${indent(left.join("\n"), "  ")}`);
+  });
+}
+
+// Command line
+
+/** A verb of the command line. Resolves with the exit code. */
+export type Command = (settings: Settings, args: string[]) => Promise<number>;
+
+const VERBS = ["test", "up", "with", "doctor", "sweep", "bench", "help", "keep"] as const;
+
+async function main(argv: string[]): Promise<number> {
+  const [verb = "help", ...rest] = argv;
+  if (!VERBS.includes(verb as (typeof VERBS)[number])) {
+    throw new HarnessError(`Unknown verb ${verb}. See \`bun harness.ts help\``);
+  }
+  // What follows `--` is the verb's own business.
+  const split = rest.indexOf("--");
+  const [ours, theirs] = split < 0 ? [rest, []] : [rest.slice(0, split), rest.slice(split + 1)];
+  const own = OWN_FLAGS[verb] ?? [];
+  const flags = ours.filter((arg) => own.includes(arg));
+  const { settings, args } = readSettings(ours.filter((arg) => !own.includes(arg)));
+  const { command } = (await import(`./commands/${verb}.ts`)) as { command: Command };
+  return command(settings, [...flags, ...args, ...theirs]);
+}
+
+/** Flags of single verbs. */
+const OWN_FLAGS: Record<string, string[]> = { sweep: ["--run"] };
+
+/** Ends the process as an error that a user can act on deserves; anything else is a bug and shows where it is. */
+function fail(error: unknown): never {
+  if (error instanceof HarnessError) console.error(`openshell-e2e: ${error.message}`);
+  else console.error(error);
+  process.exit(EXIT.error);
+}
+
+// Not awaited here: a command imports this module, which must be complete by then.
+if (import.meta.main) void main(process.argv.slice(2)).then((code) => process.exit(code), fail);

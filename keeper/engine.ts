@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** The engine: a client of Podman's REST API with what the harness needs of it, and what a run leaves there. */
+import { HarnessError, readable, RUN_LABEL, type Run } from "../harness.ts";
+
+interface EngineInfo {
+  version: string;
+  rootless: boolean;
+  cgroups: string;
+}
+
+/** A Podman API service on a Unix socket, asked over `/v4.0.0/libpod`, which Podman 4 and 5 both serve. */
+export class Engine {
+  constructor(readonly socket: string) {}
+
+  /**
+   * One REST call; `deadlineMs` bounds it.
+   * @throws HarnessError with Podman's own message for any status that is neither 2xx, 304 nor in `accept`.
+   */
+  async call<T>(
+    method: string,
+    path: string,
+    { body, query = {}, accept = [], deadlineMs = 30_000 }: EngineCall = {},
+  ): Promise<T> {
+    const url = new URL(`http://podman/v4.0.0/libpod/${path}`);
+    for (const [key, value] of Object.entries(query)) url.searchParams.set(key, value);
+    const raw = body instanceof Blob;
+    const response = await fetch(url, {
+      method,
+      unix: this.socket,
+      body: raw ? body : body === undefined ? undefined : JSON.stringify(body),
+      headers: { "content-type": raw ? "application/x-tar" : "application/json" },
+      signal: AbortSignal.timeout(deadlineMs),
+    }).catch((error: Error) => {
+      throw new HarnessError(`engine on ${this.socket}: ${method} ${path}: ${error.message}`);
+    });
+    const text = await response.text();
+    if (!response.ok && response.status !== 304 && !accept.includes(response.status)) {
+      const message = parsed<{ message?: string }>(text)?.message ?? text;
+      throw new HarnessError(
+        `engine on ${this.socket}: ${method} ${path}: ${response.status} ${message.trim()}`,
+      );
+    }
+    return parsed<T>(text) as T;
+  }
+
+  async info(): Promise<EngineInfo> {
+    const { host, version } = await this.call<{
+      host: { cgroupVersion: string; security: { rootless: boolean } };
+      version: { Version: string };
+    }>("GET", "info");
+    return { version: version.Version, rootless: host.security.rootless, cgroups: host.cgroupVersion };
+  }
+
+  /** Every container, running or not, of those networks. */
+  async containers(networks: string[]): Promise<Container[]> {
+    const all = await this.call<Container[] | null>("GET", "containers/json", { query: { all: "true" } });
+    return (all ?? []).filter((container) => container.Networks?.some((name) => networks.includes(name)));
+  }
+
+  /** The last lines that a container printed. */
+  async logs(id: string, lines: number): Promise<string[]> {
+    const url = `http://podman/v4.0.0/libpod/containers/${id}/logs?stdout=true&stderr=true&tail=${lines}`;
+    const response = await fetch(url, { unix: this.socket, signal: AbortSignal.timeout(5_000) });
+    return unframe(await response.bytes());
+  }
+
+  /** The names of all networks, or of those that carry a run's label. */
+  async networks(run?: Run): Promise<string[]> {
+    const query: Record<string, string> = run
+      ? { filters: JSON.stringify({ label: [`${RUN_LABEL}=${run.id}`] }) }
+      : {};
+    const networks = await this.call<{ name: string }[] | null>("GET", "networks/json", { query });
+    return (networks ?? []).map(({ name }) => name);
+  }
+
+  async volumes(): Promise<string[]> {
+    return ((await this.call<{ Name: string }[] | null>("GET", "volumes/json")) ?? []).map(
+      ({ Name }) => Name,
+    );
+  }
+
+  async secrets(): Promise<string[]> {
+    const secrets = await this.call<{ Spec: { Name: string } }[] | null>("GET", "secrets/json");
+    return (secrets ?? []).map(({ Spec }) => Spec.Name);
+  }
+
+  async createNetwork(name: string, run: Run): Promise<void> {
+    const labels = { [RUN_LABEL]: run.id };
+    await this.call("POST", "networks/create", {
+      body: { name, driver: "bridge", dns_enabled: true, labels },
+    });
+  }
+
+  /**
+   * A container that does nothing but be on the network: a rootful Podman makes a network's bridge only when the
+   * first container joins, and the gateway must bind the bridge's address before there is a sandbox.
+   */
+  async holdBridge(network: string, image: string, run: Run): Promise<void> {
+    const spec = {
+      name: `${network}-bridge`,
+      image,
+      entrypoint: ["sleep"],
+      command: ["2147483"],
+      labels: { [RUN_LABEL]: run.id },
+      netns: { nsmode: "bridge" },
+      networks: { [network]: {} },
+      stop_timeout: 0,
+    };
+    await this.call("POST", "containers/create", { body: spec });
+    await this.call("POST", `containers/${spec.name}/start`);
+  }
+
+  /** Makes sure that an image is there, by pulling it if it is missing. */
+  async needImage(image: string): Promise<void> {
+    const query = { reference: image, policy: "missing" };
+    const answer = await this.call<{ error?: string }>("POST", "images/pull", { query, deadlineMs: 600_000 });
+    if (answer?.error) throw new HarnessError(answer.error);
+  }
+
+  async hasImage(image: string): Promise<boolean> {
+    const answer = await this.call<{ cause?: string } | undefined>("GET", `images/${image}/exists`, {
+      accept: [404],
+    });
+    return answer === undefined;
+  }
+
+  /** Makes an image of a tar, as `podman import` does. */
+  async importImage(reference: string, tar: Blob): Promise<void> {
+    await this.call("POST", "images/import", { query: { reference }, body: tar, deadlineMs: 120_000 });
+  }
+}
+
+/** The lines of Podman's log stream: frames of stream number, three zero bytes, big-endian length, and text. */
+function unframe(bytes: Uint8Array): string[] {
+  const view = Buffer.from(bytes);
+  let text = "";
+  for (let at = 0; at + 8 <= view.length;) {
+    const length = view.readUInt32BE(at + 4);
+    text += view.toString("utf8", at + 8, at + 8 + length);
+    at += 8 + length;
+  }
+  return readable(text).split("\n").filter(Boolean);
+}
+
+interface EngineCall {
+  body?: object | Blob;
+  query?: Record<string, string>;
+  accept?: number[];
+  deadlineMs?: number;
+}
+
+interface Container {
+  Id: string;
+  Names: string[];
+  State: string;
+  ExitCode: number;
+  Labels: Record<string, string> | null;
+  Networks: string[] | null;
+}
+
+function parsed<T>(text: string): T | undefined {
+  try {
+    return text ? (JSON.parse(text) as T) : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/** Something on an engine that a run made, or its sandboxes did. */
+export interface Belonging {
+  kind: "container" | "volume" | "secret" | "network";
+  name: string;
+  detail?: string;
+}
+
+export const describeBelonging = ({ kind, name, detail }: Belonging): string =>
+  `${kind} ${name}${detail ? ` (${detail})` : ""}`;
+
+/**
+ * What is on the engine of those networks and those sandboxes: the containers on the networks, the volumes and secrets
+ * that carry a sandbox's id, and the networks. In the order in which they can be removed.
+ */
+export async function belongings(
+  engine: Engine,
+  networks: string[],
+  sandboxIds: string[],
+): Promise<Belonging[]> {
+  const containers = networks.length > 0 ? await engine.containers(networks) : [];
+  const inLabels = containers.map(({ Labels }) => Labels?.["openshell.ai/sandbox-id"] ?? "").filter(Boolean);
+  const ids = [...new Set([...sandboxIds, ...inLabels])];
+  const owned = (name: string) => name.startsWith("openshell-") && ids.some((id) => name.includes(id));
+  const [volumes, secrets, existing] = await Promise.all([
+    ids.length > 0 ? engine.volumes() : [],
+    ids.length > 0 ? engine.secrets() : [],
+    networks.length > 0 ? engine.networks() : [],
+  ]);
+  return [
+    ...containers.map(({ Names, State }) => ({
+      kind: "container" as const,
+      name: Names[0] ?? "",
+      detail: State,
+    })),
+    ...volumes.filter(owned).map((name) => ({ kind: "volume" as const, name })),
+    ...secrets.filter(owned).map((name) => ({ kind: "secret" as const, name })),
+    ...existing.filter((name) => networks.includes(name)).map((name) => ({ kind: "network" as const, name })),
+  ];
+}
+
+/** Removes them. What is gone already is fine. */
+export async function removeBelongings(engine: Engine, things: Belonging[]): Promise<void> {
+  const of = (kind: Belonging["kind"]) =>
+    things.filter((thing) => thing.kind === kind).map(({ name }) => name);
+  const force = { force: "true" };
+  const remove = (path: string, query: Record<string, string> = {}) =>
+    engine.call("DELETE", path, { query, accept: [404, 500] });
+  const now = { ...force, volumes: "true", timeout: "0" };
+  await Promise.all(of("container").map((name) => remove(`containers/${name}`, now)));
+  await Promise.all([
+    ...of("volume").map((name) => remove(`volumes/${name}`, force)),
+    ...of("secret").map((name) => remove(`secrets/${name}`)),
+    ...of("network").map((name) => remove(`networks/${name}`, force)),
+  ]);
+}

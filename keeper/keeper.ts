@@ -1,0 +1,391 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/**
+ * The keeper: the process that owns the programs of a run, and its control socket.
+ *
+ * It ends them when the last connection closes, whatever the reason. A guard, a shell that waits for the keeper's own
+ * end, sweeps the run if the keeper is killed.
+ */
+import { mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { createServer } from "node:net";
+import { join, resolve } from "node:path";
+import { createInterface } from "node:readline";
+import { checkParts, findParts, HarnessError, processesOf, RUN_MARK, readable } from "../harness.ts";
+import type { Parts, Run, Settings } from "../harness.ts";
+import { describeBelonging, Engine, removeBelongings } from "./engine.ts";
+import { Child, cleanEnvironment } from "./process.ts";
+import { type Setup, Stack, type StackInfo, type StackSpec } from "./stack.ts";
+import type { Call, Rule } from "./tap.ts";
+
+const ROOT = join(import.meta.dir, "..");
+const HARNESS = join(ROOT, "harness.ts");
+const FAKE_SANDBOX_IMAGE = "localhost/openshell-e2e/sandbox:fake";
+const FAKE_SUPERVISOR_IMAGE = "localhost/openshell-e2e/supervisor:fake";
+
+/** Owns the programs of a run. Its public methods are what can be asked over the control socket. */
+export class Keeper {
+  readonly #stacks = new Map<number, Stack>();
+  #engineProcess: Child | undefined;
+  #nextStack = 1;
+  #closing: Promise<string[]> | undefined;
+  #guard: Bun.Subprocess<"pipe", "ignore", "ignore"> | undefined;
+
+  private constructor(readonly setup: Setup) {}
+
+  /**
+   * Finds out what stands in the four places, starts or reaches the engine, and puts the images there.
+   * @throws HarnessError before anything is left running.
+   */
+  static async open(run: Run, settings: Settings): Promise<Keeper> {
+    const parts = findParts(settings);
+    const setup: Setup = {
+      run,
+      settings,
+      parts,
+      engine: undefined,
+      rootless: false,
+      sandboxImage: parts.engine.real ? settings.sandboxImage : FAKE_SANDBOX_IMAGE,
+      supervisorImage: parts.supervisor.real ? settings.supervisorImage : FAKE_SUPERVISOR_IMAGE,
+    };
+    const keeper = new Keeper(setup);
+    keeper.#startGuard();
+    try {
+      const needsEngine =
+        !settings.driverCmd || !parts.driver.real || settings.driverCmd.includes("{podman_socket}");
+      const [checked] = await Promise.all([
+        checkParts(parts, settings),
+        needsEngine ? keeper.#openEngine() : undefined,
+      ]);
+      setup.parts = {
+        ...checked,
+        engine: needsEngine ? setup.parts.engine : { ...parts.engine, label: "the driver's own" },
+      };
+      return keeper;
+    } catch (error) {
+      await keeper.close();
+      throw error;
+    }
+  }
+
+  /**
+   * A shell that waits for the keeper's end and then sweeps the run, so that not even a SIGKILL of the keeper leaves
+   * anything. It knows of the end because its input closes.
+   */
+  #startGuard(): void {
+    const sweep = [process.execPath, HARNESS, "sweep", "--run", this.setup.run.folder];
+    this.#guard = Bun.spawn(["sh", "-c", 'read -r _; trap "" INT TERM; exec "$@"', "sh", ...sweep], {
+      stdin: "pipe",
+      stdout: "ignore",
+      stderr: "ignore",
+      detached: true,
+    });
+    this.#guard.unref();
+  }
+
+  async #openEngine(): Promise<void> {
+    const { run, settings, parts } = this.setup;
+    let socket = settings.podmanSocket;
+    const command = enginePrograms(run, parts);
+    if (!parts.engine.real || !socket) {
+      socket = join(run.folder, "engine.sock");
+      run.engine = { socket, command };
+      const environment = parts.engine.real
+        ? { ...(process.env as Record<string, string>), [RUN_MARK]: run.id }
+        : cleanEnvironment(run, join(run.folder, "engine-home"));
+      const log = join(run.folder, "engine.log");
+      this.#engineProcess = Child.start("engine", [...command, `unix://${socket}`], environment, log);
+      await this.#engineProcess.ready(() => statSync(socket).isSocket(), "bind its socket", 10_000);
+    }
+    run.engine = { socket, command };
+    const engine = (this.setup.engine = new Engine(socket));
+    if (parts.engine.real) await this.#checkEngine(engine);
+    await this.#provideImages(engine);
+  }
+
+  async #checkEngine(engine: Engine): Promise<void> {
+    const { parts, settings } = this.setup;
+    const { version, rootless, cgroups } = await engine.info();
+    this.setup.rootless = rootless;
+    const label = `podman ${version} (${rootless ? "rootless" : "rootful"})`;
+    this.setup.parts = { ...parts, engine: { ...parts.engine, label } };
+    if (settings.driverCmd || !parts.driver.real) return;
+    const found = `found Podman ${version} with cgroup ${cgroups} on ${engine.socket}`;
+    if (Number(version.split(".")[0]) < 5) {
+      throw new HarnessError(
+        `openshell-driver-podman needs Podman 5 or later: ${found}. Debian 13 and Ubuntu 25.04 have it`,
+      );
+    }
+    if (cgroups !== "v2") {
+      throw new HarnessError(
+        `openshell-driver-podman needs cgroup v2: ${found}. Boot with systemd.unified_cgroup_hierarchy=1`,
+      );
+    }
+  }
+
+  /** The sandbox image, pulled if it must be, and the fake supervisor's image, made on the spot. */
+  async #provideImages(engine: Engine): Promise<void> {
+    const { parts, setup } = { parts: this.setup.parts, setup: this.setup };
+    if (!parts.engine.real) {
+      const image = join(setup.run.folder, "images");
+      const launcher = `#!/bin/sh\nexec '${process.execPath}' '${join(ROOT, "fakes/supervisor.ts")}' "$@"\n`;
+      mkdirSync(join(image, "sandbox"), { recursive: true });
+      mkdirSync(join(image, "supervisor"));
+      writeFileSync(join(image, "supervisor", "openshell-sandbox"), launcher, { mode: 0o755 });
+      await Promise.all([
+        engine.importImage(FAKE_SANDBOX_IMAGE, await tarOf(join(image, "sandbox"))),
+        engine.importImage(FAKE_SUPERVISOR_IMAGE, await tarOf(join(image, "supervisor"))),
+      ]);
+      return;
+    }
+    const wanted = parts.supervisor.real ? [setup.sandboxImage, setup.supervisorImage] : [setup.sandboxImage];
+    for (const image of wanted) {
+      await engine.needImage(image).catch((error: Error) => {
+        throw new HarnessError(`The image ${image} cannot be had (pull policy "missing"): ${error.message}`);
+      });
+    }
+    if (!parts.supervisor.real) setup.supervisorImage = await importFakeSupervisor(engine, setup.run);
+  }
+
+  /** Who and where this run is. */
+  hello() {
+    const { run, parts, sandboxImage, supervisorImage } = this.setup;
+    const stack = this.#stacks.get(1);
+    return {
+      run: run.id,
+      folder: run.folder,
+      parts,
+      sandboxImage,
+      supervisorImage,
+      /** The stack that `up` keeps. */
+      stack: stack?.info,
+    };
+  }
+
+  /** Starts a stack; when a port was taken between choosing and binding it, with other ports once more. */
+  async startStack(spec: StackSpec): Promise<StackInfo> {
+    for (let attempt = 1; ; attempt++) {
+      const stack = new Stack(this.#nextStack++, spec, this.setup);
+      this.#stacks.set(stack.id, stack);
+      try {
+        return await stack.start();
+      } catch (error) {
+        this.#stacks.delete(stack.id);
+        const isTaken = /address already in use|EADDRINUSE|os error 98/i.test((error as Error).message);
+        if (!isTaken || attempt === 3) throw error;
+      }
+    }
+  }
+
+  /** Stops a stack and removes what is left of it. Resolves with what its sandboxes had left, a line each. */
+  async stopStack(id: number): Promise<string[]> {
+    const stack = this.#stack(id);
+    this.#stacks.delete(id);
+    const left = await stack.leftovers();
+    await stack.stop();
+    return left.map(describeBelonging);
+  }
+
+  /** Starts, stops (SIGTERM) or kills (SIGKILL) the gateway or the driver of a stack. Resolves with how it ended. */
+  async control(id: number, who: "gateway" | "driver", what: "start" | "stop" | "kill"): Promise<string> {
+    const stack = this.#stack(id);
+    if (what === "start") {
+      await (who === "gateway" ? stack.startGateway() : stack.startDriver());
+      return "started";
+    }
+    const child = stack[who];
+    if (!child) throw new HarnessError(`${who}: it was never started`);
+    if (what === "kill") child.kill("SIGKILL");
+    return child.stop(20_000);
+  }
+
+  info(id: number): StackInfo {
+    return this.#stack(id).info;
+  }
+
+  calls(id: number, since: number): Call[] {
+    return this.#stack(id).tap?.calls(since) ?? [];
+  }
+
+  /** The number of the last call that crossed the tap. */
+  lastCall(id: number): number {
+    return this.#stack(id).tap?.seq ?? 0;
+  }
+
+  rules(id: number, rules: Rule[]): void {
+    const { tap } = this.#stack(id);
+    if (!tap) throw new HarnessError("This stack has no tap");
+    tap.rules = rules;
+  }
+
+  remember(id: number, sandboxId: string): void {
+    this.#stack(id).remember(sandboxId);
+  }
+
+  /** What sandboxes of a stack have left on the engine, a line each; removed when `remove` says so. */
+  async leftovers(id: number, remove: boolean): Promise<string[]> {
+    const left = await this.#stack(id).leftovers();
+    if (remove && this.setup.engine) await removeBelongings(this.setup.engine, left);
+    return left.map(describeBelonging);
+  }
+
+  /** The sandboxes of a stack as the engine has them: state, exit code, and the last lines that each printed. */
+  engineView(id: number): Promise<string[]> {
+    return this.#stack(id).engineView();
+  }
+
+  #stack(id: number): Stack {
+    const stack = this.#stacks.get(id);
+    if (!stack) throw new HarnessError(`There is no stack ${id}`);
+    return stack;
+  }
+
+  /** Stops everything in order and removes the run's folder. Resolves with what had to be removed by force. */
+  close(): Promise<string[]> {
+    return (this.#closing ??= this.#close());
+  }
+
+  async #close(): Promise<string[]> {
+    const { run, settings, engine } = this.setup;
+    const left: string[] = [];
+    for (const stack of this.#stacks.values()) {
+      if (engine) left.push(...(await stack.leftovers().catch(() => [])).map(describeBelonging));
+    }
+    await Promise.all([...this.#stacks.values()].map((stack) => stack.stop()));
+    this.#stacks.clear();
+    await this.#engineProcess?.stop(2_000);
+    for (const { pid, command } of processesOf(run)) {
+      left.push(`process ${pid} (${command})`);
+      signal(pid, "SIGKILL");
+    }
+    saveLogs(run, settings.reports);
+    run.remove();
+    if (this.#guard) process.kill(this.#guard.pid, "SIGKILL");
+    return left;
+  }
+}
+
+/** How the engine is started, less the socket: Podman's own command line, which the fake takes too. */
+function enginePrograms(run: Run, parts: Parts): string[] {
+  const [program = "", ...rest] = parts.engine.command;
+  const root = parts.engine.real ? [] : ["--root", join(run.folder, "engine")];
+  return [program, ...rest, ...root, "system", "service", "--time=0"];
+}
+
+async function tarOf(folder: string): Promise<Blob> {
+  const tar = Bun.spawn(["tar", "-cf", "-", "-C", folder, "."], { stdout: "pipe", stderr: "inherit" });
+  const bytes = await tar.stdout.bytes();
+  if ((await tar.exited) !== 0) throw new HarnessError(`tar: exit code ${tar.exitCode} for ${folder}`);
+  return new Blob([bytes]);
+}
+
+/**
+ * Compiles the fake supervisor into a program and imports it as an image. The image is kept for later runs: its tag is
+ * a digest of what it was made of.
+ */
+async function importFakeSupervisor(engine: Engine, run: Run): Promise<string> {
+  const digest = new Bun.CryptoHasher("sha256").update(Bun.version);
+  const files = new Bun.Glob("{bun.lock,fakes/supervisor*.ts,fakes/supervisor/*.ts,proto/**/*.{ts,proto}}");
+  for (const file of [...files.scanSync(ROOT)].toSorted()) digest.update(readFileSync(join(ROOT, file)));
+  const reference = `localhost/openshell-e2e/supervisor:${digest.digest("hex").slice(0, 16)}`;
+  if (await engine.hasImage(reference)) return reference;
+  const folder = join(run.folder, "supervisor-image");
+  mkdirSync(folder);
+  const source = join(ROOT, "fakes", "supervisor.ts");
+  const build = Bun.spawnSync([
+    process.execPath,
+    "build",
+    "--compile",
+    source,
+    "--outfile",
+    join(folder, "openshell-sandbox"),
+  ]);
+  if (!build.success)
+    throw new HarnessError(`The fake supervisor does not compile:\n${build.stderr.toString()}`);
+  await engine.importImage(reference, await tarOf(folder));
+  rmSync(folder, { recursive: true });
+  return reference;
+}
+
+function signal(pid: number, name: NodeJS.Signals): void {
+  try {
+    process.kill(pid, name);
+  } catch {
+    // Gone already.
+  }
+}
+
+/** Copies a run's logs to where they can be read after it; those of the run before are replaced. */
+function saveLogs(run: Run, reports: string): void {
+  const target = join(resolve(reports), "logs");
+  rmSync(target, { recursive: true, force: true });
+  for (const file of new Bun.Glob("**/*.{log,toml}").scanSync(run.folder)) {
+    if (file.includes("home/")) continue;
+    mkdirSync(target, { recursive: true });
+    writeFileSync(
+      join(target, file.replaceAll("/", "-")),
+      readable(readFileSync(join(run.folder, file), "utf8")),
+    );
+  }
+}
+
+// Control socket: one JSON object a line, `{id, method, args}` and back `{id, result}` or `{id, error}`
+
+const API = [
+  "hello",
+  "startStack",
+  "stopStack",
+  "control",
+  "info",
+  "calls",
+  "lastCall",
+  "rules",
+  "remember",
+  "engineView",
+  "leftovers",
+  "close",
+] as const satisfies readonly (keyof Keeper)[];
+export type Method = (typeof API)[number];
+
+/**
+ * Serves a run's control socket. A connection owns the stacks that it started: they are stopped when it closes,
+ * however it closes.
+ * @param opening the keeper, which may still be starting; its failure is what every caller then gets.
+ * @param onConnection told of each connection, and `onIdle` when the last one has closed.
+ */
+export async function serveControl(
+  run: Run,
+  opening: Promise<Keeper>,
+  { onConnection, onIdle }: { onConnection?: () => void; onIdle?: () => void },
+): Promise<void> {
+  let open = 0;
+  const server = createServer((socket) => {
+    open++;
+    onConnection?.();
+    const stacks = new Set<number>();
+    const answer = async (line: string): Promise<void> => {
+      const { id, method, args } = JSON.parse(line) as { id: number; method: Method; args: never[] };
+      const reply = (answer: object) =>
+        void (socket.destroyed || socket.write(`${JSON.stringify({ id, ...answer })}\n`));
+      try {
+        if (!API.includes(method)) throw new HarnessError(`The keeper knows no method ${method}`);
+        const keeper = await opening;
+        const result: unknown = await (keeper[method] as (...args: never[]) => unknown).apply(keeper, args);
+        if (method === "startStack") stacks.add((result as StackInfo).id);
+        if (method === "stopStack") stacks.delete(Number(args[0]));
+        // The caller went away while its stack was being started.
+        if (method === "startStack" && socket.destroyed) await keeper.stopStack((result as StackInfo).id);
+        reply({ result });
+      } catch (error) {
+        reply({ error: (error as Error).message });
+      }
+    };
+    createInterface({ input: socket }).on("line", (line) => void answer(line));
+    socket.on("error", () => {});
+    socket.on("close", async () => {
+      const keeper = await opening.catch(() => undefined);
+      await Promise.allSettled([...stacks].map((id) => keeper?.stopStack(id)));
+      if (--open === 0) onIdle?.();
+    });
+  });
+  await new Promise<void>((done, reject) => server.once("error", reject).listen(run.controlSocket, done));
+}

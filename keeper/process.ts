@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** A child process and what it is given: its own environment, its own log file, and an owner that stops it. */
+import { closeSync, mkdirSync, openSync } from "node:fs";
+import { join } from "node:path";
+import { eventually, HarnessError, indent, RUN_MARK, type Run, tailOf } from "../harness.ts";
+
+/** A child process: its own environment, its own log file, and an owner that stops it. */
+export class Child {
+  exitCode: number | undefined;
+  readonly pid: number;
+  readonly exited: Promise<number>;
+  readonly #process: Bun.Subprocess;
+
+  private constructor(
+    readonly name: string,
+    readonly argv: string[],
+    readonly log: string,
+    process: Bun.Subprocess,
+  ) {
+    this.#process = process;
+    this.pid = process.pid;
+    this.exited = process.exited.then((code) => (this.exitCode = code));
+  }
+
+  /** Starts `argv` with exactly `env`; both outputs go to the file `log`. */
+  static start(name: string, argv: string[], env: Record<string, string>, log: string): Child {
+    const fd = openSync(log, "a", 0o600);
+    try {
+      return new Child(name, argv, log, Bun.spawn(argv, { env, stdin: "ignore", stdout: fd, stderr: fd }));
+    } catch (error) {
+      throw new HarnessError(
+        `${name}: cannot be started: ${(error as Error).message}\n  command: ${argv.join(" ")}`,
+      );
+    } finally {
+      closeSync(fd);
+    }
+  }
+
+  get alive(): boolean {
+    return (
+      this.exitCode === undefined && this.#process.exitCode === null && this.#process.signalCode === null
+    );
+  }
+
+  /** The last `lines` lines of its log. */
+  tail(lines = 20): string {
+    return tailOf(this.log, lines);
+  }
+
+  /** Waits until `probe` succeeds; a process that ends first is noticed at once, with its own last words. */
+  async ready<T>(probe: () => T | Promise<T>, what: string, deadlineMs: number): Promise<T> {
+    try {
+      return await eventually(probe, {
+        what: `${this.name}: ${what}`,
+        deadlineMs,
+        failed: () => (this.alive ? undefined : `it ended with ${this.#ending()}`),
+      });
+    } catch (error) {
+      throw new HarnessError(`${(error as Error).message}\n${this.describe()}`);
+    }
+  }
+
+  /** Its command line and the tail of its log, for an error. */
+  describe(): string {
+    const tail = this.tail();
+    return `  command: ${this.argv.join(" ")}\n${tail ? indent(tail, "  | ") : "  (its log is empty)"}`;
+  }
+
+  #ending(): string {
+    const { exitCode, signalCode } = this.#process;
+    return signalCode ? `signal ${signalCode}` : `exit code ${exitCode}`;
+  }
+
+  kill(signal: NodeJS.Signals): void {
+    if (this.alive) this.#process.kill(signal);
+  }
+
+  /** SIGTERM, then SIGKILL after `graceMs`. Resolves with how it ended, such as "exit code 0". */
+  async stop(graceMs: number): Promise<string> {
+    this.kill("SIGTERM");
+    const timer = setTimeout(() => this.kill("SIGKILL"), graceMs);
+    await this.exited;
+    clearTimeout(timer);
+    return this.#ending();
+  }
+}
+
+/** An environment made from nothing: the gateway and the driver share variable names, and both look into HOME. */
+export function cleanEnvironment(run: Run, home: string): Record<string, string> {
+  mkdirSync(home, { recursive: true, mode: 0o700 });
+  return {
+    PATH: process.env.PATH ?? "/usr/local/bin:/usr/bin:/bin",
+    LANG: "C.UTF-8",
+    NO_COLOR: "1",
+    HOME: home,
+    TMPDIR: home,
+    XDG_CONFIG_HOME: join(home, "config"),
+    XDG_STATE_HOME: join(home, "state"),
+    XDG_DATA_HOME: join(home, "data"),
+    XDG_CACHE_HOME: join(home, "cache"),
+    XDG_RUNTIME_DIR: home,
+    OPENSHELL_TELEMETRY_ENABLED: "false",
+    [RUN_MARK]: run.id,
+  };
+}

@@ -1,0 +1,485 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** A stack: one gateway with one driver, started and stopped in the order that they need. */
+import * as grpc from "@grpc/grpc-js";
+import { generateKeyPairSync, randomBytes } from "node:crypto";
+import { existsSync, mkdirSync, writeFileSync } from "node:fs";
+import { connect as connectSocket, createServer } from "node:net";
+import { join } from "node:path";
+import { stringify as toToml } from "smol-toml";
+import { DRIVER_NAME, eventually, HarnessError, openClient, RUN_LABEL, within } from "../harness.ts";
+import type { Part, Parts, Run, Settings } from "../harness.ts";
+import { computeDriver, unary } from "../proto/contract.ts";
+import { type Belonging, belongings, type Engine, removeBelongings } from "./engine.ts";
+import { Child, cleanEnvironment } from "./process.ts";
+import { Tap } from "./tap.ts";
+
+// Driver launch profiles
+
+/** What a driver may need to know to be started. Each field is also a placeholder of OPENSHELL_DRIVER_CMD. */
+export interface DriverContext {
+  /** Where it must serve. */
+  socket: string;
+  /** Where sandboxes on this machine reach the gateway: scheme, host and port. */
+  endpoint: string;
+  port: number;
+  network: string;
+  podman_socket: string;
+  sandbox_image: string;
+  supervisor_image: string;
+  stop_timeout: string;
+  /** A private folder for its state. */
+  state: string;
+  /** CA, certificate and key with which a sandbox proves itself to a gateway with mTLS; empty without TLS. */
+  tls_ca: string;
+  tls_cert: string;
+  tls_key: string;
+}
+
+/** How one kind of driver is started. A new kind is one more function here. */
+type Profile = (part: Part, context: DriverContext) => string[];
+
+const PROFILES = {
+  /** openshell-driver-podman, and the fake that takes the same flags. */
+  podman: (part, context) => [
+    ...part.command,
+    ...["--bind-socket", context.socket],
+    ...["--podman-socket", context.podman_socket],
+    ...["--gateway-port", String(context.port)],
+    ...["--network-name", context.network],
+    ...["--sandbox-image", context.sandbox_image],
+    ...["--sandbox-image-pull-policy", "missing"],
+    ...["--supervisor-image", context.supervisor_image],
+    ...["--stop-timeout", context.stop_timeout],
+    ...(context.tls_ca
+      ? [
+          "--podman-tls-ca",
+          context.tls_ca,
+          "--podman-tls-cert",
+          context.tls_cert,
+          "--podman-tls-key",
+          context.tls_key,
+        ]
+      : []),
+  ],
+  /** Any program: OPENSHELL_DRIVER_CMD, its placeholders filled in word by word, without a shell. */
+  custom: (part, context) =>
+    part.command.map((word) =>
+      word.replace(/\{(\w+)\}/g, (placeholder, name: string) => {
+        const value = context[name as keyof DriverContext];
+        if (value === undefined) {
+          const known = Object.keys(context)
+            .map((key) => `{${key}}`)
+            .join(" ");
+          throw new HarnessError(
+            `OPENSHELL_DRIVER_CMD: unknown placeholder ${placeholder}; known are ${known}`,
+          );
+        }
+        return String(value);
+      }),
+    ),
+} satisfies Record<string, Profile>;
+
+const profileOf = (settings: Settings, parts: Parts): Profile =>
+  settings.driverCmd && parts.driver.real ? PROFILES.custom : PROFILES.podman;
+
+// Stack
+
+/** A stack that differs from the usual one. All of it can cross the control socket as JSON. */
+export interface StackSpec {
+  /** Record and steer the calls between gateway and driver; true unless a scenario shows that it changes nothing. */
+  tap?: boolean;
+  /** Mutual TLS with certificates from `openshell-gateway generate-certs`. */
+  tls?: boolean;
+  /** What `compute_drivers` names. */
+  driverName?: string;
+  /** The table of that driver, when it is not its name. */
+  tableName?: string;
+  /** The content of that table, when it is not the driver's `socket_path`. */
+  table?: Record<string, string>;
+  /** Added to the gateway's command line; `{socket}` stands for the socket that the gateway is to dial. */
+  gatewayArgs?: string[];
+  /** Added to the gateway's environment, in the same way. */
+  gatewayEnv?: Record<string, string>;
+  /** Which of the two is started first; "gateway-only" starts no driver at all. */
+  order?: "driver-first" | "gateway-first" | "gateway-only";
+  /** How long the gateway may take to answer, in milliseconds. */
+  deadlineMs?: number;
+}
+
+/** Where things of a running stack are. */
+export interface StackInfo {
+  id: number;
+  endpoint: string;
+  healthEndpoint: string;
+  network: string;
+  folder: string;
+  /** What the gateway dials: the tap's socket, or the driver's own without a tap. */
+  gatewaySocket: string;
+  driverSocket: string;
+  engineSocket: string;
+  pids: { keeper: number; gateway: number; driver: number };
+  logs: { gateway: string; driver: string };
+  config: string;
+  tls?: { ca: string; cert: string; key: string };
+}
+
+/** What all stacks of one run share: the engine, and the images that are on it. */
+export interface Setup {
+  run: Run;
+  settings: Settings;
+  parts: Parts;
+  /** Unset when a custom driver brings its own. */
+  engine: Engine | undefined;
+  rootless: boolean;
+  sandboxImage: string;
+  supervisorImage: string;
+}
+
+const GATEWAY_DEADLINE_MS = 20_000;
+const DRIVER_DEADLINE_MS = 30_000;
+/** The gateway's way out includes stopping every running sandbox. */
+const GATEWAY_GRACE_MS = 3_000;
+const DRIVER_GRACE_MS = 1_000;
+
+/** One gateway with one driver, and the tap between them. Lives in the keeper. */
+export class Stack {
+  readonly folder: string;
+  readonly network: string;
+  readonly driverSocket: string;
+  readonly gatewaySocket: string;
+  tap: Tap | undefined;
+  gateway: Child | undefined;
+  driver: Child | undefined;
+  port = 0;
+  healthPort = 0;
+  #tls: StackInfo["tls"];
+  readonly #sandboxIds = new Set<string>();
+
+  constructor(
+    readonly id: number,
+    readonly spec: StackSpec,
+    readonly setup: Setup,
+  ) {
+    this.folder = join(setup.run.folder, String(id));
+    this.network = `openshell-e2e-${setup.run.id}-${id}`;
+    this.driverSocket = join(this.folder, "driver", "driver.sock");
+    this.gatewaySocket = spec.tap === false ? this.driverSocket : join(this.folder, "tap", "driver.sock");
+  }
+
+  /** Starts what the spec asks for; when that fails, nothing stays. */
+  async start(): Promise<StackInfo> {
+    mkdirSync(join(this.folder, "driver"), { recursive: true, mode: 0o700 });
+    mkdirSync(join(this.folder, "tap"), { mode: 0o700 });
+    const order = this.spec.order ?? "driver-first";
+    try {
+      this.port = await freePort();
+      this.healthPort = await freePort();
+      if (this.spec.tls) await this.#makeCertificates();
+      this.#writeConfig();
+      if (order === "gateway-first") this.#spawnGateway();
+      if (order !== "gateway-only") await this.#startDriverOnNetwork();
+      await this.startGateway();
+      return this.info;
+    } catch (error) {
+      await this.stop();
+      throw error;
+    }
+  }
+
+  get info(): StackInfo {
+    const scheme = this.spec.tls ? "https" : "http";
+    return {
+      id: this.id,
+      endpoint: `${scheme}://127.0.0.1:${this.port}`,
+      healthEndpoint: `http://127.0.0.1:${this.healthPort}`,
+      network: this.network,
+      folder: this.folder,
+      gatewaySocket: this.gatewaySocket,
+      driverSocket: this.driverSocket,
+      engineSocket: this.setup.engine?.socket ?? "",
+      pids: { keeper: process.pid, gateway: this.gateway?.pid ?? 0, driver: this.driver?.pid ?? 0 },
+      logs: { gateway: this.#log("gateway"), driver: this.#log("driver") },
+      config: join(this.folder, "gateway.toml"),
+      tls: this.#tls,
+    };
+  }
+
+  #log(name: string): string {
+    return join(this.folder, `${name}.log`);
+  }
+
+  /** The network is ours before the driver asks for it, so that it carries the run's label and is removed with it. */
+  async #startDriverOnNetwork(): Promise<void> {
+    const { engine, parts, sandboxImage, run, rootless } = this.setup;
+    await engine?.createNetwork(this.network, run);
+    await Promise.all([
+      this.startDriver(),
+      engine && parts.engine.real && !rootless
+        ? engine.holdBridge(this.network, sandboxImage, run)
+        : undefined,
+    ]);
+  }
+
+  /** Starts the driver and waits until it answers; the tap is opened once it does. */
+  async startDriver(): Promise<void> {
+    const { run, settings, parts, engine, sandboxImage, supervisorImage } = this.setup;
+    const state = join(this.folder, "driver-home");
+    const scheme = this.spec.tls ? "https" : "http";
+    const context: DriverContext = {
+      socket: this.driverSocket,
+      endpoint: `${scheme}://127.0.0.1:${this.port}`,
+      port: this.port,
+      network: this.network,
+      podman_socket: engine?.socket ?? "",
+      sandbox_image: sandboxImage,
+      supervisor_image: supervisorImage,
+      stop_timeout: settings.stopTimeout,
+      state,
+      tls_ca: this.#tls?.ca ?? "",
+      tls_cert: this.#tls?.cert ?? "",
+      tls_key: this.#tls?.key ?? "",
+    };
+    const seen = settings.driverEnv
+      .split(",")
+      .map((name) => name.trim())
+      .filter(Boolean);
+    const passed = Object.fromEntries(seen.map((name) => [name, process.env[name] ?? ""]));
+    const environment = { ...cleanEnvironment(run, state), ...passed };
+    const argv = profileOf(settings, parts)(parts.driver, context);
+    const driver = Child.start("driver", argv, environment, this.#log("driver"));
+    this.driver = driver;
+    await driver.ready(
+      () => {
+        if (!existsSync(this.driverSocket)) throw new Error(`${this.driverSocket} does not exist`);
+      },
+      "bind its socket",
+      DRIVER_DEADLINE_MS,
+    );
+    await this.#askDriver(driver);
+    if (this.spec.tap !== false && !this.tap) {
+      this.tap = await Tap.open(this.gatewaySocket, this.driverSocket, (sandboxId) =>
+        this.remember(sandboxId),
+      );
+    }
+  }
+
+  /** A driver that accepts and never answers would hang the gateway for ever, without a word. */
+  async #askDriver(driver: Child): Promise<void> {
+    const client = new (computeDriver().ComputeDriver)(
+      `unix:${this.driverSocket}`,
+      grpc.credentials.createInsecure(),
+      { "grpc.initial_reconnect_backoff_ms": 20, "grpc.max_reconnect_backoff_ms": 50 },
+    );
+    try {
+      await driver.ready(
+        () => unary(client, client.GetCapabilities, {}, { deadlineMs: 3_000 }),
+        "answer GetCapabilities",
+        5_000,
+      );
+    } finally {
+      client.close();
+    }
+  }
+
+  // The gateway
+
+  async #makeCertificates(): Promise<void> {
+    const { parts, run } = this.setup;
+    const folder = join(this.folder, "pki");
+    const sans = ["host.containers.internal", "host.openshell.internal"].flatMap((name) => [
+      "--server-san",
+      name,
+    ]);
+    const argv = [...parts.gateway.command, "generate-certs", "--output-dir", folder, ...sans];
+    const home = join(this.folder, "certs-home");
+    const maker = Child.start(
+      "generate-certs",
+      argv,
+      cleanEnvironment(run, home),
+      this.#log("generate-certs"),
+    );
+    await within(15_000, "generate-certs", maker.exited);
+    if (maker.exitCode !== 0)
+      throw new HarnessError(`generate-certs: exit code ${maker.exitCode}\n${maker.describe()}`);
+    const file = (name: string) => join(folder, name);
+    this.#tls = { ca: file("ca.crt"), cert: file("client/tls.crt"), key: file("client/tls.key") };
+  }
+
+  #writeConfig(): void {
+    const { spec, folder } = this;
+    const name = spec.driverName ?? DRIVER_NAME;
+    const jwt = spec.tls ? join(folder, "pki", "jwt") : writeSigningKeys(join(folder, "jwt"));
+    const pki = (file: string) => join(folder, "pki", file);
+    const security = spec.tls
+      ? {
+          tls: {
+            cert_path: pki("server/tls.crt"),
+            key_path: pki("server/tls.key"),
+            client_ca_path: pki("ca.crt"),
+          },
+          mtls_auth: { enabled: true },
+        }
+      : { disable_tls: true, auth: { allow_unauthenticated_users: true } };
+    const config = {
+      openshell: {
+        version: 1,
+        gateway: {
+          bind_address: `127.0.0.1:${this.port}`,
+          health_bind_address: `127.0.0.1:${this.healthPort}`,
+          log_level: "info",
+          compute_drivers: [name],
+          ...security,
+          gateway_jwt: {
+            signing_key_path: join(jwt, "signing.pem"),
+            public_key_path: join(jwt, "public.pem"),
+            kid_path: join(jwt, "kid"),
+            gateway_id: `e2e-${this.setup.run.id}`,
+            ttl_secs: 0,
+          },
+        },
+        drivers: { [spec.tableName ?? name]: spec.table ?? { socket_path: this.gatewaySocket } },
+      },
+    };
+    writeFileSync(this.info.config, toToml(config), { mode: 0o600 });
+  }
+
+  #spawnGateway(): Child {
+    const { run, parts } = this.setup;
+    const fill = (text: string) => text.replaceAll("{socket}", this.gatewaySocket);
+    const database = `sqlite:${join(this.folder, "gateway.db")}?mode=rwc`;
+    const argv = [
+      ...parts.gateway.command,
+      ...["--config", this.info.config, "--db-url", database],
+      ...(this.spec.gatewayArgs ?? []).map(fill),
+    ];
+    const added = Object.entries(this.spec.gatewayEnv ?? {}).map(([name, value]) => [name, fill(value)]);
+    const environment = {
+      ...cleanEnvironment(run, join(this.folder, "gateway-home")),
+      ...Object.fromEntries(added),
+    };
+    return (this.gateway = Child.start("gateway", argv, environment, this.#log("gateway")));
+  }
+
+  /** Starts the gateway, unless it runs, and waits until it answers Health. */
+  async startGateway(): Promise<void> {
+    const gateway = this.gateway?.alive ? this.gateway : this.#spawnGateway();
+    const deadlineMs = this.spec.deadlineMs ?? GATEWAY_DEADLINE_MS;
+    try {
+      await gateway.ready(() => dial(this.port), `listen on port ${this.port}`, deadlineMs);
+      const client = openClient(this.info);
+      try {
+        await gateway.ready(
+          () => unary(client, client.Health, {}, { deadlineMs: 3_000 }),
+          "answer Health",
+          deadlineMs,
+        );
+      } finally {
+        client.close();
+      }
+    } catch (error) {
+      const cause = knownCause(gateway.tail(40));
+      throw cause ? new HarnessError(`${(error as Error).message}\n  likely cause: ${cause}`) : error;
+    }
+  }
+
+  /** Remembers a sandbox of this stack, to find what is left of it. */
+  remember(sandboxId: string): void {
+    this.setup.run.remember(sandboxId);
+    this.#sandboxIds.add(sandboxId);
+  }
+
+  /** What sandboxes of this stack left on the engine; the stack's own network and bridge do not count. */
+  async leftovers(): Promise<Belonging[]> {
+    if (!this.setup.engine) return [];
+    const things = await belongings(this.setup.engine, [this.network], [...this.#sandboxIds]);
+    return things.filter(({ name }) => name !== this.network && name !== `${this.network}-bridge`);
+  }
+
+  /** Its sandboxes as the engine has them, with the last lines that each printed. */
+  async engineView(): Promise<string[]> {
+    const { engine } = this.setup;
+    if (!engine) return [];
+    const sandboxes = (await engine.containers([this.network])).filter(({ Labels }) => !Labels?.[RUN_LABEL]);
+    return Promise.all(
+      sandboxes.map(async ({ Id, Names, State, ExitCode }) => {
+        const exit = State === "exited" ? ` with code ${ExitCode}` : "";
+        return [
+          `${Names[0]} ${State}${exit}`,
+          ...(await engine.logs(Id, 10)).map((line) => `  ${line}`),
+        ].join("\n");
+      }),
+    );
+  }
+
+  /**
+   * Ends gateway, driver and tap, in that order, since an open watch keeps some drivers from exiting; then removes the
+   * network and whatever is still on it.
+   */
+  async stop(): Promise<void> {
+    await this.gateway?.stop(GATEWAY_GRACE_MS);
+    await this.driver?.stop(DRIVER_GRACE_MS);
+    this.tap?.close();
+    const { engine } = this.setup;
+    if (engine)
+      await removeBelongings(engine, await belongings(engine, [this.network], [...this.#sandboxIds]));
+  }
+}
+
+/** A free port below the range from which the kernel takes ports for outgoing connections. */
+async function freePort(): Promise<number> {
+  return eventually(
+    () => {
+      const port = 20_000 + Math.floor(Math.random() * 12_000);
+      return new Promise<number>((done, reject) => {
+        const server = createServer().once("error", reject);
+        server.listen(port, "127.0.0.1", () => server.close(() => done(port)));
+      });
+    },
+    { what: "find a free port", deadlineMs: 2_000 },
+  );
+}
+
+function dial(port: number): Promise<void> {
+  return new Promise((done, reject) => {
+    const socket = connectSocket(port, "127.0.0.1");
+    socket.once("error", reject);
+    socket.once("connect", () => {
+      socket.destroy();
+      done();
+    });
+  });
+}
+
+/** The Ed25519 key pair with which the gateway signs sandbox tokens. Returns the folder. */
+function writeSigningKeys(folder: string): string {
+  mkdirSync(folder, { recursive: true, mode: 0o700 });
+  const { privateKey, publicKey } = generateKeyPairSync("ed25519");
+  const write = (name: string, text: string | Buffer) =>
+    writeFileSync(join(folder, name), text, { mode: 0o600 });
+  write("signing.pem", privateKey.export({ type: "pkcs8", format: "pem" }));
+  write("public.pem", publicKey.export({ type: "spki", format: "pem" }));
+  write("kid", randomBytes(16).toString("hex"));
+  return folder;
+}
+
+/** What a gateway's last words mean, where we have met them before. */
+function knownCause(log: string): string | undefined {
+  const causes: [RegExp, string][] = [
+    [
+      /Cannot assign requested address/,
+      "the driver asked for a listener on an address that this machine does not have (yet): a rootful Podman makes a " +
+        "network's bridge only when its first container joins",
+    ],
+    [
+      /requires socket_path/,
+      "the gateway looks for [openshell.drivers.NAME] under the name in lower case, and found no socket_path there",
+    ],
+    [
+      /requires --drivers/,
+      "OPENSHELL_COMPUTE_DRIVER_SOCKET was in the gateway's environment: the driver and the gateway share that name",
+    ],
+    [/within 30s/, "no driver served the socket; a gateway gives up after 30 s"],
+  ];
+  return causes.find(([pattern]) => pattern.test(log))?.[1];
+}

@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** Loaded by `bun test` before all test files: ends the run after the last of them. */
+import { afterAll } from "bun:test";
+import { EXIT, endRun } from "../harness.ts";
+
+afterAll(async () => {
+  const left = await endRun();
+  if (left.length === 0) return;
+  console.error(`Left behind by this run, and removed:\n  ${left.join("\n  ")}`);
+  process.exitCode = EXIT.leftovers;
+});
