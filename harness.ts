@@ -45,7 +45,7 @@ import type { WatchSandboxRequest } from "./proto/v0.0/types/openshell/v1/WatchS
 /** The name under which the driver is configured: not one that a gateway build reserves for its own drivers. */
 export const DRIVER_NAME = "external-podman";
 
-const PLACES = ["gateway", "driver", "engine", "supervisor"] as const;
+export const PLACES = ["gateway", "driver", "engine", "supervisor"] as const;
 /** The four places that a real program or a fake can take. */
 export type Place = (typeof PLACES)[number];
 
@@ -226,7 +226,10 @@ export class Run {
     return settings.runDir || join(tmpdir(), `openshell-e2e-${userInfo().uid}`);
   }
 
-  /** @throws HarnessError when a socket's path in it would be too long for the kernel. */
+  /**
+   * A new run, of which nothing is on disk yet.
+   * @throws HarnessError when a socket's path in it would be too long for the kernel.
+   */
   static create(settings: Settings): Run {
     const id = randomBytes(4).toString("hex");
     const run = new Run(id, join(Run.root(settings), id));
@@ -237,9 +240,13 @@ export class Run {
           "  Set OPENSHELL_E2E_RUN_DIR to a shorter folder",
       );
     }
-    mkdirSync(run.folder, { recursive: true, mode: 0o700 });
-    chmodSync(run.folder, 0o700);
     return run;
+  }
+
+  /** Makes its folder, which only this user can enter. */
+  make(): this {
+    mkdirSync(this.folder, { recursive: true, mode: 0o700 });
+    return this;
   }
 
   static open(folder: string): Run {
@@ -287,18 +294,19 @@ export class Run {
 /** The processes of a run that still live: those that carry its mark, and those of its fake containers. */
 export function processesOf(run: Run): { pid: number; command: string }[] {
   const marks = [`${RUN_MARK}=${run.id}`, `OPENSHELL_FAKE_ROOT=${run.folder}/`];
-  return processEnvironments()
+  return processTable()
     .filter(({ pid, environment }) => pid !== process.pid && marks.some((mark) => environment.includes(mark)))
     .map(({ pid, command }) => ({ pid, command }));
 }
 
-function processEnvironments(): { pid: number; command: string; environment: string }[] {
+/** All processes of this user: command line (its beginning) and environment. */
+export function processTable(): { pid: number; command: string; environment: string }[] {
   if (process.platform !== "linux") {
     const table = Bun.spawnSync(["ps", "-axEww", "-o", "pid=,command="]).stdout.toString();
     return table.split("\n").flatMap((line) => {
       const match = /^\s*(\d+) (.*)$/.exec(line);
       return match
-        ? [{ pid: Number(match[1]), command: match[2]!.slice(0, 120), environment: match[2]! }]
+        ? [{ pid: Number(match[1]), command: match[2]!.slice(0, 200), environment: match[2]! }]
         : [];
     });
   }
@@ -308,7 +316,7 @@ function processEnvironments(): { pid: number; command: string; environment: str
       try {
         const environment = readFileSync(`/proc/${pid}/environ`, "utf8");
         const command = readFileSync(`/proc/${pid}/cmdline`, "utf8").replaceAll("\0", " ").trim();
-        return [{ pid: Number(pid), command: command.slice(0, 120), environment }];
+        return [{ pid: Number(pid), command: command.slice(0, 200), environment }];
       } catch {
         // Gone meanwhile, or another user's.
         return [];
@@ -380,7 +388,8 @@ export function findParts(settings: Settings): Parts {
   return parts;
 }
 
-const HOW_TO_NAME: Record<Place, string> = {
+/** How a user puts the real program in a place. */
+export const HOW_TO_NAME: Record<Place, string> = {
   gateway: "Set OPENSHELL_GATEWAY_BIN, or OPENSHELL_REPO to a built checkout",
   driver: "Set OPENSHELL_DRIVER_BIN, OPENSHELL_DRIVER_CMD, or OPENSHELL_REPO to a built checkout",
   engine: "Set OPENSHELL_PODMAN_SOCKET, or install podman and set OPENSHELL_SANDBOX_IMAGE",
@@ -512,16 +521,26 @@ export class Connection {
 
 /**
  * Starts a keeper in a session of its own, twice removed from this process, and connects to it. `bun test` ends the
- * children that it knows when a test times out; it does not know this one.
+ * children that it knows when a test times out; it does not know this one. The shell makes the folder, so that whoever is
+ * killed, there is either no folder or a keeper that will remove it.
  */
 export async function startKeeper(run: Run): Promise<Connection> {
   const log = join(run.folder, "keeper.log");
   const keep = [process.execPath, import.meta.path, "keep", run.folder];
-  const forker = Bun.spawn(["sh", "-c", '"$@" </dev/null >>"$0" 2>&1 & echo $!', log, ...keep], {
-    detached: true,
-    stdout: "pipe",
-    stderr: "inherit",
-  });
+  const forker = Bun.spawn(
+    [
+      "sh",
+      "-c",
+      'umask 077; mkdir -p "$0"; "$@" </dev/null >>"$0/keeper.log" 2>&1 & echo $!',
+      run.folder,
+      ...keep,
+    ],
+    {
+      detached: true,
+      stdout: "pipe",
+      stderr: "inherit",
+    },
+  );
   const pid = Number(await forker.stdout.text());
   return eventually(() => Connection.open(run), {
     what: `keeper (process ${pid}): open its control socket`,
@@ -1015,6 +1034,8 @@ export interface Given {
   parts: Parts;
   /** Starts a stack of the scenario's own. It is stopped at the scenario's end. */
   startStack: (spec?: StackSpec) => Promise<RunningStack>;
+  /** The stack of that spec which all scenarios share that ask for it; it runs until the run ends. */
+  sharedStack: (spec: StackSpec) => Promise<RunningStack>;
 }
 
 /** How a scenario differs from the usual one. */
@@ -1025,10 +1046,19 @@ export interface ScenarioOptions {
   deadlineMs?: number;
 }
 
-let shared: Promise<{ keeper: Connection; stack: RunningStack; parts: Parts; own: boolean }> | undefined;
+interface SharedRun {
+  keeper: Connection;
+  stack: RunningStack;
+  /** The other shared stacks, by their spec. */
+  others: Map<string, Promise<RunningStack>>;
+  parts: Parts;
+  own: boolean;
+}
+
+let shared: Promise<SharedRun> | undefined;
 
 /** The run's keeper and shared stack, started or attached to when the first scenario needs them. */
-export function sharedRun() {
+export function sharedRun(): Promise<SharedRun> {
   return (shared ??= (async () => {
     const { settings } = readSettings();
     const attached = await attach(settings);
@@ -1036,7 +1066,7 @@ export function sharedRun() {
     const { parts, stack } = await keeper.call("hello");
     if (!process.env.OPENSHELL_E2E_ANNOUNCED) console.log(describeParts(parts));
     const info = attached && stack ? stack : await keeper.call("startStack", {});
-    return { keeper, stack: new RunningStack(keeper, info), parts, own: !attached };
+    return { keeper, stack: new RunningStack(keeper, info), others: new Map(), parts, own: !attached };
   })());
 }
 
@@ -1045,7 +1075,9 @@ export async function endRun(): Promise<string[]> {
   if (!shared) return [];
   const run = await shared.catch(() => undefined);
   if (!run) return [];
-  run.stack.gateway.close();
+  for (const stack of await Promise.allSettled([run.stack, ...run.others.values()])) {
+    if (stack.status === "fulfilled") stack.value.gateway.close();
+  }
   const left = run.own ? await run.keeper.call("close") : [];
   run.keeper.close();
   return left;
@@ -1072,12 +1104,21 @@ export function scenario(
   const { skip, deadlineMs = 60_000 } = options;
   if (skip) return test.skip(`${title} (skipped: ${skip})`, () => {});
   test(title, async () => {
-    const { keeper, stack, parts: found } = await sharedRun();
+    const { keeper, stack, others, parts: found } = await sharedRun();
+    const start = async (spec: StackSpec) => new RunningStack(keeper, await keeper.call("startStack", spec));
     const own: RunningStack[] = [];
     const startStack = async (spec: StackSpec = {}) => {
-      const started = new RunningStack(keeper, await keeper.call("startStack", spec));
+      const started = await start(spec);
       own.push(started);
       return started;
+    };
+    const used = new Set([stack]);
+    const sharedStack = async (spec: StackSpec) => {
+      const key = JSON.stringify(spec);
+      if (!others.has(key)) others.set(key, start(spec));
+      const other = await others.get(key)!;
+      used.add(other);
+      return other;
     };
     const since = await stack.lastCall();
     let failure: Error | undefined;
@@ -1085,17 +1126,17 @@ export function scenario(
       await within(
         deadlineMs,
         "The scenario",
-        body({ stack, gateway: stack.gateway, parts: found, startStack }),
+        body({ stack, gateway: stack.gateway, parts: found, startStack, sharedStack }),
       );
     } catch (error) {
       failure = error instanceof Error ? error : new Error(String(error));
-      const suspect = own.at(-1);
+      const suspect = own.at(-1) ?? [...used].slice(1).at(-1);
       const evidence = await (suspect ?? stack).evidence(suspect ? 0 : since);
       failure.message = `${failure.message}\n\n${evidence}`;
     }
     const left = [];
     for (const each of own.toReversed()) left.push(...(await each.stop()));
-    left.push(...(await stack.cleanUp()));
+    for (const each of used) left.push(...(await each.cleanUp()));
     if (failure) throw failure;
     if (left.length > 0) throw new HarnessError(`Left behind:\n${indent(left.join("\n"), "  ")}`);
   });

@@ -6,7 +6,7 @@ import type { Command } from "../harness.ts";
 import { Keeper, serveControl } from "../keeper/keeper.ts";
 
 /** Nobody came: the process that started us died before it could connect. */
-const LONELY_MS = 15_000;
+const LONELY_MS = 4_000;
 
 export const command: Command = async (settings, [folder = ""]) => {
   const run = Run.open(folder);

@@ -8,7 +8,7 @@ import type { Command } from "../harness.ts";
 import { Keeper, serveControl } from "../keeper/keeper.ts";
 
 export const command: Command = async (settings) => {
-  const run = Run.create(settings);
+  const run = Run.create(settings).make();
   const ended = Promise.withResolvers<void>();
   for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, () => ended.resolve());
   const keeper = await Keeper.open(run, settings);

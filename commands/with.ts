@@ -19,7 +19,7 @@ export const command: Command = async (settings, argv) => {
     attached.close();
     return code;
   }
-  const run = Run.create(settings);
+  const run = Run.create(settings).make();
   const keeper = await Keeper.open(run, settings);
   let code: number = EXIT.error;
   let left: string[] = [];

@@ -97,6 +97,8 @@ export interface StackSpec {
   tableName?: string;
   /** The content of that table, when it is not the driver's `socket_path`. */
   table?: Record<string, string>;
+  /** Laid over `[openshell.gateway]`. */
+  gatewayTable?: Record<string, unknown>;
   /** Added to the gateway's command line; `{socket}` stands for the socket that the gateway is to dial. */
   gatewayArgs?: string[];
   /** Added to the gateway's environment, in the same way. */
@@ -337,6 +339,7 @@ export class Stack {
             gateway_id: `e2e-${this.setup.run.id}`,
             ttl_secs: 0,
           },
+          ...spec.gatewayTable,
         },
         drivers: { [spec.tableName ?? name]: spec.table ?? { socket_path: this.gatewaySocket } },
       },

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** `doctor`: what is here, what is missing, and the command or setting that gets it. Starts nothing. */
+import { existsSync, readFileSync } from "node:fs";
+import { connectable, EXIT, findCli, findParts, HarnessError, HOW_TO_NAME, PLACES, Run } from "../harness.ts";
+import type { Command, Settings } from "../harness.ts";
+import { Engine } from "../keeper/engine.ts";
+
+type Mark = "ok" | "fake" | "missing" | "note";
+
+export const command: Command = async (settings) => {
+  let missing = 0;
+  const say = (mark: Mark, what: string, advice = "") => {
+    if (mark === "missing") missing++;
+    console.log(`${mark.padEnd(8)}${what}${advice ? `\n        ${advice}` : ""}`);
+  };
+  say("ok", `bun ${Bun.version} on ${process.platform} ${process.arch}`);
+  say(Bun.which("tar") ? "ok" : "missing", "tar, to make images", Bun.which("tar") ? "" : install("tar"));
+  const socket = `${Run.root(settings)}/00000000/999/driver/driver.sock`;
+  const fits = socket.length < 100;
+  const shorter = "Set OPENSHELL_E2E_RUN_DIR to a shorter folder";
+  say(
+    fits ? "ok" : "missing",
+    `run folder ${Run.root(settings)}, longest socket path ${socket.length} bytes`,
+    fits ? "" : shorter,
+  );
+  reportPlaces(settings, say);
+  const cli = findCli(settings);
+  if (cli) say("ok", `openshell CLI ${cli}`);
+  else
+    say(
+      "note",
+      "no openshell CLI",
+      "Only upstream's own tests under `with` need it: OPENSHELL_BIN or OPENSHELL_REPO",
+    );
+  await reportPodman(settings, say);
+  reportCgroups(say);
+  await reportRuns(settings, say);
+  return missing > 0 ? EXIT.error : EXIT.ok;
+};
+
+type Say = (mark: Mark, what: string, advice?: string) => void;
+
+function reportPlaces(settings: Settings, say: Say): void {
+  try {
+    const parts = findParts(settings);
+    for (const place of PLACES) {
+      const { real, label, command } = parts[place];
+      if (real) say("ok", `${place}: ${label} (${command.join(" ")})`);
+      else say("fake", `${place}: the fake will be used`, `For the real one: ${HOW_TO_NAME[place]}`);
+    }
+  } catch (error) {
+    if (!(error instanceof HarnessError)) throw error;
+    say("missing", error.message);
+  }
+}
+
+async function reportPodman(settings: Settings, say: Say): Promise<void> {
+  const program = Bun.which("podman");
+  if (program) {
+    const asked = Bun.spawnSync([program, "--version"], { timeout: 10_000 });
+    const version = /\d+\.\d+\S*/.exec(asked.stdout.toString())?.[0] ?? "";
+    const old = Number(version.split(".")[0]) < 5;
+    const limit = "The real openshell-driver-podman needs 5.0 or later; the TypeScript driver works with 4.3";
+    say(old ? "note" : "ok", `podman ${version} (${program})`, old ? limit : "");
+  } else say("note", "no podman", install("podman"));
+  if (!settings.podmanSocket) return;
+  try {
+    const { version, rootless, cgroups } = await new Engine(settings.podmanSocket).info();
+    say(
+      "ok",
+      `Podman ${version} answers on ${settings.podmanSocket}, ${rootless ? "rootless" : "rootful"}, cgroup ${cgroups}`,
+    );
+    if (settings.sandboxImage)
+      await reportImage(new Engine(settings.podmanSocket), settings.sandboxImage, say);
+    if (settings.supervisorImage)
+      await reportImage(new Engine(settings.podmanSocket), settings.supervisorImage, say);
+  } catch (error) {
+    say("missing", (error as Error).message, "Start it: podman system service --time=0 unix://PATH");
+  }
+}
+
+async function reportImage(engine: Engine, image: string, say: Say): Promise<void> {
+  if (await engine.hasImage(image)) say("ok", `image ${image}`);
+  else say("note", `image ${image} is not on the engine`, `It will be pulled; or: podman pull ${image}`);
+}
+
+function reportCgroups(say: Say): void {
+  if (process.platform !== "linux") return;
+  if (existsSync("/sys/fs/cgroup/cgroup.controllers")) return say("ok", "cgroup v2");
+  const advice = "The real openshell-driver-podman needs v2: boot with systemd.unified_cgroup_hierarchy=1";
+  say("note", "cgroup v1 or hybrid", advice);
+}
+
+async function reportRuns(settings: Settings, say: Say): Promise<void> {
+  for (const run of Run.all(settings)) {
+    if (await connectable(run.controlSocket)) {
+      const kept = existsSync(`${run.folder}/up`);
+      say("ok", `run ${run.id} is alive${kept ? ", kept by `up`" : ""}`);
+    } else say("note", `run ${run.id} is dead and left ${run.folder}`, "bun harness.ts sweep");
+  }
+}
+
+/** The command that installs a package on this system. */
+function install(name: string): string {
+  if (process.platform === "darwin") return `brew install ${name}`;
+  const release = existsSync("/etc/os-release") ? readFileSync("/etc/os-release", "utf8") : "";
+  if (/\b(fedora|rhel|centos)\b/.test(release)) return `sudo dnf install ${name}`;
+  if (/\b(arch)\b/.test(release)) return `sudo pacman -S ${name}`;
+  return `sudo apt-get install ${name}`;
+}

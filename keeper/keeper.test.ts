@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** Nothing is left behind, whoever is killed, and whenever. */
+import { afterAll, describe, expect, test } from "bun:test";
+import { existsSync, mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { eventually, isAlive, processesOf, processTable, readSettings, Run } from "../harness.ts";
+import type { StackInfo } from "./stack.ts";
+
+const ROOT = join(import.meta.dir, "..");
+/** A folder for the runs of this file alone. */
+const runs = mkdtempSync(join(tmpdir(), "kt-"));
+afterAll(() => rmSync(runs, { recursive: true, force: true }));
+
+const environment = {
+  ...process.env,
+  OPENSHELL_E2E_RUN_DIR: runs,
+  OPENSHELL_E2E_REPORTS: join(runs, "reports"),
+};
+const { settings } = readSettings([], environment);
+
+/** What issue and README promise: gone within 5 s, plus what an orphaned run needs to be noticed by a loaded machine. */
+const GONE_MS = 5_000;
+
+type Held = StackInfo & { sandboxId: string };
+
+/** Starts a test process that holds a Ready sandbox, and waits until it does. */
+async function hold() {
+  const child = Bun.spawn([process.execPath, "test", "--timeout=600000", "./keeper/hold.fixture.ts"], {
+    cwd: ROOT,
+    env: environment,
+    stdout: "pipe",
+    stderr: "ignore",
+  });
+  let printed = "";
+  for await (const chunk of child.stdout as unknown as AsyncIterable<Uint8Array>) {
+    printed += Buffer.from(chunk).toString();
+    const held = /HOLDING (.*)\n/.exec(printed);
+    if (held) return { child, held: JSON.parse(held[1] as string) as Held };
+  }
+  throw new Error(`the fixture ended: ${printed}`);
+}
+
+/** Waits until no process and no folder of any run of this file is left. */
+async function nothingLeft(): Promise<void> {
+  await eventually(
+    () => {
+      const left = Run.all(settings).map(
+        (run) => `${run.folder}: ${processesOf(run).map(({ command }) => command)}`,
+      );
+      if (left.length > 0) throw new Error(left.join("\n"));
+    },
+    { what: "nothing left of the run", deadlineMs: GONE_MS },
+  );
+}
+
+/** Waits until those processes have ended. */
+function ended(pids: Record<string, number>): Promise<void> {
+  return eventually(() => expect(Object.entries(pids).filter(([, pid]) => isAlive(pid))).toEqual([]), {
+    what: "the run's processes have ended",
+    deadlineMs: GONE_MS,
+  });
+}
+
+/** The keeper of a run of this file, if one has been started by now. */
+function findKeeper(): number | undefined {
+  return processTable().find(
+    ({ command }) => /^\S*bun\S* .*harness\.ts keep /.test(command) && command.includes(runs),
+  )?.pid;
+}
+
+const kill = (pid: number) => process.kill(pid, "SIGKILL");
+
+describe("after a SIGKILL of", () => {
+  test("the test process, its stack is gone", async () => {
+    const { child, held } = await hold();
+    kill(child.pid);
+    await nothingLeft();
+    await ended(held.pids);
+  });
+
+  test("the keeper, its stack is gone", async () => {
+    const { child, held } = await hold();
+    kill(held.pids.keeper);
+    await nothingLeft();
+    await ended(held.pids);
+    kill(child.pid);
+  });
+
+  test("both, their stack is gone", async () => {
+    const { child, held } = await hold();
+    kill(held.pids.keeper);
+    kill(child.pid);
+    await nothingLeft();
+    await ended(held.pids);
+  });
+});
+
+/** How many; `OPENSHELL_E2E_KILLS=100 bun test keeper` for a soak. */
+const KILLS = Number(process.env.OPENSHELL_E2E_KILLS ?? 6);
+
+test.each(Array.from({ length: KILLS }, (_, index) => index + 1))(
+  "kill %d at a random moment leaves nothing",
+  async () => {
+    const delay = Math.random() * 1_500;
+    const child = Bun.spawn([process.execPath, "test", "--timeout=600000", "./keeper/hold.fixture.ts"], {
+      cwd: ROOT,
+      env: environment,
+      stdout: "ignore",
+      stderr: "ignore",
+    });
+    await Bun.sleep(delay);
+    const keeper = findKeeper();
+    const victims = [[child.pid], [keeper], [keeper, child.pid]][Math.floor(Math.random() * 3)] ?? [];
+    for (const pid of victims) if (pid) kill(pid);
+    if (victims[0] !== child.pid) child.kill("SIGKILL");
+    await nothingLeft();
+    expect(findKeeper()).toBeUndefined();
+  },
+  30_000,
+);
+
+test("a terminated test process leaves nothing", async () => {
+  const { child } = await hold();
+  child.kill("SIGTERM");
+  await nothingLeft();
+  expect(existsSync(runs)).toBe(true);
+});
