@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/**
+ * Runs a command in a sandbox: SSH through a relay to the supervisor's server, as user `sandbox` with no credentials,
+ * since whoever reaches that server has passed the gateway. Environment and working directory travel in the command.
+ */
+import type { Duplex } from "node:stream";
+import type { ClientChannel } from "ssh2";
+import type { ExecSandboxEvent } from "../../proto/v0.0/types/openshell/v1/ExecSandboxEvent.ts";
+import type { ExecSandboxInput__Output } from "../../proto/v0.0/types/openshell/v1/ExecSandboxInput.ts";
+import type { ExecSandboxRequest__Output } from "../../proto/v0.0/types/openshell/v1/ExecSandboxRequest.ts";
+import { denied, internal, invalid, unavailable } from "./failure.ts";
+
+const MAX_COMMAND = 256 * 1024;
+const KEEPALIVE = { keepaliveInterval: 15_000, keepaliveCountMax: 4 };
+const TIMED_OUT = 124;
+
+export interface Execution {
+  relay: Duplex;
+  request: ExecSandboxRequest__Output;
+  /** What follows the request of an interactive run; left out, input is the request's `stdin`. */
+  input?: AsyncIterable<ExecSandboxInput__Output>;
+  emit(event: ExecSandboxEvent): void;
+  /** Fires when the caller has left. */
+  signal: AbortSignal;
+}
+
+/**
+ * Runs the command, emits its output as it comes, then its exit.
+ * @throws Status when the connection fails, or ends before the command has an exit code
+ */
+export async function execute({ relay, request, input, emit, signal }: Execution): Promise<void> {
+  const command = commandLine(request);
+  const { Client } = await import("ssh2");
+  const client = new Client();
+  const close = () => {
+    client.end();
+    relay.destroy();
+  };
+  signal.addEventListener("abort", close);
+  const timeout = Promise.withResolvers<number>();
+  const seconds = request.timeout_seconds;
+  const timer = seconds ? setTimeout(() => timeout.resolve(TIMED_OUT), seconds * 1000) : undefined;
+  try {
+    const run = async () => {
+      const channel = await open(client, relay, command, request, input !== undefined);
+      if (input) void feed(channel, input, request.tty);
+      else channel.end(request.stdin);
+      return await finished(channel, client, emit);
+    };
+    const running = run();
+    running.catch(() => {}); // after a timeout nobody waits for it
+    emit({ exit: { exit_code: await Promise.race([running, timeout.promise]) } });
+  } finally {
+    clearTimeout(timer);
+    signal.removeEventListener("abort", close);
+    close();
+  }
+}
+
+/** Connects, logs in and starts the command. */
+function open(
+  client: import("ssh2").Client,
+  relay: Duplex,
+  command: string,
+  { tty, cols, rows }: ExecSandboxRequest__Output,
+  interactive: boolean,
+): Promise<ClientChannel> {
+  // Only an interactive run has a window; the other kind gets a terminal without a size.
+  const size = interactive ? { cols: cols || 80, rows: rows || 24 } : { cols: 0, rows: 0 };
+  return new Promise((resolve, reject) => {
+    client.once("ready", () => {
+      client.exec(
+        command,
+        tty ? { pty: { term: "xterm-256color", width: 0, height: 0, ...size } } : {},
+        (error, channel) => {
+          if (error) reject(internal(`failed to execute command over ssh: ${error.message}`));
+          else resolve(channel);
+        },
+      );
+    });
+    client.on("error", (error) => {
+      if (error.level === "client-authentication") reject(denied("ssh authentication rejected by sandbox"));
+      else reject(internal(`failed to establish ssh transport: ${error.message}`));
+    });
+    client.once("close", () => reject(internal("failed to establish ssh transport: Disconnected")));
+    client.connect({ sock: relay, username: "sandbox", ...KEEPALIVE });
+  });
+}
+
+/** Passes input on until the caller ends it. Closing the channel then is what the real gateway does too. */
+async function feed(
+  channel: ClientChannel,
+  input: AsyncIterable<ExecSandboxInput__Output>,
+  tty: boolean,
+): Promise<void> {
+  try {
+    for await (const { payload, stdin, resize } of input) {
+      if (payload === "stdin" && stdin && !channel.write(stdin)) await drained(channel);
+      if (payload === "resize" && resize && tty) channel.setWindow(resize.rows, resize.cols, 0, 0);
+    }
+  } catch {} // a caller who leaves is seen by the abort signal
+  channel.end();
+}
+
+const drained = (channel: ClientChannel) =>
+  new Promise<void>((resolve) => {
+    channel.once("drain", resolve);
+    channel.once("close", resolve);
+  });
+
+/** The exit code, once all output has been emitted. */
+function finished(
+  channel: ClientChannel,
+  client: import("ssh2").Client,
+  emit: Execution["emit"],
+): Promise<number> {
+  return new Promise((resolve, reject) => {
+    let exitCode: number | undefined;
+    const end = () => {
+      if (exitCode !== undefined) resolve(exitCode);
+      else reject(unavailable("exec relay closed before the command reported an exit status"));
+    };
+    channel.on("data", (data: Buffer) => emit({ stdout: { data } }));
+    channel.stderr.on("data", (data: Buffer) => emit({ stderr: { data } }));
+    channel.on("exit", (code: number | null) => (exitCode = code ?? undefined));
+    channel.once("close", end);
+    client.once("close", end);
+  });
+}
+
+/** `cd DIR && NAME=value command argument`, quoted for a shell. */
+function commandLine({ command, environment, workdir }: ExecSandboxRequest__Output): string {
+  const variables = Object.entries(environment).toSorted(([one], [other]) => (one < other ? -1 : 1));
+  const words = [...variables.map(([name, value]) => `${name}=${quote(value)}`), ...command.map(quote)];
+  const line = `${workdir && `cd ${quote(workdir)} && `}${words.join(" ")}`;
+  if (Buffer.byteLength(line) <= MAX_COMMAND) return line;
+  throw invalid(`command construction failed: assembled command string exceeds ${MAX_COMMAND} byte limit`);
+}
+
+const quote = (word: string) =>
+  /^[A-Za-z0-9./_-]+$/.test(word) ? word : `'${word.replaceAll("'", `'"'"'`)}'`;

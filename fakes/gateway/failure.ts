@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/**
+ * How the gateway fails: a status to a caller, a framed message and exit code 1 for what goes wrong at run time, and a
+ * usage message and exit code 2 for a command line that makes no sense. The texts and frames are those of the real
+ * program, so that whoever reads its output reads this one's too.
+ */
+import type { status } from "@grpc/grpc-js";
+import { constants } from "node:os";
+
+/** gRPC's codes that are used here; grpc-js's own enum would have to be loaded before a bad flag is reported. */
+const CODES = {
+  INVALID_ARGUMENT: 3,
+  NOT_FOUND: 5,
+  PERMISSION_DENIED: 7,
+  FAILED_PRECONDITION: 9,
+  INTERNAL: 13,
+  UNAVAILABLE: 14,
+  UNAUTHENTICATED: 16,
+} satisfies Partial<Record<keyof typeof status, number>>;
+
+/** An answer other than OK, to a gRPC caller. */
+export class Status extends Error {
+  constructor(
+    readonly code: status,
+    readonly details: string,
+  ) {
+    super(details);
+  }
+}
+
+export const invalid = (details: string) => new Status(CODES.INVALID_ARGUMENT, details);
+export const notFound = (details: string) => new Status(CODES.NOT_FOUND, details);
+export const precondition = (details: string) => new Status(CODES.FAILED_PRECONDITION, details);
+export const denied = (details: string) => new Status(CODES.PERMISSION_DENIED, details);
+export const unauthenticated = (details: string) => new Status(CODES.UNAUTHENTICATED, details);
+export const unavailable = (details: string) => new Status(CODES.UNAVAILABLE, details);
+export const internal = (details: string) => new Status(CODES.INTERNAL, details);
+
+/** The status in what a handler or a gRPC client threw; anything unforeseen becomes INTERNAL. */
+export function statusOf(error: unknown): Status {
+  if (error instanceof Status) return error;
+  const { code, details, message } = error as { code?: unknown; details?: string; message?: string };
+  return new Status(typeof code === "number" ? code : CODES.INTERNAL, details ?? message ?? String(error));
+}
+
+/** Ends the program with exit code 1. The kind is the prefix that the real program puts before its message. */
+export class Failure extends Error {
+  static config = (message: string) => new Failure(`configuration error: ${message}`);
+  static execution = (message: string) => new Failure(`execution error: ${message}`);
+  static transport = (message: string) => new Failure(`transport error: ${message}`);
+  static tls = (message: string) => new Failure(`TLS error: ${message}`);
+
+  /** What the real program can do and this one cannot: said plainly, never pretended. */
+  static notInThisFake = (what: string) =>
+    new Failure(`this fake gateway has no ${what}; use the real openshell-gateway`);
+}
+
+/** Ends the program with exit code 2. */
+export class UsageError extends Error {
+  constructor(message: string, hint = "") {
+    super(`error: ${message}\n${hint}\nFor more information, try '--help'.`);
+  }
+}
+
+/** A message as the real program frames it: 80 columns, one bullet, a bar before every further line. */
+export function frame(message: string): string {
+  const lines = message.split("\n").flatMap((line) => wrap(line, 76));
+  return `Error:   × ${lines.join("\n  │ ")}\n`;
+}
+
+function wrap(line: string, width: number): string[] {
+  const lines: string[] = [];
+  let current: string | undefined;
+  for (const word of line.split(" ")) {
+    if (current !== undefined && current.length + 1 + word.length <= width) {
+      current = `${current} ${word}`;
+      continue;
+    }
+    if (current !== undefined) lines.push(current.trimEnd());
+    for (current = word; current.length > width; current = current.slice(width))
+      lines.push(current.slice(0, width));
+  }
+  return [...lines, current ?? ""];
+}
+
+/** An operating system error in the words that the real program uses, such as "Connection refused (os error 111)". */
+export function osError(error: unknown): string {
+  const { code = "", message } = error as NodeJS.ErrnoException;
+  // grpc-js reports a failed bind only in the text of its message.
+  const name = code in OS_ERRORS ? code : (/\bE[A-Z]{3,}\b/.exec(message)?.[0] ?? "");
+  const text = OS_ERRORS[name];
+  return text ? `${text} (os error ${constants.errno[name as keyof typeof constants.errno]})` : message;
+}
+
+const OS_ERRORS: Record<string, string> = {
+  EACCES: "Permission denied",
+  EADDRINUSE: "Address already in use",
+  EADDRNOTAVAIL: "Cannot assign requested address",
+  ECONNREFUSED: "Connection refused",
+  EISDIR: "Is a directory",
+  ENOENT: "No such file or directory",
+  ENOTDIR: "Not a directory",
+};
