@@ -14,15 +14,7 @@
 import * as grpc from "@grpc/grpc-js";
 import { test } from "bun:test";
 import { randomBytes } from "node:crypto";
-import {
-  accessSync,
-  appendFileSync,
-  chmodSync,
-  constants,
-  existsSync,
-  mkdirSync,
-  readFileSync,
-} from "node:fs";
+import { accessSync, appendFileSync, constants, existsSync, mkdirSync, readFileSync } from "node:fs";
 import { readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { connect as connectSocket, type Socket } from "node:net";
 import { tmpdir, userInfo } from "node:os";
@@ -358,7 +350,7 @@ export function findParts(settings: Settings): Parts {
 
   const gateway = built(settings, "openshell-gateway", settings.gatewayBin);
   const driver = built(settings, "openshell-driver-podman", settings.driverBin);
-  const custom = settings.driverCmd.split(/\s+/).filter(Boolean);
+  const custom = words(settings.driverCmd);
   const podman = settings.podmanSocket || (settings.sandboxImage && (Bun.which("podman") ?? ""));
   const parts: Parts = {
     gateway: real("gateway", [gateway], "openshell-gateway") ?? fake("gateway"),
@@ -395,6 +387,10 @@ export const HOW_TO_NAME: Record<Place, string> = {
   engine: "Set OPENSHELL_PODMAN_SOCKET, or install podman and set OPENSHELL_SANDBOX_IMAGE",
   supervisor: "Set OPENSHELL_SUPERVISOR_IMAGE",
 };
+
+/** The words of a command line; quotes hold words together, nothing else is special. */
+const words = (line: string): string[] =>
+  (line.match(/(?:"[^"]*"|'[^']*'|[^\s"'])+/g) ?? []).map((word) => word.replace(/["']/g, ""));
 
 function built(settings: Settings, program: string, named: string): string {
   if (named || !settings.repo) return named;

@@ -39,6 +39,7 @@ export const command: Command = async (settings, args) => {
 
   const counts = readCounts(junit);
   const what = suites.join(" ") || "all";
+  if (!counts && code === EXIT.error) return code;
   if (!counts || counts.passed + counts.failed === 0) {
     console.error(`openshell-e2e: bun test ended with ${child.signalCode ?? code} and ran no test`);
     return code === EXIT.ok ? EXIT.error : code;

@@ -11,6 +11,8 @@ import type { StackInfo } from "../keeper/stack.ts";
 export const command: Command = async (settings, argv) => {
   if (argv.length === 0)
     throw new HarnessError("with: a command was expected, as in `bun harness.ts with -- env`");
+  const [program = ""] = argv;
+  if (!Bun.which(program)) throw new HarnessError(`with: ${program}: no such command`);
   const attached = await attach(settings);
   const { stack: kept, parts } = (await attached?.call("hello")) ?? {};
   if (attached && kept && parts) {
@@ -39,8 +41,6 @@ async function runCommand(argv: string[], settings: Settings, stack: StackInfo):
   const state = join(stack.folder, "command-home");
   mkdirSync(state, { recursive: true, mode: 0o700 });
   const cli = findCli(settings);
-  const [program = ""] = argv;
-  if (!Bun.which(program)) throw new HarnessError(`with: ${program}: no such command`);
   const child = Bun.spawn(argv, {
     env: {
       ...process.env,

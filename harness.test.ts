@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import { afterAll, describe, expect, test } from "bun:test";
+import { chmodSync, existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { eventually, findParts, HarnessError, readable, readSettings, Run } from "./harness.ts";
+
+describe("settings", () => {
+  test("a flag wins over the environment, and the environment over the default", () => {
+    const environment = { OPENSHELL_E2E_STOP_TIMEOUT: "7" };
+    expect(readSettings([], {}).settings.stopTimeout).toBe("1");
+    expect(readSettings([], environment).settings.stopTimeout).toBe("7");
+    expect(readSettings(["--stop-timeout", "9"], environment).settings.stopTimeout).toBe("9");
+  });
+
+  test.each([
+    ["an unknown flag", ["--sandbx-image", "x"], {}, "Unknown option '--sandbx-image'"],
+    [
+      "a program that is not there",
+      [],
+      { OPENSHELL_GATEWAY_BIN: "/no/such" },
+      "OPENSHELL_GATEWAY_BIN: no such file: /no/such",
+    ],
+    ["a folder for a program", ["--driver-bin", "/"], {}, "--driver-bin: not a file: /"],
+    ["a file that cannot be run", ["--driver-bin", import.meta.path], {}, "--driver-bin: not executable"],
+    [
+      "a socket that is a file",
+      [],
+      { OPENSHELL_PODMAN_SOCKET: import.meta.path },
+      "OPENSHELL_PODMAN_SOCKET: not a socket",
+    ],
+    [
+      "an unknown place",
+      [],
+      { OPENSHELL_E2E_REQUIRE: "gateway,drivers" },
+      "a list over gateway, driver, engine, supervisor",
+    ],
+    [
+      "a stop timeout that is no number",
+      ["--stop-timeout", "1s"],
+      {},
+      "a whole number of seconds was expected: 1s",
+    ],
+    ["a flag that is neither 0 nor 1", [], { OPENSHELL_E2E_ATTACH: "yes" }, "0 or 1 was expected: yes"],
+  ])("%s is refused by name", (_, flags, environment, message) => {
+    expect(() => readSettings(flags, environment)).toThrow(message);
+  });
+});
+
+describe("places", () => {
+  const partsFor = (environment: Record<string, string>) => findParts(readSettings([], environment).settings);
+
+  test("everything that is not named is faked", () => {
+    const parts = partsFor({});
+    expect(Object.values(parts).map(({ real }) => real)).toEqual([false, false, false, false]);
+  });
+
+  test("a place that is required and was not found is an error that says how to name it", () => {
+    expect(() => partsFor({ OPENSHELL_E2E_REQUIRE: "driver" })).toThrow(
+      "Set OPENSHELL_DRIVER_BIN, OPENSHELL_DRIVER_CMD",
+    );
+  });
+
+  test("a place cannot be both required and faked", () => {
+    const both = { OPENSHELL_E2E_REQUIRE: "engine", OPENSHELL_E2E_FAKE: "engine,gateway" };
+    expect(() => partsFor(both)).toThrow("both name engine");
+  });
+
+  test("a faked place stays fake though the real program is named", () => {
+    const parts = partsFor({ OPENSHELL_GATEWAY_BIN: process.execPath, OPENSHELL_E2E_FAKE: "gateway" });
+    expect(parts.gateway.real).toBe(false);
+  });
+
+  test("a driver's command line is split at spaces, and quotes hold words together", () => {
+    const parts = partsFor({ OPENSHELL_DRIVER_CMD: `my-driver --socket {socket} --title "two words" ''` });
+    expect(parts.driver.command).toEqual(["my-driver", "--socket", "{socket}", "--title", "two words", ""]);
+  });
+
+  test("the real supervisor needs a real engine", () => {
+    expect(() => partsFor({ OPENSHELL_SUPERVISOR_IMAGE: "x:1" })).toThrow(
+      "the real supervisor needs a real engine",
+    );
+  });
+});
+
+describe("eventually", () => {
+  test("returns what the attempt returns once it succeeds", async () => {
+    let attempts = 0;
+    const attempt = () => {
+      if (++attempts < 3) throw new Error("not yet");
+      return attempts;
+    };
+    expect(await eventually(attempt, { what: "count" })).toBe(3);
+  });
+
+  test("fails at the deadline with the last thing seen", async () => {
+    const attempt = () => {
+      throw new Error("seen so far: nothing");
+    };
+    const waiting = eventually(attempt, { what: "the moon", deadlineMs: 30 });
+    await expect(waiting).rejects.toThrow("the moon: not within 30 ms\n  last seen: seen so far: nothing");
+  });
+
+  test("fails at once when what is awaited can no longer happen", async () => {
+    const started = performance.now();
+    const attempt = () => {
+      throw new Error("no socket");
+    };
+    const waiting = eventually(attempt, {
+      what: "driver",
+      deadlineMs: 60_000,
+      failed: () => "it ended with exit code 3",
+    });
+    await expect(waiting).rejects.toThrow("driver: it ended with exit code 3");
+    expect(performance.now() - started).toBeLessThan(5_000);
+  });
+});
+
+test("what is shown to people has neither colour codes nor tokens", () => {
+  const token = ["eyJhbGciOiJFZERTQSJ9", "eyJzdWIiOiJ4In0", "c2lnbmF0dXJl"].join(".");
+  expect(readable(`\u001b[32mINFO\u001b[0m bearer ${token} sent`)).toBe("INFO bearer <token> sent");
+});
+
+test("a run folder whose sockets would have too long a path is refused before anything is made", () => {
+  const folder = join(tmpdir(), "x".repeat(80));
+  const { settings } = readSettings([], { OPENSHELL_E2E_RUN_DIR: folder });
+  expect(() => Run.create(settings)).toThrow(HarnessError);
+  expect(() => Run.create(settings)).toThrow(
+    /would be \d+ bytes, 100 is the most: .*Set OPENSHELL_E2E_RUN_DIR/s,
+  );
+  expect(existsSync(folder)).toBe(false);
+});
+
+describe("bad input to the command line", () => {
+  const folder = mkdtempSync(join(tmpdir(), "ht-"));
+  const runs = join(folder, "r");
+  const impostor = join(folder, "openshell-gateway");
+  writeFileSync(impostor, "#!/bin/sh\necho something else 1.0\n");
+  chmodSync(impostor, 0o755);
+
+  afterAll(() => rmSync(folder, { recursive: true }));
+
+  /** Runs the entry command, and checks what is true of every refusal: exit code 2, no stack trace, nothing left. */
+  async function refused(args: string[], environment: Record<string, string> = {}): Promise<string> {
+    const child = Bun.spawn([process.execPath, "harness.ts", ...args], {
+      cwd: import.meta.dir,
+      env: {
+        PATH: process.env.PATH,
+        HOME: process.env.HOME,
+        OPENSHELL_E2E_RUN_DIR: runs,
+        OPENSHELL_E2E_REPORTS: join(folder, "reports"),
+        OPENSHELL_E2E_ATTACH: "0",
+        ...environment,
+      },
+      stdout: "pipe",
+      stderr: "pipe",
+    });
+    const [stderr, code] = await Promise.all([child.stderr.text(), child.exited]);
+    expect(stderr).not.toMatch(/^\s+at /m);
+    expect(code).toBe(2);
+    expect(existsSync(runs) ? readdirSync(runs) : []).toEqual([]);
+    return stderr.trim();
+  }
+
+  test("an unknown verb", async () => {
+    expect(await refused(["tset"])).toBe("openshell-e2e: Unknown verb tset. See `bun harness.ts help`");
+  });
+
+  test("an unknown suite", async () => {
+    expect(await refused(["test", "external-docker"])).toBe(
+      "openshell-e2e: There is no suite external-docker in scenarios/",
+    );
+  });
+
+  test("a program that is another one than its setting promises", async () => {
+    const said = await refused(["with", "--", "true"], { OPENSHELL_GATEWAY_BIN: impostor });
+    expect(said).toBe(
+      `openshell-e2e: OPENSHELL_GATEWAY_BIN: ${impostor} is not openshell-gateway: \`--version\` printed "something else 1.0"`,
+    );
+  });
+
+  test("a driver that exits: its exit code, its last words, its command line", async () => {
+    const said = await refused(["with", "--", "true"], {
+      OPENSHELL_DRIVER_CMD: "sh -c 'echo no backend; exit 3'",
+    });
+    expect(said).toContain("driver: bind its socket: it ended with exit code 3");
+    expect(said).toContain("| no backend");
+    expect(said).toContain("command: sh -c echo no backend; exit 3");
+  });
+
+  test("an unknown placeholder: the known ones", async () => {
+    const said = await refused(["with", "--", "true"], { OPENSHELL_DRIVER_CMD: "my-driver {sockt}" });
+    expect(said).toContain(
+      "OPENSHELL_DRIVER_CMD: unknown placeholder {sockt}; known are {socket} {endpoint}",
+    );
+  });
+
+  test("a driver that is not there", async () => {
+    const said = await refused(["with", "--", "true"], { OPENSHELL_DRIVER_CMD: "no-such-driver {socket}" });
+    expect(said).toContain("driver: cannot be started");
+    expect(said).toContain("no-such-driver");
+  });
+
+  test("a command that is not there", async () => {
+    expect(await refused(["with", "--", "no-such-command"])).toContain(
+      "with: no-such-command: no such command",
+    );
+  });
+});
