@@ -1088,6 +1088,9 @@ export const parts: Parts = (() => {
   }
 })();
 
+/** Above every deadline of ours before and after a body: the first start may pull an image. Bun's own default is 5 s. */
+const BEFORE_AND_AFTER_MS = 720_000;
+
 /**
  * A requirement with its stable id, and its proof. Sandboxes and stacks that the body makes are removed when it ends;
  * anything that is left after that fails the scenario.
@@ -1099,7 +1102,7 @@ export function scenario(
 ): void {
   const { skip, deadlineMs = 60_000 } = options;
   if (skip) return test.skip(`${title} (skipped: ${skip})`, () => {});
-  test(title, async () => {
+  const run = async () => {
     const { keeper, stack, others, parts: found } = await sharedRun();
     const start = async (spec: StackSpec) => new RunningStack(keeper, await keeper.call("startStack", spec));
     const own: RunningStack[] = [];
@@ -1135,7 +1138,8 @@ export function scenario(
     for (const each of used) left.push(...(await each.cleanUp()));
     if (failure) throw failure;
     if (left.length > 0) throw new HarnessError(`Left behind:\n${indent(left.join("\n"), "  ")}`);
-  });
+  };
+  test(title, run, deadlineMs + BEFORE_AND_AFTER_MS);
 }
 
 // Command line
