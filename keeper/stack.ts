@@ -156,6 +156,7 @@ export class Stack {
   port = 0;
   healthPort = 0;
   #tls: StackInfo["tls"];
+  #starting: Promise<unknown> | undefined;
   readonly #sandboxIds = new Set<string>();
 
   constructor(
@@ -180,8 +181,17 @@ export class Stack {
       if (this.spec.tls) await this.#makeCertificates();
       this.#writeConfig();
       if (order === "gateway-first") this.#spawnGateway();
-      if (order !== "gateway-only") await this.#startDriverOnNetwork();
-      await this.startGateway();
+      const driver = order === "gateway-only" ? Promise.resolve() : this.#startDriverOnNetwork();
+      this.#starting = Promise.allSettled([driver]);
+      if (this.spec.tap !== false && order === "driver-first") {
+        // The tap lets nothing through before the driver is ready, so the gateway need not wait to be started.
+        this.tap = await this.#openTap(driver);
+        await Promise.all([driver, this.startGateway()]);
+      } else {
+        await driver;
+        if (this.spec.tap !== false) this.tap = await this.#openTap(driver);
+        await this.startGateway();
+      }
       return this.info;
     } catch (error) {
       await this.stop();
@@ -223,7 +233,7 @@ export class Stack {
     ]);
   }
 
-  /** Starts the driver and waits until it answers; the tap is opened once it does. */
+  /** Starts the driver and waits until it answers. */
   async startDriver(): Promise<void> {
     const { run, settings, parts, engine, sandboxImage, supervisorImage } = this.setup;
     const state = join(this.folder, "driver-home");
@@ -259,11 +269,15 @@ export class Stack {
       DRIVER_DEADLINE_MS,
     );
     await this.#askDriver(driver);
-    if (this.spec.tap !== false && !this.tap) {
-      this.tap = await Tap.open(this.gatewaySocket, this.driverSocket, (sandboxId) =>
-        this.remember(sandboxId),
-      );
-    }
+  }
+
+  #openTap(driverReady: Promise<unknown>): Promise<Tap> {
+    return Tap.open(
+      this.gatewaySocket,
+      this.driverSocket,
+      (sandboxId) => this.remember(sandboxId),
+      driverReady,
+    );
   }
 
   /** A driver that accepts and never answers would hang the gateway for ever, without a word. */

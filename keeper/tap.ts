@@ -77,13 +77,20 @@ export class Tap {
     readonly upstream: grpc.Client,
     readonly server: grpc.Server,
     readonly onCreate: (sandboxId: string) => void,
+    readonly driverReady: Promise<unknown>,
   ) {}
 
   /**
    * Listens on `socket` (mode 0600) and dials the driver's `upstream` socket.
    * @param onCreate told each sandbox id before its CreateSandbox is passed on, so that nothing made can be forgotten.
+   * @param driverReady calls are held until then, so that gateway and driver can be started side by side.
    */
-  static async open(socket: string, upstream: string, onCreate: (sandboxId: string) => void): Promise<Tap> {
+  static async open(
+    socket: string,
+    upstream: string,
+    onCreate: (sandboxId: string) => void,
+    driverReady: Promise<unknown>,
+  ): Promise<Tap> {
     const client = new grpc.Client(`unix:${upstream}`, grpc.credentials.createInsecure(), {
       ...UNLIMITED,
       // A driver that comes back on its path is found again at once: the gateway redials on every call, so must we.
@@ -91,7 +98,7 @@ export class Tap {
       "grpc.max_reconnect_backoff_ms": 50,
     });
     const server = new grpc.Server(UNLIMITED);
-    const tap = new Tap(socket, client, server, onCreate);
+    const tap = new Tap(socket, client, server, onCreate, driverReady);
     server.addService(...tap.#service());
     await new Promise<void>((resolve, reject) =>
       server.bindAsync(`unix:${socket}`, grpc.ServerCredentials.createInsecure(), (error) =>
@@ -216,6 +223,12 @@ export class Tap {
         resolve(true);
       }),
     );
+    // A driver that never became ready is a driver that is not there: the call goes on and finds that out.
+    const ready = this.driverReady.then(
+      () => false,
+      () => false,
+    );
+    if (await Promise.race([gone, ready])) return true;
     if (rule?.hang) return gone;
     if (rule?.delayMs) return Promise.race([gone, Bun.sleep(rule.delayMs).then(() => false)]);
     return false;
