@@ -22,6 +22,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import * as grpc from "@grpc/grpc-js";
 import type { Connection, PseudoTtyInfo, Server, ServerChannel, Session } from "ssh2";
 import { codeName, openshell, unary } from "../proto/contract.ts";
+import { raisedWindows } from "../proto/raised-windows.ts";
 import type { GatewayMessage__Output } from "../proto/v0.0/types/openshell/v1/GatewayMessage.ts";
 import type { OpenShellClient } from "../proto/v0.0/types/openshell/v1/OpenShell.ts";
 import type { PushSandboxLogsRequest } from "../proto/v0.0/types/openshell/v1/PushSandboxLogsRequest.ts";
@@ -263,7 +264,8 @@ class Gateway {
       ? grpc.credentials.createSsl(read(settings.tls.ca), read(settings.tls.key), read(settings.tls.cert))
       : grpc.credentials.createInsecure();
     this.#token = settings.token || read(settings.tokenFile).toString().trim();
-    this.client = new (openshell().OpenShell)(`${host}:${port || (secure ? 443 : 80)}`, credentials, options);
+    const address = `${host}:${port || (secure ? 443 : 80)}`;
+    this.client = new (openshell().OpenShell)(address, raisedWindows(credentials), options);
   }
 
   /** The credentials of one call. With `waitForReady` the call waits while the gateway cannot be reached. */
