@@ -437,6 +437,8 @@ export class Stack {
     await this.gateway?.stop(GATEWAY_GRACE_MS);
     await this.driver?.stop(DRIVER_GRACE_MS);
     this.tap?.close();
+    // With its driver ended, a start that is still under way ends too, and makes nothing more on the engine.
+    await this.#starting;
     const { engine } = this.setup;
     if (engine)
       await removeBelongings(engine, await belongings(engine, [this.network], [...this.#sandboxIds]));
