@@ -660,3 +660,193 @@ describe("SIGTERM", () => {
     expect(await stopSupervisor(supervisor)).toBe(0);
   });
 });
+
+// ------------------------------------------------------------------------------------------------ Scripted gateway
+
+type Session = grpc.ServerDuplexStream<SupervisorMessage__Output, GatewayMessage>;
+type Relay = grpc.ServerDuplexStream<RelayFrame__Output, RelayFrame>;
+
+/** A gateway that does what a test says, for what no public RPC reaches. */
+class ScriptedGateway {
+  readonly server = new grpc.Server();
+  readonly sessions: Session[] = [];
+  readonly received: SupervisorMessage__Output[] = [];
+  readonly relays: { call: Relay; channel: string; bytes: Buffer; ended: boolean }[] = [];
+  readonly authorizations = new Set<string>();
+  port = 0;
+
+  async start(credentials = grpc.ServerCredentials.createInsecure()): Promise<this> {
+    this.server.addService(openshell().OpenShell.service, {
+      ConnectSupervisor: (call: Session) => {
+        this.sessions.push(call);
+        this.authorizations.add(String(call.metadata.get("authorization")[0]));
+        call.on("data", (message: SupervisorMessage__Output) => this.received.push(message));
+        call.on("error", () => {});
+        call.write({ session_accepted: { session_id: "1", heartbeat_interval_secs: 1 } });
+      },
+      RelayStream: (call: Relay) => {
+        const relay = { call, channel: "", bytes: Buffer.alloc(0), ended: false };
+        this.relays.push(relay);
+        call.on("data", (frame: RelayFrame__Output) => {
+          if (frame.init) relay.channel = frame.init.channel_id;
+          if (frame.data) relay.bytes = Buffer.concat([relay.bytes, frame.data]);
+        });
+        call.on("end", () => (relay.ended = true));
+        call.on("error", () => {});
+      },
+    });
+    this.port = await new Promise<number>((resolve, reject) =>
+      this.server.bindAsync("127.0.0.1:0", credentials, (error, port) =>
+        error ? reject(error) : resolve(port),
+      ),
+    );
+    return this;
+  }
+
+  async session(index = 0): Promise<Session> {
+    return eventually(`session ${index}`, () => this.sessions[index]);
+  }
+
+  /** The answer to a relay_open. */
+  async openRelay(channel_id: string, host: string, port: number) {
+    (await this.session()).write({ relay_open: { channel_id, tcp: { host, port } } });
+    return eventually(`answer to relay ${channel_id}`, () =>
+      this.received
+        .map((message) => message.relay_open_result)
+        .find((result) => result?.channel_id === channel_id),
+    );
+  }
+}
+
+describe("with a scripted gateway", () => {
+  let gateway: ScriptedGateway;
+  let supervisor: Supervisor;
+
+  beforeAll(async () => {
+    gateway = await new ScriptedGateway().start();
+    const endpoint = `http://host.containers.internal:${gateway.port}`;
+    supervisor = startSupervisor({ id: "scripted", endpoint, token: "secret" });
+  });
+
+  afterAll(async () => {
+    await stopSupervisor(supervisor);
+    gateway.server.forceShutdown();
+  });
+
+  test("the session begins with a hello and the token, and heartbeats follow, 5 s apart at least", async () => {
+    await gateway.session();
+    expect([...gateway.authorizations]).toEqual(["Bearer secret"]);
+    const hello = await eventually("hello", () => gateway.received[0]?.hello);
+    expect(hello).toEqual({ sandbox_id: "scripted", instance_id: expect.stringMatching(/^[0-9a-f-]{36}$/) });
+    await eventually("a heartbeat", () => gateway.received.some(({ payload }) => payload === "heartbeat"));
+  });
+
+  test("a tcp relay carries bytes both ways until the target ends it", async () => {
+    const server = createServer((socket) => {
+      let received = 0;
+      socket.on("data", (data) => {
+        received += data.length;
+        if (received === 1_000_000) socket.end(Buffer.alloc(1_000_000, "x"));
+      });
+    }).listen(0, "127.0.0.1");
+    await new Promise((resolve) => server.once("listening", resolve));
+    const { port } = server.address() as AddressInfo;
+    expect(await gateway.openRelay("tcp-1", "localhost", port)).toMatchObject({ success: true, error: "" });
+    const relay = await eventually("the relay", () =>
+      gateway.relays.find(({ channel }) => channel === "tcp-1"),
+    );
+    for (let n = 0; n < 20; n++) relay.call.write({ data: Buffer.alloc(50_000) });
+    await eventually("the end of the relay", () => relay.ended);
+    expect(relay.bytes.equals(Buffer.alloc(1_000_000, "x"))).toBe(true);
+    server.close();
+  });
+
+  test("a tcp relay that the gateway ends closes its connection", async () => {
+    const closed = Promise.withResolvers<string>();
+    const server = createServer((socket) => {
+      let received = "";
+      socket.on("data", (data) => (received += String(data))).on("close", () => closed.resolve(received));
+    }).listen(0, "127.0.0.1");
+    await new Promise((resolve) => server.once("listening", resolve));
+    await gateway.openRelay("tcp-2", "127.0.0.1", (server.address() as AddressInfo).port);
+    const relay = await eventually("the relay", () =>
+      gateway.relays.find(({ channel }) => channel === "tcp-2"),
+    );
+    relay.call.write({ data: Buffer.from("last words") });
+    relay.call.end();
+    expect(await closed.promise).toBe("last words");
+    server.close();
+  });
+
+  test.each([
+    ["10.0.0.1", 80, "loopback"],
+    ["127.0.0.1.example", 80, "loopback"],
+    ["127.0.0.1", 0, "between 1 and 65535"],
+    ["127.0.0.1", 65_536, "between 1 and 65535"],
+    ["127.0.0.1", 1, "ECONNREFUSED"],
+  ])("a relay to %s port %d is refused", async (host, port, reason) => {
+    const result = await gateway.openRelay(`refused-${host}-${port}`, host, port);
+    expect(result.success).toBe(false);
+    expect(result.error).toContain(reason);
+  });
+
+  test("another session is opened after the gateway ends or rejects one, by the same instance", async () => {
+    (await gateway.session()).end();
+    (await gateway.session(1)).write({ session_rejected: { reason: "not now" } });
+    await gateway.session(2);
+    const hellos = await eventually("three hellos", () => {
+      const found = gateway.received.flatMap(({ hello }) => (hello ? [hello.instance_id] : []));
+      return found.length === 3 ? found : undefined;
+    });
+    expect(new Set(hellos).size).toBe(1);
+  });
+});
+
+test("the session runs over mTLS, by the name that the endpoint has in the sandbox", async () => {
+  const pki = join(folder, "pki");
+  const generate = Bun.spawnSync(
+    [...GATEWAY, "generate-certs", "--output-dir", pki, "--server-san", "host.containers.internal"],
+    { env: { PATH: process.env.PATH!, HOME: folder, XDG_CONFIG_HOME: folder, XDG_STATE_HOME: folder } },
+  );
+  expect(String(generate.stderr) + generate.exitCode).toEndWith("0");
+  const read = (path: string) => readFileSync(join(pki, path));
+  const pair = { private_key: read("server/tls.key"), cert_chain: read("server/tls.crt") };
+  const gateway = await new ScriptedGateway().start(
+    grpc.ServerCredentials.createSsl(read("ca.crt"), [pair], true),
+  );
+  const root = join(folder, "mtls");
+  mkdirSync(root);
+  for (const name of ["ca.crt", "client/tls.crt", "client/tls.key"]) {
+    writeFileSync(join(root, name.replace("/", "-")), read(name));
+  }
+  const supervisor = startSupervisor({
+    id: "mtls",
+    root,
+    endpoint: `https://host.containers.internal:${gateway.port}`,
+    token: "secret",
+    env: {
+      OPENSHELL_TLS_CA: "/ca.crt",
+      OPENSHELL_TLS_CERT: "/client-tls.crt",
+      OPENSHELL_TLS_KEY: "/client-tls.key",
+    },
+  });
+  await gateway.session();
+  expect(await stopSupervisor(supervisor)).toBe(0);
+  gateway.server.forceShutdown();
+});
+
+test.each([
+  [["--no-such-flag"], {}, "unexpected argument '--no-such-flag'"],
+  [["--workdir"], {}, "a value is required for '--workdir'"],
+  [[], {}, "OPENSHELL_SANDBOX_ID is not set"],
+  [[], { OPENSHELL_SANDBOX_ID: "x", OPENSHELL_ENDPOINT: "host:1" }, "OPENSHELL_ENDPOINT must be"],
+  [[], { OPENSHELL_MAIN_PROCESS_SPEC: '{"version":2,"command":["a"]}' }, "has version 2, expected 1"],
+])("a mistake in the settings is one line and exit code 2: %p %p", (args, env, message) => {
+  const { exitCode, stderr } = Bun.spawnSync([...SUPERVISOR, ...args], {
+    env: { PATH: process.env.PATH!, ...env },
+  });
+  expect(String(stderr)).toStartWith("openshell-sandbox: ");
+  expect(String(stderr).trimEnd().split("\n")).toHaveLength(1);
+  expect(String(stderr)).toContain(message);
+  expect(exitCode).toBe(2);
+});

@@ -14,7 +14,7 @@
 import { dlopen } from "bun:ffi";
 import { spawn } from "node:child_process";
 import { chownSync, existsSync, mkdirSync, readdirSync, readFileSync } from "node:fs";
-import { connect, isIP } from "node:net";
+import { connect, isIP, type Socket } from "node:net";
 import { constants } from "node:os";
 import { join } from "node:path";
 import { Duplex, type Readable, type Writable } from "node:stream";
@@ -740,10 +740,10 @@ function rootedCommand(settings: Settings, line: string): string {
 
 type RelayCall = grpc.ClientDuplexStream<RelayFrame, RelayFrame__Output>;
 
-/** The bytes of a RelayStream as a Node stream, with back-pressure both ways. */
-function relayStream(call: RelayCall, allowHalfOpen: boolean): Duplex {
+/** The bytes of a RelayStream as a Node stream, with back-pressure both ways. It is over when the gateway ends it. */
+function relayStream(call: RelayCall): Duplex {
   const stream = new Duplex({
-    allowHalfOpen,
+    allowHalfOpen: false,
     read: () => void call.resume(),
     write: (data: Buffer, _encoding, done) => void call.write({ data }, () => done()),
     final(done) {
@@ -775,10 +775,11 @@ function dialLoopback({ host, port }: Pick<TcpRelayTarget__Output, "host" | "por
   });
 }
 
-/** Joins two streams: each one's end ends the other's writing side, an error of one ends both. */
-function bridge(one: Duplex, other: Duplex): void {
-  one.on("error", () => other.destroy()).pipe(other);
-  other.on("error", () => one.destroy()).pipe(one);
+/** Joins a relay with its target until either is over; what the target sent before its end still arrives. */
+function bridge(relay: Duplex, target: Duplex): void {
+  relay.on("close", () => target.destroy()).on("error", () => {});
+  target.on("error", () => relay.destroy());
+  relay.pipe(target).pipe(relay);
 }
 
 async function openRelay(
@@ -791,18 +792,15 @@ async function openRelay(
   const { channel_id } = open;
   const answer = (success: boolean, error = "") =>
     session.write({ relay_open_result: { channel_id, success, error } });
-  const start = (allowHalfOpen: boolean) => {
+  try {
+    const target = open.target === "tcp" ? await dialLoopback(open.tcp!) : undefined;
     answer(true);
     const call = gateway.client.relayStream(gateway.metadata());
     call.write({ init: { channel_id } });
-    return relayStream(call, allowHalfOpen).on("error", (error) =>
-      log.write("debug", `relay: ${error.message}`),
-    );
-  };
-  if (open.target !== "tcp") return server.injectSocket(start(false) as never);
-  try {
-    const target = await dialLoopback(open.tcp!);
-    bridge(start(true), target);
+    const relay = relayStream(call);
+    relay.on("error", (error) => log.write("debug", `relay: ${error.message}`));
+    if (target) bridge(relay, target);
+    else server.injectSocket(relay as Socket);
   } catch (error) {
     log.write("warn", `relay refused: ${describe(error)}`);
     answer(false, describe(error));
