@@ -147,11 +147,11 @@ export const indent = (text: string, margin: string): string => text.replace(/^/
 /** A log line without its tracing spans, cut to what fits on a screen. */
 const clip = (line: string): string => line.replace(/[\w.]+\{[^}]*\}:?\s*/g, "").slice(0, 240);
 
-/** The last lines of a log file, readable. */
+/** The last lines of a log file, readable. A gateway wraps its last words at 80 columns; here they are one line. */
 export function tailOf(log: string, lines: number): string {
   if (!existsSync(log)) return "";
-  const text = readFileSync(log, "utf8").trimEnd();
-  return text.split("\n").slice(-lines).map(readable).map(clip).join("\n");
+  const text = readable(readFileSync(log, "utf8")).replace(/\n\s+│ (?=\S)/g, " ");
+  return text.trimEnd().split("\n").slice(-lines).map(clip).join("\n");
 }
 
 /** How `eventually` waits. Times are in milliseconds. */
