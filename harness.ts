@@ -24,7 +24,7 @@ import { parseArgs, stripVTControlCharacters } from "node:util";
 import type { Keeper, Method } from "./keeper/keeper.ts";
 import type { StackInfo, StackSpec } from "./keeper/stack.ts";
 import type { Call, Rule } from "./keeper/tap.ts";
-import { openshell, streaming, unary } from "./proto/contract.ts";
+import { codeName, openshell, streaming, unary } from "./proto/contract.ts";
 import type { ExecSandboxEvent__Output } from "./proto/v0.0/types/openshell/v1/ExecSandboxEvent.ts";
 import type { OpenShellClient } from "./proto/v0.0/types/openshell/v1/OpenShell.ts";
 import type { Sandbox__Output } from "./proto/v0.0/types/openshell/v1/Sandbox.ts";
@@ -885,6 +885,20 @@ const phaseOf = (sandbox: Sandbox__Output): string =>
 
 function notFound(error: grpc.ServiceError): undefined {
   if (error.code !== grpc.status.NOT_FOUND) throw error;
+}
+
+/**
+ * The status with which a call is refused: its code's name and its message. (Not `expect(call).rejects`: Bun blocks the
+ * event loop while that waits, and the answer may never be read.)
+ * @throws HarnessError when the call succeeds, and the error itself when it is no status.
+ */
+export async function refusal(call: Promise<unknown>): Promise<{ code: string; message: string }> {
+  const error = await call.then(
+    () => new HarnessError("The call was to be refused, and succeeded"),
+    (reason: grpc.ServiceError) => reason,
+  );
+  if (!("details" in error)) throw error;
+  return { code: codeName(error.code), message: error.details };
 }
 
 /** A running interactive command. */

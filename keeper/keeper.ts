@@ -10,8 +10,17 @@ import { mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:f
 import { createServer } from "node:net";
 import { join, resolve } from "node:path";
 import { createInterface } from "node:readline";
-import { checkParts, findParts, HarnessError, processesOf, RUN_MARK, readable } from "../harness.ts";
+import {
+  checkParts,
+  findParts,
+  HarnessError,
+  openClient,
+  processesOf,
+  RUN_MARK,
+  readable,
+} from "../harness.ts";
 import type { Parts, Run, Settings } from "../harness.ts";
+import { unary } from "../proto/contract.ts";
 import { describeBelonging, Engine, removeBelongings } from "./engine.ts";
 import { Child, cleanEnvironment } from "./process.ts";
 import { type Setup, Stack, type StackInfo, type StackSpec } from "./stack.ts";
@@ -221,6 +230,27 @@ export class Keeper {
     this.#stack(id).remember(sandboxId);
   }
 
+  /** Deletes those of the sandboxes that the gateway still has: whoever made them is gone. */
+  async discard(id: number, sandboxIds: Set<string>): Promise<void> {
+    const stack = this.#stacks.get(id);
+    if (!stack?.gateway?.alive || sandboxIds.size === 0) return;
+    const client = openClient(stack.info);
+    const deadlineMs = 10_000;
+    const { sandboxes } = await unary(
+      client,
+      client.ListSandboxes,
+      { all_workspaces: true, limit: 1000 },
+      { deadlineMs },
+    );
+    const orphans = sandboxes.flatMap(({ metadata }) =>
+      metadata && sandboxIds.has(metadata.id) ? [metadata] : [],
+    );
+    const remove = ({ name, workspace }: { name: string; workspace: string }) =>
+      unary(client, client.DeleteSandbox, { name, workspace }, { deadlineMs });
+    await Promise.allSettled(orphans.map(remove));
+    client.close();
+  }
+
   /** What sandboxes of a stack have left on the engine, a line each; removed when `remove` says so. */
   async leftovers(id: number, remove: boolean): Promise<string[]> {
     const left = await this.#stack(id).leftovers();
@@ -347,8 +377,8 @@ const API = [
 export type Method = (typeof API)[number];
 
 /**
- * Serves a run's control socket. A connection owns the stacks that it started: they are stopped when it closes,
- * however it closes.
+ * Serves a run's control socket. A connection owns the stacks that it started and the sandboxes that it made:
+ * they are removed when it closes, however it closes.
  * @param opening the keeper, which may still be starting; its failure is what every caller then gets.
  * @param onConnection told of each connection, and `onIdle` when the last one has closed.
  */
@@ -362,6 +392,7 @@ export async function serveControl(
     open++;
     onConnection?.();
     const stacks = new Set<number>();
+    const sandboxes = new Map<number, Set<string>>();
     const answer = async (line: string): Promise<void> => {
       const { id, method, args } = JSON.parse(line) as { id: number; method: Method; args: never[] };
       const reply = (answer: object) =>
@@ -371,6 +402,10 @@ export async function serveControl(
         const keeper = await opening;
         const result: unknown = await (keeper[method] as (...args: never[]) => unknown).apply(keeper, args);
         if (method === "startStack") stacks.add((result as StackInfo).id);
+        if (method === "remember") {
+          const [stack, sandboxId] = args as unknown as Parameters<Keeper["remember"]>;
+          sandboxes.set(stack, (sandboxes.get(stack) ?? new Set()).add(sandboxId));
+        }
         if (method === "stopStack") stacks.delete(Number(args[0]));
         // The caller went away while its stack was being started.
         if (method === "startStack" && socket.destroyed) await keeper.stopStack((result as StackInfo).id);
@@ -384,6 +419,8 @@ export async function serveControl(
     socket.on("close", async () => {
       const keeper = await opening.catch(() => undefined);
       await Promise.allSettled([...stacks].map((id) => keeper?.stopStack(id)));
+      // On a stack that is kept for others, too, nothing of this caller may stay.
+      await Promise.allSettled([...sandboxes].map(([id, made]) => keeper?.discard(id, made)));
       if (--open === 0) onIdle?.();
     });
   });
