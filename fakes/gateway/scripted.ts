@@ -43,7 +43,8 @@ export async function eventually<Seen>(
   for (const deadline = Date.now() + ms; ; await Bun.sleep(10)) {
     const seen = await look();
     if (seen !== undefined) return seen;
-    if (Date.now() > deadline) throw new Error(`Expected ${what} within ${ms} ms, last seen: ${Bun.inspect(lastSeen())}`);
+    if (Date.now() > deadline)
+      throw new Error(`Expected ${what} within ${ms} ms, last seen: ${Bun.inspect(lastSeen())}`);
   }
 }
 
@@ -64,7 +65,10 @@ type Method = Exclude<keyof ComputeDriverHandlers & string, "WatchSandboxes">;
 type Answer = (request: never) => object | Promise<object>;
 
 /** An error answer: `driver.answers.StopSandbox = fails(grpc.status.INTERNAL, "no")`. */
-export const fails = (code: grpc.status, details: string): Answer => () => Promise.reject({ code, details });
+export const fails =
+  (code: grpc.status, details: string): Answer =>
+  () =>
+    Promise.reject({ code, details });
 
 /** Never answers. */
 export const hangs: Answer = () => new Promise(() => {});
@@ -106,10 +110,9 @@ export class ScriptedDriver {
       },
     };
     for (const method of METHODS) {
-      handlers[method] = ((call, callback) => void driver.#serve(method, call.request, callback)) as grpc.handleUnaryCall<
-        never,
-        object
-      >;
+      const serve: grpc.handleUnaryCall<never, object> = (call, callback) =>
+        void driver.#serve(method, call.request, callback);
+      handlers[method] = serve as grpc.UntypedHandleCall;
     }
     driver.#server.addService(computeDriver().ComputeDriver.service, handlers);
     await new Promise<void>((resolve, reject) =>
@@ -131,7 +134,9 @@ export class ScriptedDriver {
 
   /** A driver that does as it is told. */
   #usual(method: Method): Answer {
-    const usual: Partial<Record<Method, (request: { sandbox: DriverSandbox__Output; sandbox_id: string }) => object>> = {
+    const usual: Partial<
+      Record<Method, (request: { sandbox: DriverSandbox__Output; sandbox_id: string }) => object>
+    > = {
       GetCapabilities: () => ({
         driver_name: "scripted",
         driver_version: "1.2.3",
@@ -142,7 +147,9 @@ export class ScriptedDriver {
         this.created.set(sandbox.id, sandbox);
         return {};
       },
-      GetSandbox: ({ sandbox_id }) => ({ sandbox: this.snapshot(sandbox_id, { conditions: [ready("True")] }) }),
+      GetSandbox: ({ sandbox_id }) => ({
+        sandbox: this.snapshot(sandbox_id, { conditions: [ready("True")] }),
+      }),
       DeleteSandbox: ({ sandbox_id }) => {
         this.send({ deleted: { sandbox_id } });
         return { deleted: true };
@@ -188,7 +195,7 @@ export const ready = (status: string, reason = "", message = ""): DriverConditio
 export class ScriptedSupervisor {
   readonly messages: GatewayMessage__Output[] = [];
   /** Commands as they came over SSH, with the terminal size if there was a terminal. */
-  readonly commands: { command: string; sizes: string[] }[] = [];
+  readonly commands: { command: string; sizes: string[]; closed: boolean }[] = [];
   ended: grpc.StatusObject | undefined;
   /** How a relay is answered: served, refused, or not at all. */
   relays: "served" | "refused" | "ignored" = "served";
@@ -217,9 +224,13 @@ export class ScriptedSupervisor {
   }
 
   accepted = () =>
-    eventually(`a session for ${this.id}`, () => this.messages.find(({ payload }) => payload === "session_accepted"), {
-      lastSeen: () => this.ended,
-    });
+    eventually(
+      `a session for ${this.id}`,
+      () => this.messages.find(({ payload }) => payload === "session_accepted"),
+      {
+        lastSeen: () => this.ended,
+      },
+    );
 
   close(): void {
     this.#call.end();
@@ -228,7 +239,9 @@ export class ScriptedSupervisor {
   #openRelay(channelId: string): void {
     if (this.relays === "ignored") return;
     const success = this.relays === "served";
-    this.#call.write({ relay_open_result: { channel_id: channelId, success, error: success ? "" : "no SSH here" } });
+    this.#call.write({
+      relay_open_result: { channel_id: channelId, success, error: success ? "" : "no SSH here" },
+    });
     if (!success) return;
     const call = this.client.RelayStream(this.metadata());
     call.write({ init: { channel_id: channelId } });
@@ -267,21 +280,32 @@ export class ScriptedSupervisor {
         accepted?.();
       });
       session.on("exec", (accepted, _reject, { command }) => {
-        this.commands.push({ command, sizes });
-        void run(command, accepted());
+        const record = { command, sizes, closed: false };
+        this.commands.push(record);
+        const channel = accepted();
+        channel.on("close", () => (record.closed = true));
+        void run(command, channel);
       });
     });
   }
 }
 
 async function run(command: string, channel: ServerChannel): Promise<void> {
-  const child = Bun.spawn(["sh", "-c", command], { stdin: "pipe", stdout: "pipe", stderr: "pipe" });
+  const child = Bun.spawn(["sh", "-c", command], {
+    stdin: "pipe",
+    stdout: "pipe",
+    stderr: "pipe",
+    detached: true,
+  });
   channel.on("data", (data: Buffer) => {
     child.stdin.write(data);
     void child.stdin.flush();
   });
   channel.on("end", () => void child.stdin.end());
-  channel.on("close", () => child.kill());
+  channel.on("close", () => {
+    // The whole group: a shell that dies leaves its children.
+    if (child.exitCode === null) process.kill(-child.pid, "SIGKILL");
+  });
   const copy = async (from: ReadableStream<Uint8Array>, to: { write(data: Uint8Array): unknown }) => {
     for await (const data of from) to.write(data);
   };
@@ -292,7 +316,9 @@ async function run(command: string, channel: ServerChannel): Promise<void> {
 
 let key: string | undefined;
 const hostKey = () =>
-  (key ??= generateKeyPairSync("rsa", { modulusLength: 2048 }).privateKey.export({ type: "pkcs1", format: "pem" }).toString());
+  (key ??= generateKeyPairSync("rsa", { modulusLength: 2048 })
+    .privateKey.export({ type: "pkcs1", format: "pem" })
+    .toString());
 
 // Gateway
 
@@ -338,7 +364,9 @@ export class Lab {
   }
 
   /** Writes a configuration and returns the arguments that name it. */
-  async configure(options: GatewayOptions = {}): Promise<{ args: string[]; port: number; healthPort: number }> {
+  async configure(
+    options: GatewayOptions = {},
+  ): Promise<{ args: string[]; port: number; healthPort: number }> {
     const [port, healthPort] = [options.port ?? (await freePort()), await freePort()];
     const driver = options.driver ?? "external-test";
     const socket = { socket_path: options.socketPath ?? this.socketPath };
@@ -383,7 +411,10 @@ export class Lab {
     return gateway;
   }
 
-  async listen(answers: Partial<Record<Method, Answer>> = {}, path = this.socketPath): Promise<ScriptedDriver> {
+  async listen(
+    answers: Partial<Record<Method, Answer>> = {},
+    path = this.socketPath,
+  ): Promise<ScriptedDriver> {
     const driver = await ScriptedDriver.listen(path, answers);
     this.onClose(() => driver.close());
     return driver;
@@ -403,7 +434,13 @@ export class Lab {
   #spawn(args: string[], env: Record<string, string> = {}) {
     const { folder } = this;
     return Bun.spawn([...COMMAND, ...args], {
-      env: { PATH: process.env.PATH ?? "", HOME: folder, XDG_CONFIG_HOME: folder, XDG_STATE_HOME: folder, ...env },
+      env: {
+        PATH: process.env.PATH ?? "",
+        HOME: folder,
+        XDG_CONFIG_HOME: folder,
+        XDG_STATE_HOME: folder,
+        ...env,
+      },
       cwd: folder,
       stdin: "ignore",
       stdout: "pipe",
@@ -466,7 +503,8 @@ export class Gateway {
     await eventually(
       "Health to be answered",
       async () => {
-        if (this.child.exitCode !== null) throw new Error(`gateway exited ${this.child.exitCode}: ${this.log()}`);
+        if (this.child.exitCode !== null)
+          throw new Error(`gateway exited ${this.child.exitCode}: ${this.log()}`);
         try {
           return await unary(this.client, this.client.Health, {}, { deadlineMs: 1_000 });
         } catch (error) {
@@ -494,5 +532,6 @@ export class Gateway {
     await this.child.exited;
   }
 
-  unary: typeof unary = (client, method, request, options = DEADLINE) => unary(client, method, request, options);
+  unary: typeof unary = (client, method, request, options = DEADLINE) =>
+    unary(client, method, request, options);
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** A gateway's life with good settings: connect to the driver, open the listeners, serve until a signal, clean up. */
-import type * as grpc from "@grpc/grpc-js";
+import * as grpc from "@grpc/grpc-js";
 import { apiServer } from "./api.ts";
 import { Authenticator } from "./auth.ts";
 import { Compute } from "./compute.ts";
@@ -24,6 +24,8 @@ export async function serve(
   settings: Settings,
   { version, dialSeconds }: { version: string; dialSeconds: number },
 ) {
+  // What it would print is reported in the gateway's own words.
+  grpc.setLogVerbosity(grpc.logVerbosity.NONE);
   const output = new Log(settings.logLevel);
   const log = output.for("openshell_server");
   describe(settings, output.for("openshell_server::cli"));
