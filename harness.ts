@@ -880,7 +880,8 @@ export class Sandbox {
   }
 }
 
-const phaseOf = (sandbox: Sandbox__Output): string =>
+/** The phase of a sandbox without its prefix: "READY". */
+export const phaseOf = (sandbox: Sandbox__Output): string =>
   String(sandbox.status?.phase ?? "").replace("SANDBOX_PHASE_", "");
 
 function notFound(error: grpc.ServiceError): undefined {
