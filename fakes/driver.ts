@@ -23,10 +23,11 @@ import {
   openSync,
   readdirSync,
   readSync,
+  renameSync,
   unlinkSync,
 } from "node:fs";
 import { isIP } from "node:net";
-import { dirname, resolve } from "node:path";
+import { dirname, join, resolve } from "node:path";
 import type { ServerUnaryCall, ServerWritableStream, ServiceError, sendUnaryData } from "@grpc/grpc-js";
 import type { ComputeDriverHandlers } from "../proto/v0.0/types/openshell/compute/v1/ComputeDriver.ts";
 import type { DriverCondition } from "../proto/v0.0/types/openshell/compute/v1/DriverCondition.ts";
@@ -1958,6 +1959,12 @@ function prepareSocket(path: string): void {
   unlinkSync(path);
 }
 
+/** Tells a file from another one that took its place, which may have its inode number. */
+function identityOf(path: string): string | null {
+  const file = lstatSync(path, { throwIfNoEntry: false });
+  return file ? `${file.ino} ${file.birthtimeMs}` : null;
+}
+
 async function connect(settings: Settings): Promise<Engine> {
   const engine = new Engine(settings.podmanSocket ?? (await detectPodman()));
   const [retries, pauseMs] = [5, 2_000];
@@ -2040,16 +2047,18 @@ async function main(): Promise<void> {
 
   const socket = settings.bindSocket && resolve(settings.bindSocket);
   if (socket) prepareSocket(socket);
+  // Bound under another name and renamed once it listens: whoever sees the socket can connect to it.
+  const bound = socket && join(dirname(socket), `.${process.pid}`);
   const before = process.umask(0o177);
-  const address = socket ? `unix:${socket}` : settings.bindAddress;
+  const address = bound ? `unix:${bound}` : settings.bindAddress;
   await new Promise<void>((ready, fail) => {
     server.bindAsync(address, ServerCredentials.createInsecure(), (error) =>
-      error ? fail(new StartError(`bind driver socket ${address}: ${error.message}`)) : ready(),
+      error ? fail(new StartError(`bind driver socket ${socket ?? address}: ${error.message}`)) : ready(),
     );
   });
   process.umask(before);
-  if (socket) chmodSync(socket, 0o600);
-  const inode = socket ? lstatSync(socket).ino : 0;
+  if (bound) renameSync(bound, socket);
+  const ours = socket && identityOf(socket);
   log("info", "Starting Podman compute driver", socket ? { socket } : { address });
 
   const end = async (): Promise<void> => {
@@ -2065,7 +2074,7 @@ async function main(): Promise<void> {
     await Promise.race([closed, Bun.sleep(200)]);
     server.forceShutdown();
     // Another driver may have taken the path over; then it is not ours to remove.
-    if (socket && lstatSync(socket, { throwIfNoEntry: false })?.ino === inode) unlinkSync(socket);
+    if (socket && identityOf(socket) === ours) unlinkSync(socket);
     process.exit(0);
   };
   process.on("SIGTERM", () => void end());

@@ -2382,10 +2382,12 @@ async function main(): Promise<void> {
   if (lstatSync(settings.socket, { throwIfNoEntry: false })?.isSocket()) unlinkSync(settings.socket);
   // A stop or an event stream may be silent for longer than Bun's 10 s; the types know this only for TCP.
   const patient: object = { idleTimeout: 0 };
+  // Renamed once it listens: whoever sees the socket can connect to it.
+  const bound = join(dirname(settings.socket), `.${process.pid}`);
   let busy = 0;
   let lastRequest = Date.now();
   const server = Bun.serve({
-    unix: settings.socket,
+    unix: bound,
     ...patient,
     maxRequestBodySize: 16 * 2 ** 30,
     async fetch(request) {
@@ -2403,6 +2405,7 @@ async function main(): Promise<void> {
       }
     },
   });
+  renameSync(bound, settings.socket);
   const end = (): void => {
     void server.stop(true);
     rmSync(settings.socket, { force: true });
