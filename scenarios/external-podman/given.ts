@@ -2,7 +2,8 @@
 
 /** What scenarios of several files share. */
 import { readdirSync, readFileSync, readlinkSync } from "node:fs";
-import { HarnessError, parts } from "../../harness.ts";
+import { HarnessError, parts, type RunningStack } from "../../harness.ts";
+import { Engine } from "../../keeper/engine.ts";
 import type { Struct } from "../../proto/v0.0/types/google/protobuf/Struct.ts";
 import type { Value } from "../../proto/v0.0/types/google/protobuf/Value.ts";
 
@@ -27,6 +28,33 @@ export const withoutProc = process.platform !== "linux" && "it reads /proc, whic
 /** Why a scenario does not apply: it is about the Podman driver, and another one is at work. */
 export const withoutPodmanDriver =
   parts.driver.label.endsWith("(custom)") && "it is about the Podman driver's own configuration or engine";
+
+// Engine
+
+/** What the engine knows of a sandbox's container, as far as scenarios ask. */
+export interface Inspection {
+  Id: string;
+  Config: { Env: string[]; Labels: Record<string, string>; Cmd: string[] };
+}
+
+/** The engine of a stack, asked directly. */
+export const engineOf = ({ info }: RunningStack): Engine => new Engine(info.engineSocket);
+
+/** A sandbox's container as the engine has it. @throws HarnessError when there is none. */
+export async function inspect(stack: RunningStack, sandboxId: string): Promise<Inspection> {
+  const engine = engineOf(stack);
+  const ours = (await engine.containers([stack.info.network])).find(
+    ({ Labels }) => Labels?.["openshell.ai/sandbox-id"] === sandboxId,
+  );
+  if (!ours) throw new HarnessError(`The engine has no container of sandbox ${sandboxId}`);
+  return engine.call<Inspection>("GET", `containers/${ours.Id}/json`);
+}
+
+/** The environment that a container was given. */
+export const environmentOf = ({ Config }: Inspection): Record<string, string> =>
+  Object.fromEntries(Config.Env.map((entry) => entry.split(/=(.*)/s).slice(0, 2)));
+
+// Processes
 
 /** A process and all those that it descends from, nearest first (Linux). */
 export function ancestry(pid: number): number[] {

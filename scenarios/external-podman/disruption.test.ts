@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** What users see when a driver fails, dies and comes back, and when a gateway is restarted. */
+import { status } from "@grpc/grpc-js";
+import { expect } from "bun:test";
+import { existsSync } from "node:fs";
+import { refusal, scenario } from "../../harness.ts";
+import { engineOf, inspect, withoutPodmanDriver } from "./given.ts";
+
+// A driver that is killed
+
+scenario(
+  "DI-01 while the driver is dead creating is UNAVAILABLE and sandboxes stay",
+  async ({ startStack }) => {
+    const stack = await startStack({ tap: false });
+    const sandbox = await stack.gateway.readySandbox();
+    await stack.control("driver", "kill");
+    expect((await refusal(stack.gateway.createSandbox())).code).toBe("UNAVAILABLE");
+    expect((await sandbox.refresh()).phase).toBe("READY");
+    expect((await sandbox.exec(["echo", "still here"])).stdout).toBe("still here\n");
+    await stack.control("driver", "start");
+  },
+);
+
+scenario(
+  "DI-02 a driver that is back on its path is used without a gateway restart",
+  async ({ startStack }) => {
+    const stack = await startStack({ tap: false });
+    const before = await stack.gateway.readySandbox();
+    const { gateway, driver } = stack.info.pids;
+    await stack.control("driver", "kill");
+    await stack.control("driver", "start");
+    expect(stack.info.pids.gateway).toBe(gateway);
+    expect(stack.info.pids.driver).not.toBe(driver);
+    await stack.gateway.readySandbox();
+    // That it is gone is what the gateway learns from the driver's watch alone.
+    await before.delete();
+  },
+);
+
+// A gateway that is restarted
+
+scenario("DI-03 a gateway that is restarted has its sandboxes as they were", async ({ startStack }) => {
+  const stack = await startStack();
+  const running = await stack.gateway.readySandbox();
+  const stopped = await (await stack.gateway.readySandbox()).stop();
+  expect(await stack.control("gateway", "stop")).toBe("exit code 0");
+  await stack.control("gateway", "start");
+  await running.ready();
+  expect((await running.exec(["echo", "back"])).stdout).toBe("back\n");
+  expect((await stopped.refresh()).phase).toBe("STOPPED");
+});
+
+scenario(
+  "DI-04 a driver whose gateway is gone ends on SIGTERM, and removes its socket",
+  async ({ startStack }) => {
+    const stack = await startStack();
+    expect(await stack.control("gateway", "stop")).toBe("exit code 0");
+    expect(await stack.control("driver", "stop")).toBe("exit code 0");
+    expect(existsSync(stack.info.driverSocket)).toBe(false);
+  },
+);
+
+// A driver that fails
+
+for (const [title, code, seen, says] of [
+  [
+    "DI-05 a failing create is INTERNAL, with the driver's reason",
+    "UNAVAILABLE",
+    "INTERNAL",
+    "create sandbox failed: no room",
+  ],
+  [
+    "DI-06 a create that must wait is FAILED_PRECONDITION",
+    "FAILED_PRECONDITION",
+    "FAILED_PRECONDITION",
+    "no room",
+  ],
+  [
+    "DI-07 a create of what is there is ALREADY_EXISTS",
+    "ALREADY_EXISTS",
+    "ALREADY_EXISTS",
+    "sandbox already exists",
+  ],
+] as const) {
+  scenario(`${title}, and leaves no sandbox`, async ({ stack, gateway }) => {
+    await stack.rules({
+      method: "CreateSandbox",
+      times: 1,
+      fail: { code: status[code], message: "no room" },
+    });
+    const name = `fails-${title.slice(3, 5)}`;
+    expect(await refusal(gateway.createSandbox({ name }))).toEqual({ code: seen, message: says });
+    expect((await refusal(gateway.getSandbox(name))).code).toBe("NOT_FOUND");
+  });
+}
+
+scenario("DI-08 a driver's refusal to validate reaches the user as it is", async ({ stack, gateway }) => {
+  const fail = { code: status.RESOURCE_EXHAUSTED, message: "no room" };
+  await stack.rules({ method: "ValidateSandboxCreate", times: 1, fail });
+  expect(await refusal(gateway.createSandbox())).toEqual({ code: "RESOURCE_EXHAUSTED", message: "no room" });
+});
+
+// A sandbox that dies
+
+scenario(
+  "DI-09 a container that is killed behind the driver's back is an error that says so",
+  async ({ stack, gateway }) => {
+    const sandbox = await gateway.readySandbox();
+    const { Id } = await inspect(stack, sandbox.id);
+    await engineOf(stack).call("POST", `containers/${Id}/kill`, { query: { signal: "SIGKILL" } });
+    await sandbox.reach("ERROR");
+    const ready = sandbox.seen.status?.conditions.find(({ type }) => type === "Ready");
+    expect(ready).toMatchObject({ status: "False", reason: "ContainerExited" });
+  },
+  { skip: withoutPodmanDriver },
+);

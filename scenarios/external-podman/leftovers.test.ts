@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** What is left when a sandbox, a stack or a run has ended: nothing. */
+import { expect } from "bun:test";
+import { randomUUID } from "node:crypto";
+import { existsSync } from "node:fs";
+import { connectable, eventually, isAlive, processesOf, readSettings, Run } from "../../harness.ts";
+import { RunningStack, scenario, startKeeper } from "../../harness.ts";
+import { belongings, Engine } from "../../keeper/engine.ts";
+import { engineOf, withoutPodmanDriver } from "./given.ts";
+
+// Sandboxes
+
+const ONE_OF_EACH = { container: 1, volume: 1, secret: 1 };
+const NOTHING = { container: 0, volume: 0, secret: 0 };
+
+scenario(
+  "LO-01 a sandbox that is deleted leaves no container, volume or secret",
+  async ({ stack, gateway }) => {
+    const sandbox = await gateway.readySandbox();
+    expect(await onEngine(stack, sandbox.id)).toEqual(ONE_OF_EACH);
+    await sandbox.delete();
+    expect(await onEngine(stack, sandbox.id)).toEqual(NOTHING);
+  },
+  { skip: withoutPodmanDriver },
+);
+
+scenario(
+  "LO-02 nor does one that is deleted while it is stopped",
+  async ({ stack, gateway }) => {
+    const sandbox = await gateway.readySandbox();
+    await sandbox.stop();
+    expect(await onEngine(stack, sandbox.id)).toEqual(ONE_OF_EACH);
+    await sandbox.delete();
+    expect(await onEngine(stack, sandbox.id)).toEqual(NOTHING);
+  },
+  { skip: withoutPodmanDriver },
+);
+
+/** How many containers, volumes and secrets of a sandbox are on the engine. */
+async function onEngine(stack: RunningStack, sandboxId: string) {
+  const count = { ...NOTHING };
+  for (const { kind, name } of await belongings(engineOf(stack), [stack.info.network], [sandboxId])) {
+    if (kind !== "network" && name.includes(sandboxId)) count[kind]++;
+  }
+  return count;
+}
+
+scenario(
+  "LO-03 what a driver forgets is found by the sandbox's id, reported and removed",
+  async ({ stack }) => {
+    const id = randomUUID();
+    const volume = `openshell-sandbox-${id}-workspace`;
+    const secret = `openshell-token-${id}`;
+    const engine = engineOf(stack);
+    await engine.call("POST", "volumes/create", { body: { Name: volume } });
+    await engine.call("POST", "secrets/create", { query: { name: secret }, body: new Blob(["forgotten"]) });
+    await stack.keeper.call("remember", stack.info.id, id);
+    const left = await stack.keeper.call("leftovers", stack.info.id, true);
+    expect(left.toSorted()).toEqual([`secret ${secret}`, `volume ${volume}`]);
+    expect(await stack.keeper.call("leftovers", stack.info.id, false)).toEqual([]);
+  },
+  { skip: withoutPodmanDriver },
+);
+
+// Stacks and runs
+
+scenario(
+  "LO-04 a stack that is stopped leaves no process, socket or network",
+  async ({ stack: { keeper } }) => {
+    const stack = new RunningStack(keeper, await keeper.call("startStack", {}));
+    const { pids, gatewaySocket, driverSocket, engineSocket, network } = stack.info;
+    const left = async () => ({
+      processes: [pids.gateway, pids.driver].filter(isAlive).length,
+      sockets: [gatewaySocket, driverSocket].filter(existsSync).length,
+      networks: engineSocket && (await engineOf(stack).networks()).filter((name) => name === network).length,
+    });
+    await stack.gateway.readySandbox();
+    expect(await left()).toEqual({ processes: 2, sockets: 2, networks: engineSocket && 1 });
+    expect(await stack.stop()).toEqual([]);
+    expect(await left()).toEqual({ processes: 0, sockets: 0, networks: engineSocket && 0 });
+  },
+);
+
+scenario("LO-05 a run whose last connection closes takes all of it along", async () => {
+  const run = Run.create(readSettings().settings);
+  const keeper = await startKeeper(run);
+  const { pids, network, engineSocket } = await keeper.call("startStack", {});
+  expect(processesOf(run).map(({ pid }) => pid)).toEqual(expect.arrayContaining([pids.gateway, pids.driver]));
+  // Nobody says good-bye: so it looks to the keeper when a test process is killed.
+  keeper.close();
+  const nothing = async () => {
+    expect(processesOf(run)).toEqual([]);
+    expect(existsSync(run.folder)).toBe(false);
+    const networks = (await connectable(engineSocket)) ? await new Engine(engineSocket).networks() : [];
+    expect(networks).not.toContain(network);
+  };
+  await eventually(nothing, { what: "nothing of the run be left", deadlineMs: 5_000 });
+});
