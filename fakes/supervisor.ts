@@ -557,7 +557,7 @@ async function startMain(
 
 const exitCode = ({ code, signal }: Ended) => code ?? 128 + (signal ? constants.signals[signal] : 0);
 
-/** Reports the exit of the main process until the gateway took it, or the supervisor is stopped. */
+/** Reports the exit of the main process again and again until the gateway has taken it. */
 async function reportMainExit(
   gateway: Gateway,
   { sandbox_id, instance_id, exit_code }: { sandbox_id: string; instance_id: string; exit_code: number },
@@ -591,8 +591,11 @@ interface Shells {
 /** The sandbox's SSH server: any user, no password, since only the gateway can open a relay to it. */
 async function startSsh(shells: Shells): Promise<Server> {
   const ssh2 = (await import("ssh2")).default;
-  const hostKeys = [ssh2.utils.generateKeyPairSync("ed25519").private];
-  const server = new ssh2.Server({ hostKeys }, (client: Connection) => {
+  let hostKey: string;
+  // About one in 200 keys that ssh2 makes is malformed by its own judgement.
+  do hostKey = ssh2.utils.generateKeyPairSync("ed25519").private;
+  while (ssh2.utils.parseKey(hostKey) instanceof Error);
+  const server = new ssh2.Server({ hostKeys: [hostKey] }, (client: Connection) => {
     client.on("authentication", (context) => context.accept());
     client.on("session", (accept) => serveSession(accept(), shells));
     client.on("tcpip", (accept, reject, { destIP, destPort }) => {
@@ -862,7 +865,6 @@ function oneSession({ gateway, hello, server, log, stopped }: SessionContext) {
             Math.max(heartbeat_interval_secs, 5) * 1_000,
           );
           log.write("info", "supervisor session established", { session_id });
-          log.pushTo(gateway);
           return;
         }
         case "session_rejected":
@@ -898,9 +900,11 @@ function describe(error: unknown): string {
  */
 async function run(settings: Settings): Promise<number> {
   const stopped = new AbortController();
-  const stopping = new Promise<void>((resolve) => {
-    for (const signal of ["SIGTERM", "SIGINT"]) process.on(signal, () => resolve());
+  let signalled = false;
+  const stopping = new Promise<number>((resolve) => {
+    for (const signal of ["SIGTERM", "SIGINT"]) process.on(signal, () => resolve(0));
   });
+  void stopping.then(() => (signalled = true));
   const log = new Log(settings.sandboxId, settings.logLevel);
   const gateway = new Gateway(settings);
   const processes = new Processes(settings, findUser(settings, log));
@@ -908,6 +912,7 @@ async function run(settings: Settings): Promise<number> {
 
   const untilMainEnded = async (): Promise<number> => {
     await gateway.connected(log, stopped.signal);
+    log.pushTo(gateway);
     const { exit } = await startMain(settings, processes, mainEnvironment(settings, processes.user));
     log.write("info", "main process started", {
       command: settings.main.command[0]!,
@@ -919,6 +924,8 @@ async function run(settings: Settings): Promise<number> {
     // A sandbox whose main process is over already never becomes Ready.
     if (!ended) void holdSession({ gateway, hello, server, log, stopped: stopped.signal });
     const exit_code = await exit;
+    // Not a failure of the main process: a gateway that is shutting down itself would take it for one.
+    if (signalled) return 0;
     log.write("info", "main process ended", { exit_code: String(exit_code) });
     log.flush();
     stopped.abort();
@@ -926,11 +933,13 @@ async function run(settings: Settings): Promise<number> {
     return exit_code;
   };
 
-  const code = await Promise.race([untilMainEnded(), stopping.then(() => 0)]);
-  await processes.endAll(STOP_GRACE);
-  stopped.abort();
-  gateway.client.close();
-  return code;
+  try {
+    return await Promise.race([untilMainEnded(), stopping]);
+  } finally {
+    await processes.endAll(STOP_GRACE);
+    stopped.abort();
+    gateway.client.close();
+  }
 }
 
 const USAGE = `Usage: openshell-sandbox [--workdir DIR] [--log-level LEVEL] [--interactive] [COMMAND]...
