@@ -4,43 +4,39 @@
 import { status } from "@grpc/grpc-js";
 import { expect } from "bun:test";
 import { existsSync } from "node:fs";
-import { refusal, scenario } from "../../harness.ts";
+import { eventually, refusal, type RunningStack, scenario } from "../../harness.ts";
 import { engineOf, inspect, withoutPodmanDriver } from "./given.ts";
 
 // A driver that is killed
 
-scenario(
-  "DI-01 while the driver is dead creating is UNAVAILABLE and sandboxes stay",
-  async ({ startStack }) => {
-    const stack = await startStack({ tap: false });
-    const sandbox = await stack.gateway.readySandbox();
-    await stack.control("driver", "kill");
-    expect((await refusal(stack.gateway.createSandbox())).code).toBe("UNAVAILABLE");
-    expect((await sandbox.refresh()).phase).toBe("READY");
-    expect((await sandbox.exec(["echo", "still here"])).stdout).toBe("still here\n");
-    await stack.control("driver", "start");
-  },
-);
+scenario("DI-01 a driver that dies and comes back costs the calls in between and no more", async (given) => {
+  const stack = await given.startStack();
+  const sandbox = await stack.gateway.readySandbox();
+  const { pids } = stack.info;
+  await stack.control("driver", "kill");
+  expect((await refusal(stack.gateway.createSandbox())).code).toBe("UNAVAILABLE");
+  expect((await sandbox.refresh()).phase).toBe("READY");
+  expect((await sandbox.exec(["echo", "still here"])).stdout).toBe("still here\n");
+  await stack.control("driver", "start");
+  expect(stack.info.pids.gateway).toBe(pids.gateway);
+  expect(stack.info.pids.driver).not.toBe(pids.driver);
+  await stack.gateway.readySandbox();
+  await watched(stack);
+  await sandbox.delete();
+});
 
-scenario(
-  "DI-02 a driver that is back on its path is used without a gateway restart",
-  async ({ startStack }) => {
-    const stack = await startStack({ tap: false });
-    const before = await stack.gateway.readySandbox();
-    const { gateway, driver } = stack.info.pids;
-    await stack.control("driver", "kill");
-    await stack.control("driver", "start");
-    expect(stack.info.pids.gateway).toBe(gateway);
-    expect(stack.info.pids.driver).not.toBe(driver);
-    await stack.gateway.readySandbox();
-    // That it is gone is what the gateway learns from the driver's watch alone.
-    await before.delete();
-  },
-);
+/** Waits until the gateway watches the driver, which it tries every 2 s: what is deleted before stays DELETING. */
+async function watched(stack: RunningStack): Promise<void> {
+  const open = async () => {
+    const watches = (await stack.calls()).filter(({ method }) => method === "WatchSandboxes");
+    if (watches.at(-1)?.status) throw new Error(`the last one ended with ${watches.at(-1)?.status}`);
+  };
+  await eventually(open, { what: "the gateway to watch the driver again", deadlineMs: 5_000 });
+}
 
 // A gateway that is restarted
 
-scenario("DI-03 a gateway that is restarted has its sandboxes as they were", async ({ startStack }) => {
+scenario("DI-02 a gateway that is restarted has its sandboxes as they were", async ({ startStack }) => {
   const stack = await startStack();
   const running = await stack.gateway.readySandbox();
   const stopped = await (await stack.gateway.readySandbox()).stop();
@@ -52,7 +48,7 @@ scenario("DI-03 a gateway that is restarted has its sandboxes as they were", asy
 });
 
 scenario(
-  "DI-04 a driver whose gateway is gone ends on SIGTERM, and removes its socket",
+  "DI-03 a driver whose gateway is gone ends on SIGTERM, and removes its socket",
   async ({ startStack }) => {
     const stack = await startStack();
     expect(await stack.control("gateway", "stop")).toBe("exit code 0");
@@ -65,19 +61,19 @@ scenario(
 
 for (const [title, code, seen, says] of [
   [
-    "DI-05 a failing create is INTERNAL, with the driver's reason",
+    "DI-04 a failing create is INTERNAL, with the driver's reason",
     "UNAVAILABLE",
     "INTERNAL",
     "create sandbox failed: no room",
   ],
   [
-    "DI-06 a create that must wait is FAILED_PRECONDITION",
+    "DI-05 a create that must wait is FAILED_PRECONDITION",
     "FAILED_PRECONDITION",
     "FAILED_PRECONDITION",
     "no room",
   ],
   [
-    "DI-07 a create of what is there is ALREADY_EXISTS",
+    "DI-06 a create of what is there is ALREADY_EXISTS",
     "ALREADY_EXISTS",
     "ALREADY_EXISTS",
     "sandbox already exists",
@@ -95,7 +91,7 @@ for (const [title, code, seen, says] of [
   });
 }
 
-scenario("DI-08 a driver's refusal to validate reaches the user as it is", async ({ stack, gateway }) => {
+scenario("DI-07 a driver's refusal to validate reaches the user as it is", async ({ stack, gateway }) => {
   const fail = { code: status.RESOURCE_EXHAUSTED, message: "no room" };
   await stack.rules({ method: "ValidateSandboxCreate", times: 1, fail });
   expect(await refusal(gateway.createSandbox())).toEqual({ code: "RESOURCE_EXHAUSTED", message: "no room" });
@@ -104,7 +100,7 @@ scenario("DI-08 a driver's refusal to validate reaches the user as it is", async
 // A sandbox that dies
 
 scenario(
-  "DI-09 a container that is killed behind the driver's back is an error that says so",
+  "DI-08 a container that is killed behind the driver's back is an error that says so",
   async ({ stack, gateway }) => {
     const sandbox = await gateway.readySandbox();
     const { Id } = await inspect(stack, sandbox.id);
