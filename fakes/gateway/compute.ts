@@ -166,7 +166,7 @@ export class Compute {
       this.#update(id, () => previous, resource_version);
       return;
     }
-    const after = this.#update(id, this.#applying(snapshot), resource_version);
+    const after = this.#take(snapshot, resource_version);
     if (after && phaseOf(after) === "Stopped") this.sessions.disconnect(id);
   }
 
@@ -198,8 +198,7 @@ export class Compute {
     const unknown = Symbol();
     const snapshot = await this.driver.getSandbox(id, name).catch(() => unknown);
     if (snapshot === undefined) this.#remove(id, resource_version);
-    else if (typeof snapshot === "object" && snapshot.status)
-      this.#update(id, this.#applying(snapshot), resource_version);
+    else if (typeof snapshot === "object" && snapshot.status) this.#take(snapshot, resource_version);
     else this.#update(id, () => previous, resource_version);
   }
 
@@ -238,12 +237,16 @@ export class Compute {
     }
   }
 
-  /** A sandbox that the store does not know, or that is being deleted, is left as it is. */
+  /**
+   * A sandbox that the store does not know, or that is being deleted, is left as it is.
+   * @throws Error for a snapshot under another name: it is refused as a whole
+   */
   #applySnapshot(snapshot: DriverSandbox__Output): void {
     const existing = this.store.sandboxes.get(snapshot.id);
     if (!existing || phaseOf(existing) === "Deleting") return;
     const before = phaseOf(existing);
-    const after = this.#update(snapshot.id, this.#applying(snapshot))!;
+    const after = this.#take(snapshot);
+    if (!after) throw new Error("encode error: sandbox name cannot be changed after creation");
     const phase = phaseOf(after);
     if (phase === "Error" && before !== "Error") {
       const ready = after.status?.conditions.find(({ type }) => type === "Ready");
@@ -257,8 +260,12 @@ export class Compute {
     if (phase === "Stopped" && before !== "Stopped") this.sessions.disconnect(snapshot.id);
   }
 
-  #applying(snapshot: DriverSandbox__Output): (sandbox: Sandbox__Output) => void {
-    return (sandbox) => phases.applySnapshot(sandbox, snapshot, this.sessions.has(snapshot.id));
+  /** Applies a snapshot, unless it has another name or the row another version than `expected`. */
+  #take(snapshot: DriverSandbox__Output, expected?: string): Sandbox__Output | undefined {
+    const { id, name } = snapshot;
+    if (this.store.sandboxes.get(id)?.metadata!.name !== name) return undefined;
+    const connected = this.sessions.has(id);
+    return this.#update(id, (sandbox) => phases.applySnapshot(sandbox, snapshot, connected), expected);
   }
 
   async #reconcileLoop(): Promise<void> {

@@ -14,22 +14,23 @@ import { denied, internal, invalid, unavailable } from "./failure.ts";
 const MAX_COMMAND = 256 * 1024;
 const KEEPALIVE = { keepaliveInterval: 15_000, keepaliveCountMax: 4 };
 const TIMED_OUT = 124;
+/** How long a channel may stay open after the command's exit. */
+const CLOSE_AFTER_EXIT_MS = 500;
 
 export interface Execution {
   relay: Duplex;
   request: ExecSandboxRequest__Output;
   /** What follows the request of an interactive run; left out, input is the request's `stdin`. */
   input?: AsyncIterable<ExecSandboxInput__Output>;
-  emit(event: ExecSandboxEvent): void;
-  /** Fires when the caller has left. */
-  signal: AbortSignal;
+  /** Whether the caller is still there. As in the real gateway, only an interactive run heeds it, at its next output. */
+  emit(event: ExecSandboxEvent): boolean;
 }
 
 /**
  * Runs the command, emits its output as it comes, then its exit.
  * @throws Status when the connection fails, or ends before the command has an exit code
  */
-export async function execute({ relay, request, input, emit, signal }: Execution): Promise<void> {
+export async function execute({ relay, request, input, emit }: Execution): Promise<void> {
   const command = commandLine(request);
   const { Client } = await import("ssh2");
   const client = new Client();
@@ -37,7 +38,6 @@ export async function execute({ relay, request, input, emit, signal }: Execution
     client.end();
     relay.destroy();
   };
-  signal.addEventListener("abort", close);
   const timeout = Promise.withResolvers<number>();
   const seconds = request.timeout_seconds;
   const timer = seconds ? setTimeout(() => timeout.resolve(TIMED_OUT), seconds * 1000) : undefined;
@@ -46,14 +46,13 @@ export async function execute({ relay, request, input, emit, signal }: Execution
       const channel = await open(client, relay, command, request, input !== undefined);
       if (input) void feed(channel, input, request.tty);
       else channel.end(request.stdin);
-      return await finished(channel, client, emit);
+      return await finished(channel, client, (event) => emit(event) || !input);
     };
     const running = run();
     running.catch(() => {}); // after a timeout nobody waits for it
     emit({ exit: { exit_code: await Promise.race([running, timeout.promise]) } });
   } finally {
     clearTimeout(timer);
-    signal.removeEventListener("abort", close);
     close();
   }
 }
@@ -99,7 +98,7 @@ async function feed(
       if (payload === "stdin" && stdin && !channel.write(stdin)) await drained(channel);
       if (payload === "resize" && resize && tty) channel.setWindow(resize.rows, resize.cols, 0, 0);
     }
-  } catch {} // a caller who leaves is seen by the abort signal
+  } catch {} // a caller who has left
   channel.end();
 }
 
@@ -121,9 +120,13 @@ function finished(
       if (exitCode !== undefined) resolve(exitCode);
       else reject(unavailable("exec relay closed before the command reported an exit status"));
     };
-    channel.on("data", (data: Buffer) => emit({ stdout: { data } }));
-    channel.stderr.on("data", (data: Buffer) => emit({ stderr: { data } }));
-    channel.on("exit", (code: number | null) => (exitCode = code ?? undefined));
+    const pass = (event: ExecSandboxEvent) => emit(event) || client.end();
+    channel.on("data", (data: Buffer) => pass({ stdout: { data } }));
+    channel.stderr.on("data", (data: Buffer) => pass({ stderr: { data } }));
+    channel.on("exit", (code: number | null) => {
+      exitCode = code ?? undefined;
+      setTimeout(end, CLOSE_AFTER_EXIT_MS);
+    });
     channel.once("close", end);
     client.once("close", end);
   });

@@ -69,20 +69,25 @@ export function frame(message: string): string {
   return `Error:   × ${lines.join("\n  │ ")}\n`;
 }
 
+/** Breaks at spaces, after a slash, and after a hyphen inside a word, as the real program's frame does. */
 function wrap(line: string, width: number): string[] {
   const lines: string[] = [];
-  let current: string | undefined;
-  for (const word of line.split(" ")) {
-    if (current !== undefined && current.length + 1 + word.length <= width) {
-      current = `${current} ${word}`;
-      continue;
+  let current = "";
+  for (const piece of line.match(PIECES) ?? []) {
+    if (current !== "" && (current + piece).trimEnd().length > width) {
+      lines.push(current.trimEnd());
+      current = "";
     }
-    if (current !== undefined) lines.push(current.trimEnd());
-    for (current = word; current.length > width; current = current.slice(width))
+    current += piece;
+    while (current.trimEnd().length > width) {
       lines.push(current.slice(0, width));
+      current = current.slice(width);
+    }
   }
-  return [...lines, current ?? ""];
+  return [...lines, current.trimEnd()];
 }
+
+const PIECES = /.+?(?: +|(?<=[A-Za-z0-9]-)(?=[A-Za-z0-9])|(?<=\/)(?![\d/ ])|$)/g;
 
 /** An operating system error in the words that the real program uses, such as "Connection refused (os error 111)". */
 export function osError(error: unknown): string {

@@ -136,8 +136,6 @@ export function applySnapshot(
   connected: boolean,
 ): void {
   const before = phaseOf(sandbox);
-  // The public name follows the snapshot's; the name that the sandbox is found by does not.
-  sandbox.metadata!.name = snapshot.name;
   if (before === "Error") return;
 
   let composed: Phase;

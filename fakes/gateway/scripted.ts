@@ -457,10 +457,12 @@ export interface Outcome {
   message: string;
 }
 
-const plain = (text: string) => text.replaceAll(/\x1b\[[0-9;]*m/g, "");
+const plain = (text: string) => Bun.stripANSI(text);
 const unframed = (text: string) =>
   plain(text)
     .replace(/^Error:\s+×\s*/m, "")
+    // The frame breaks lines after spaces, and after hyphens and slashes inside words.
+    .replaceAll(/([-/])\n\s*│ ?/g, "$1")
     .replaceAll(/\n\s*│ ?/g, " ")
     .replaceAll(/\s+/g, " ")
     .trim();

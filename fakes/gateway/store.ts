@@ -102,13 +102,14 @@ interface Stored {
 
 interface Row {
   id: string;
+  name: string;
   payload: string;
   version: number;
   created_at_ms: number;
   updated_at_ms: number;
 }
 
-/** One stored message; `message.metadata.resource_version` is the row's version. */
+/** One stored message, its metadata with the row's name and version. */
 export interface Entry<Message> {
   message: Message;
   version: number;
@@ -164,7 +165,6 @@ export class Objects<Message extends Stored> {
     return row ? read<Message>(row as Row) : undefined;
   }
 
-  /** By the name that it was stored under, whatever its message says by now. */
   byName(workspace: string, name: string): Message | undefined {
     const row = this.database
       .query("SELECT * FROM objects WHERE type = ?1 AND workspace = ?2 AND name = ?3")
@@ -228,7 +228,7 @@ export class Objects<Message extends Stored> {
 
 function read<Message extends Stored>(row: Row): Entry<Message> {
   const message = JSON.parse(row.payload) as Message;
-  message.metadata!.resource_version = String(row.version);
+  Object.assign(message.metadata!, { name: row.name, resource_version: String(row.version) });
   return { message, version: row.version, createdAtMs: row.created_at_ms, updatedAtMs: row.updated_at_ms };
 }
 

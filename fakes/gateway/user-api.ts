@@ -180,12 +180,11 @@ export class UserApi {
   ): Promise<void> {
     validation.validateExec(request);
     if (phaseOf(this.#byId(request.sandbox_id)) !== "Ready") throw precondition("sandbox is not ready");
-    const left = new AbortController();
-    call.on("cancelled", () => left.abort());
     const relay = await this.parts.sessions.openRelay(request.sandbox_id, SESSION_WAIT_MS);
     const names = { sandbox_id: request.sandbox_id, command_len: request.command.join(" ").length };
     this.parts.log.info(`ExecSandbox${input ? "Interactive" : ""} (relay): command started`, names);
-    await execute({ relay, request, input, emit: (event) => call.write(event), signal: left.signal });
+    const emit = (event: ExecSandboxEvent) => !call.cancelled && (call.write(event), true);
+    await execute({ relay, request, input, emit });
   }
 
   // Watch and logs
