@@ -3,7 +3,7 @@
 /**
  * What a Podman compute driver does, asked on its socket. The subject is fakes/driver.ts, or the binary that
  * OPENSHELL_DRIVER_BIN names: the same assertions hold for both, and where the first-party driver is known to be wrong,
- * the test says what it does instead. The engine is fakes/engine.ts, or the Podman behind OPENSHELL_PODMAN_SOCKET.
+ * the test says what it does instead. The engine is fakes/engine.ts, or the Podman behind DRIVER_TEST_PODMAN_SOCKET.
  */
 import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import {
@@ -31,7 +31,7 @@ import type { Value } from "../proto/v0.0/types/google/protobuf/Value.ts";
 import type { WatchSandboxesEvent__Output as WatchEvent } from "../proto/v0.0/types/openshell/compute/v1/WatchSandboxesEvent.ts";
 
 const FIRST_PARTY = process.env.OPENSHELL_DRIVER_BIN ?? "";
-const REAL_ENGINE = process.env.OPENSHELL_PODMAN_SOCKET ?? "";
+const REAL_ENGINE = process.env.DRIVER_TEST_PODMAN_SOCKET ?? "";
 const SUBJECT = FIRST_PARTY ? "openshell-driver-podman" : "fakes/driver.ts";
 const SANDBOX_IMAGE = "localhost/driver-test/sandbox:1";
 const SUPERVISOR_IMAGE = "localhost/driver-test/supervisor:1";
@@ -204,7 +204,7 @@ function flagsFor(given: Record<string, string> = {}): { socket: string; flags: 
     "supervisor-image": SUPERVISOR_IMAGE,
     "sandbox-image-pull-policy": "missing",
     "gateway-port": "17999",
-    "stop-timeout": "2",
+    "stop-timeout": "1",
     ...given,
   };
   return {
@@ -421,6 +421,12 @@ function toValue(value: unknown): Value {
     : { structValue: struct(value as Record<string, unknown>) };
 }
 
+/** Bun sends headers with the first bytes only, and an event stream may have none for long. */
+async function* afterBlankLine(events: ReadableStream<Uint8Array> | null): AsyncGenerator<Uint8Array> {
+  yield Buffer.from("\n");
+  if (events) yield* events;
+}
+
 /** An engine that stands before the engine, and may change what it says. */
 class Tap implements Disposable {
   readonly socket = join(home, `tap${++sockets}.sock`);
@@ -444,7 +450,8 @@ class Tap implements Disposable {
         signal: request.signal,
         ...(body && { body }),
       });
-      return new Response(response.body, { status: response.status, headers: response.headers });
+      const events = pathname.endsWith("/events") ? afterBlankLine(response.body) : response.body;
+      return new Response(events, { status: response.status, headers: response.headers });
     },
   });
 
@@ -820,7 +827,7 @@ describe(`${SUBJECT}: the container`, () => {
       user: "0:0",
       entrypoint: ["/opt/openshell/bin/openshell-sandbox"],
       command: ["--workdir", "/sandbox"],
-      stop_timeout: 2,
+      stop_timeout: 1,
       volumes: [{ name: `openshell-sandbox-${id}-workspace`, dest: "/sandbox", options: ["rw"] }],
       image_volumes: [{ source: SUPERVISOR_IMAGE, destination: "/opt/openshell/bin", rw: false }],
       mounts: [
@@ -1173,40 +1180,44 @@ describe(`${SUBJECT}: watch`, () => {
     await call.delete(asked.id);
   });
 
-  test("there is no limit to the containers that a watch begins with", async () => {
-    const labels = (index: number): Record<string, string> => ({
-      "openshell.managed": "true",
-      "openshell.ai/sandbox-id": `many-${index}`,
-      "openshell.ai/sandbox-name": `m${index}`,
-      "openshell.ai/sandbox-workspace": "default",
-    });
-    const count = 300;
-    const network = `${NETWORK}-many`;
-    await using own = await startDriver({ "network-name": network });
-    await Promise.all(
-      Array.from({ length: count }, (_, index) =>
-        engine("POST", "/containers/create", {
-          name: `many-${process.pid}-${index}`,
-          image: SANDBOX_IMAGE,
-          command: ["sleep", "1"],
-          labels: labels(index),
-          netns: { nsmode: "bridge" },
-          networks: { [network]: {} },
-        }),
-      ),
-    );
-    using watcher = new Watcher(own);
-    if (FIRST_PARTY) {
-      await Bun.sleep(1_000);
-      expect(watcher.events).toEqual([]);
-    } else {
-      const seen = (): number => new Set(watcher.events.map(({ sandbox: event }) => event?.sandbox?.id)).size;
-      await settles(seen, count);
-      expect(await call.list(own)).toHaveLength(count);
-      expect(await call.list()).toEqual([]);
-    }
-    await engine("DELETE", `/networks/${network}?force=true`);
-  });
+  test.skipIf(REAL_ENGINE !== "")(
+    "there is no limit to the containers that a watch begins with",
+    async () => {
+      const labels = (index: number): Record<string, string> => ({
+        "openshell.managed": "true",
+        "openshell.ai/sandbox-id": `many-${index}`,
+        "openshell.ai/sandbox-name": `m${index}`,
+        "openshell.ai/sandbox-workspace": "default",
+      });
+      const count = 300;
+      const network = `${NETWORK}-many`;
+      await using own = await startDriver({ "network-name": network });
+      await Promise.all(
+        Array.from({ length: count }, (_, index) =>
+          engine("POST", "/containers/create", {
+            name: `many-${process.pid}-${index}`,
+            image: SANDBOX_IMAGE,
+            command: ["sleep", "1"],
+            labels: labels(index),
+            netns: { nsmode: "bridge" },
+            networks: { [network]: {} },
+          }),
+        ),
+      );
+      using watcher = new Watcher(own);
+      if (FIRST_PARTY) {
+        await Bun.sleep(1_000);
+        expect(watcher.events).toEqual([]);
+      } else {
+        const seen = (): number =>
+          new Set(watcher.events.map(({ sandbox: event }) => event?.sandbox?.id)).size;
+        await settles(seen, count);
+        expect(await call.list(own)).toHaveLength(count);
+        expect(await call.list()).toEqual([]);
+      }
+      await engine("DELETE", `/networks/${network}?force=true`);
+    },
+  );
 
   test.skipIf(REAL_ENGINE !== "")(
     "when the engine dies watches end, nothing is NOT_FOUND, and afterwards all is as before",

@@ -419,8 +419,10 @@ interface EngineEvent {
 interface EngineCall {
   body?: unknown;
   raw?: string | Uint8Array;
+  /** Until the whole answer is there; of an endless one, until it begins. */
   timeoutMs?: number;
   signal?: AbortSignal;
+  endless?: boolean;
 }
 
 const API_TIMEOUT_MS = 30_000;
@@ -431,15 +433,16 @@ class Engine {
 
   /** One call on a connection of its own, so that an engine that was restarted is no surprise. */
   private async request(method: string, path: string, call: EngineCall = {}): Promise<Response> {
-    const { body, raw, timeoutMs = API_TIMEOUT_MS, signal } = call;
-    const deadline = AbortSignal.timeout(timeoutMs);
+    const { body, raw, timeoutMs = API_TIMEOUT_MS, signal, endless = false } = call;
+    const deadline = new AbortController();
+    const timer = setTimeout(() => deadline.abort(), timeoutMs);
     const options: BunFetchRequestInit & { timeout: false } = {
       method,
       unix: this.socket,
       keepalive: false,
       // Bun ends a silent response after five minutes; the deadlines are ours.
       timeout: false,
-      signal: signal ? AbortSignal.any([deadline, signal]) : deadline,
+      signal: signal ? AbortSignal.any([deadline.signal, signal]) : deadline.signal,
       ...(body !== undefined && {
         body: JSON.stringify(body),
         headers: { "content-type": "application/json" },
@@ -447,28 +450,19 @@ class Engine {
       ...(raw !== undefined && { body: raw, headers: { "content-type": "application/octet-stream" } }),
     };
     try {
-      return await fetch(`http://d${path}`, options);
+      const response = await fetch(`http://d${path}`, options);
+      return endless ? response : new Response((await response.text()) || null, response);
     } catch (error) {
-      throw this.noAnswer(error, method, path, timeoutMs, deadline, signal);
+      if (signal?.aborted) throw new RpcError(Code.ABORTED, "sandbox creation was cancelled");
+      const what = `${method} ${path.split("?", 1)[0]}`;
+      if (deadline.signal.aborted) {
+        throw new EngineError(0, "timeout", `timeout after ${timeoutMs / 1000}s: ${what}`);
+      }
+      const why = messageOf(error);
+      throw new EngineError(0, "connection", `connection error: ${this.socket}: ${why} (${what})`);
+    } finally {
+      clearTimeout(timer);
     }
-  }
-
-  private noAnswer(
-    error: unknown,
-    method: string,
-    path: string,
-    timeoutMs: number,
-    deadline: AbortSignal,
-    signal?: AbortSignal,
-  ): Error {
-    if (signal?.aborted) return new RpcError(Code.ABORTED, "sandbox creation was cancelled");
-    const what = `${method} ${path.split("?", 1)[0]}`;
-    if (deadline.aborted) return new EngineError(0, "timeout", `timeout after ${timeoutMs / 1000}s: ${what}`);
-    return new EngineError(
-      0,
-      "connection",
-      `connection error: ${this.socket}: ${messageOf(error)} (${what})`,
-    );
   }
 
   /**
@@ -477,9 +471,7 @@ class Engine {
    */
   async call(method: string, path: string, call: EngineCall = {}): Promise<string> {
     const response = await this.request(method, `/v4.0.0/libpod${path}`, call);
-    const text = await response.text().catch((error: unknown) => {
-      throw new EngineError(0, "connection", `connection error: ${messageOf(error)} (${method} ${path})`);
-    });
+    const text = await response.text();
     if (response.ok || response.status === 304) return text;
     throw engineError(response.status, text);
   }
@@ -502,7 +494,6 @@ class Engine {
 
   async ping(timeoutMs = API_TIMEOUT_MS): Promise<void> {
     const response = await this.request("GET", "/_ping", { timeoutMs });
-    await response.text();
     if (!response.ok) throw new EngineError(response.status, "", "ping failed");
     if (!response.headers.has("libpod-api-version")) {
       throw new EngineError(
@@ -536,21 +527,7 @@ class Engine {
    */
   async events(signal: AbortSignal): Promise<AsyncGenerator<EngineEvent>> {
     const query = `stream=true&filters=${filters({ type: ["container"], label: [`${LABEL.managed}=true`] })}`;
-    const options: BunFetchRequestInit & { timeout: false } = {
-      unix: this.socket,
-      keepalive: false,
-      timeout: false,
-      signal,
-    };
-    const response = await fetch(`http://d/v4.0.0/libpod/events?${query}`, options).catch(
-      (error: unknown) => {
-        throw new EngineError(
-          0,
-          "connection",
-          `connection error: ${this.socket}: ${messageOf(error)} (GET /events)`,
-        );
-      },
-    );
+    const response = await this.request("GET", `/v4.0.0/libpod/events?${query}`, { signal, endless: true });
     if (!response.ok || !response.body) throw engineError(response.status, await response.text());
     return lines(response.body);
   }
