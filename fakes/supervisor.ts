@@ -8,8 +8,8 @@
  *   - in a container, compiled with `bun build --compile` (the image needs glibc and a shell);
  *   - as a plain process, `bun fakes/supervisor.ts`, with OPENSHELL_FAKE_ROOT naming the folder that holds the
  *     container's tree. Then the token, TLS files, the working folder and HOME are looked up in that folder, but commands
- *     see the host's file system: they reach the workspace by relative paths. OPENSHELL_FAKE_HOSTS (`name=ip,...`)
- *     stands for the container's /etc/hosts.
+ *     see the host's file system: they reach the workspace by relative paths. They inherit the variable, by which
+ *     fakes/engine.ts finds them. OPENSHELL_FAKE_HOSTS (`name=ip,...`) stands for the container's /etc/hosts.
  */
 import { dlopen } from "bun:ffi";
 import { spawn } from "node:child_process";
@@ -327,7 +327,7 @@ function findUser(settings: Settings, log: Log): User {
 /** What only the supervisor may know; the main process inherits every other variable of the container. */
 const SUPERVISOR_ONLY = words(`
   OCI_IMAGE_USER SANDBOX_UID SANDBOX_GID SANDBOX_TOKEN SANDBOX_TOKEN_FILE K8S_SA_TOKEN_FILE TLS_CA TLS_CERT TLS_KEY
-  PROVIDER_SPIFFE_WORKLOAD_API_SOCKET NETWORK_RUNTIME_CAPABILITIES FAKE_ROOT FAKE_HOSTS`).map(
+  PROVIDER_SPIFFE_WORKLOAD_API_SOCKET NETWORK_RUNTIME_CAPABILITIES FAKE_HOSTS`).map(
   (name) => `OPENSHELL_${name}`,
 );
 
@@ -355,6 +355,7 @@ function mainEnvironment(settings: Settings, user: User): Record<string, string>
 function commandEnvironment(settings: Settings, user: User, term: string): Record<string, string> {
   return {
     OPENSHELL_SANDBOX: "1",
+    ...(settings.root ? { OPENSHELL_FAKE_ROOT: settings.root } : {}),
     HOME: user.home,
     USER: user.name,
     SHELL: "/bin/bash",
@@ -592,7 +593,7 @@ interface Shells {
 async function startSsh(shells: Shells): Promise<Server> {
   const ssh2 = (await import("ssh2")).default;
   let hostKey: string;
-  // About one in 200 keys that ssh2 makes is malformed by its own judgement.
+  // ssh2 1.17 takes one in 270 of the keys that it makes itself for malformed.
   do hostKey = ssh2.utils.generateKeyPairSync("ed25519").private;
   while (ssh2.utils.parseKey(hostKey) instanceof Error);
   const server = new ssh2.Server({ hostKeys: [hostKey] }, (client: Connection) => {
@@ -911,6 +912,7 @@ async function run(settings: Settings): Promise<number> {
   const hello = { sandbox_id: settings.sandboxId, instance_id: crypto.randomUUID() };
 
   const untilMainEnded = async (): Promise<number> => {
+    log.write("debug", `connecting to ${settings.endpoint}`);
     await gateway.connected(log, stopped.signal);
     log.pushTo(gateway);
     const { exit } = await startMain(settings, processes, mainEnvironment(settings, processes.user));
