@@ -288,18 +288,16 @@ export function processesOf(run: Run): { pid: number; command: string }[] {
   const marks = [`${RUN_MARK}=${run.id}`, `OPENSHELL_FAKE_ROOT=${run.folder}/`];
   return processTable()
     .filter(({ pid, environment }) => pid !== process.pid && marks.some((mark) => environment.includes(mark)))
-    .map(({ pid, command }) => ({ pid, command }));
+    .map(({ pid, command }) => ({ pid, command: command.slice(0, 200) }));
 }
 
-/** All processes of this user: command line (its beginning) and environment. */
+/** All processes of this user: command line and environment. */
 export function processTable(): { pid: number; command: string; environment: string }[] {
   if (process.platform !== "linux") {
     const table = Bun.spawnSync(["ps", "-axEww", "-o", "pid=,command="]).stdout.toString();
     return table.split("\n").flatMap((line) => {
       const match = /^\s*(\d+) (.*)$/.exec(line);
-      return match
-        ? [{ pid: Number(match[1]), command: match[2]!.slice(0, 200), environment: match[2]! }]
-        : [];
+      return match ? [{ pid: Number(match[1]), command: match[2]!, environment: match[2]! }] : [];
     });
   }
   return readdirSync("/proc")
@@ -308,7 +306,7 @@ export function processTable(): { pid: number; command: string; environment: str
       try {
         const environment = readFileSync(`/proc/${pid}/environ`, "utf8");
         const command = readFileSync(`/proc/${pid}/cmdline`, "utf8").replaceAll("\0", " ").trim();
-        return [{ pid: Number(pid), command: command.slice(0, 200), environment }];
+        return [{ pid: Number(pid), command, environment }];
       } catch {
         // Gone meanwhile, or another user's.
         return [];
