@@ -4,7 +4,7 @@
 import { status } from "@grpc/grpc-js";
 import { expect } from "bun:test";
 import { DRIVER_NAME, eventually, HarnessError, refusal, RunningStack, scenario } from "../../harness.ts";
-import type { Given, SandboxOptions } from "../../harness.ts";
+import type { Connection, Given, SandboxOptions } from "../../harness.ts";
 import type { StackSpec } from "../../keeper/stack.ts";
 import type { DriverSandbox__Output } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
 import { ancestry, listenersOn, struct, withoutPodmanDriver, withoutProc } from "./given.ts";
@@ -42,87 +42,136 @@ scenario(
   { skip: withoutProc },
 );
 
-// Configurations that a gateway refuses
+// How the gateway is told
 
-type Refusal = [title: string, spec: StackSpec, says: RegExp];
+/** A stack whose gateway is to end before it needs a driver. */
+const ALONE = { order: "gateway-only" } as const;
+/** A fake gateway is told to wait less for its driver than the real one's 30 s; the real one knows no such variable. */
+const IN_VAIN = { ...ALONE, deadlineMs: 40_000, gatewayEnv: { OPENSHELL_FAKE_DIAL_SECONDS: "0.5" } };
 
-const REFUSED_AT_ONCE: Refusal[] = [
+const isInVain = (spec: StackSpec): boolean => spec.deadlineMs === IN_VAIN.deadlineMs;
+
+type Configuration = [title: string, spec: StackSpec, outcome: RegExp];
+
+const CONFIGURATIONS: Configuration[] = [
   [
-    "CF-05 a driver's table without socket_path is refused",
-    { table: {} },
-    /remote compute driver 'external-podman' requires socket_path/,
+    "CF-05 the configured name is put in lower case, for which its table is looked up",
+    { driverName: "External_Podman", tableName: "external_podman" },
+    /^started with external_podman after GetCapabilities OK$/,
   ],
   [
     "CF-06 a driver's table whose name is not in lower case is not found",
-    { driverName: "External_Podman", tableName: "External_Podman" },
-    /remote compute driver 'external_podman' requires socket_path/,
+    { ...ALONE, driverName: "External_Podman", tableName: "External_Podman" },
+    /exit code 1.* remote compute driver 'external_podman' requires socket_path/s,
   ],
   [
-    "CF-07 a driver's name has no dots",
-    { driverName: "ext.podman" },
-    /invalid compute driver name 'ext\.podman'\. use ASCII letters, digits, '-' or '_'/,
-  ],
-  ["CF-08 a driver's name is not empty", { driverName: " " }, /compute driver name cannot be empty/],
-  [
-    "CF-09 a gateway has one driver",
-    { gatewayTable: { compute_drivers: [DRIVER_NAME, "another"] } },
-    /multiple compute drivers are not supported yet; configured drivers: external-podman,another/,
+    "CF-07 a driver's table without socket_path is refused",
+    { ...ALONE, table: {} },
+    /exit code 1.* remote compute driver 'external-podman' requires socket_path/s,
   ],
   [
-    "CF-10 a key that the gateway does not know is refused by name",
-    { gatewayTable: { compute_driver: DRIVER_NAME } },
-    /unknown field `compute_driver`/,
+    "CF-08 a driver's name has no dots",
+    { ...ALONE, driverName: "ext.podman" },
+    /exit code 1.* invalid compute driver name 'ext\.podman'\. use ASCII letters, digits, '-' or '_'/s,
   ],
   [
-    "CF-11 OPENSHELL_COMPUTE_DRIVER_SOCKET, a driver's variable too, stops a gateway that is not told --drivers",
-    { gatewayEnv: { OPENSHELL_COMPUTE_DRIVER_SOCKET: "{socket}" } },
-    /--compute-driver-socket requires --drivers/,
+    "CF-09 a driver's name is not empty",
+    { ...ALONE, driverName: " " },
+    /exit code 1.* compute driver name cannot be empty/s,
   ],
-];
-
-/** A fake gateway is told to be less patient; the real one knows no such variable. */
-const PATIENCE = { deadlineMs: 40_000, gatewayEnv: { OPENSHELL_FAKE_DIAL_SECONDS: "0.5" } };
-
-const GIVEN_UP: Refusal[] = [
+  [
+    "CF-10 a gateway has one driver",
+    { ...ALONE, gatewayTable: { compute_drivers: [DRIVER_NAME, "other"] } },
+    /exit code 1.* multiple compute drivers are not supported yet; configured drivers: external-podman,other/s,
+  ],
+  [
+    "CF-11 with no name in compute_drivers a driver's table chooses nothing",
+    { ...ALONE, gatewayTable: { compute_drivers: [] } },
+    // A gateway with drivers of its own takes one whose engine it finds on this machine.
+    /auto-detection found no|failed to create compute runtime|started with (docker|kubernetes|podman) after nothing/,
+  ],
+  [
+    "CF-12 a key that the gateway does not know is refused by name",
+    { ...ALONE, gatewayTable: { compute_driver: DRIVER_NAME } },
+    /exit code 1.* unknown field `compute_driver`/s,
+  ],
+  [
+    "CF-13 --drivers and --compute-driver-socket win over the config file",
+    {
+      table: { socket_path: "/no/driver.sock" },
+      gatewayArgs: ["--drivers", "from-flags", "--compute-driver-socket", "{socket}"],
+    },
+    /^started with from-flags after GetCapabilities OK$/,
+  ],
+  [
+    "CF-14 OPENSHELL_COMPUTE_DRIVER_SOCKET, a driver's variable too, stops a gateway that is not told --drivers",
+    { ...ALONE, gatewayEnv: { OPENSHELL_COMPUTE_DRIVER_SOCKET: "{socket}" } },
+    /exit code 1.* --compute-driver-socket requires --drivers/s,
+  ],
+  [
+    "CF-15 with --compute-driver-socket even a reserved name is the external driver",
+    {
+      driverName: "podman",
+      table: {},
+      gatewayArgs: ["--drivers", "podman", "--compute-driver-socket", "{socket}"],
+    },
+    /^started with podman after GetCapabilities OK$/,
+  ],
+  [
+    "CF-16 without it a reserved name never passes for the external driver unseen",
+    { driverName: "podman" },
+    // The gateway's own driver takes our socket for Podman's. One that was built without any reserves no names.
+    /failed to create compute runtime|in-tree compute driver|^started with podman after GetCapabilities OK$/,
+  ],
+  [
+    "CF-17 the driver may be started after the gateway",
+    { order: "gateway-first" },
+    /^started with external-podman after GetCapabilities OK$/,
+  ],
   [
     "CF-27 a gateway whose driver never comes gives up after 30 s and names the socket",
-    { ...PATIENCE, table: { socket_path: "/no/driver.sock" } },
-    /failed to connect to remote compute driver socket '\/no\/ ?driver\.sock' within (30|0\.5)s/,
+    { ...IN_VAIN, table: { socket_path: "/no/driver.sock" } },
+    /exit code 1.* failed to connect to remote compute driver socket '\/no\/ ?driver\.sock' within (30|0\.5)s/s,
   ],
   [
     "CF-28 a plain file where the driver's socket should be is as good as none",
-    { ...PATIENCE, table: { socket_path: import.meta.path } },
-    /failed to connect to remote compute driver socket '.*configuration\.test\.ts' within (30|0\.5)s/,
+    { ...IN_VAIN, table: { socket_path: import.meta.path } },
+    /exit code 1.* failed to connect to remote compute driver socket '.*test\.ts' within (30|0\.5)s/s,
   ],
 ];
 
-const itEnds = ([title, , says]: Refusal): void =>
-  scenario(title, async ({ startStack }) => {
-    const outcome = await refused(startStack).get(title);
-    expect(outcome).toMatch(says);
-    expect(outcome).toContain("exit code 1");
+const itEnds = ([title, , outcome]: Configuration): void =>
+  scenario(title, async ({ stack }) => {
+    expect(await outcomesOver(stack.keeper).get(title)).toMatch(outcome);
   });
+
+CONFIGURATIONS.filter(([, spec]) => !isInVain(spec)).forEach(itEnds);
 
 let outcomes: Map<string, Promise<string>> | undefined;
 
-/** How those gateways end. All are started when the first is asked for: the real one takes 30 s to give up. */
-function refused(startStack: Given["startStack"]): Map<string, Promise<string>> {
-  return (outcomes ??= new Map(
-    [...REFUSED_AT_ONCE, ...GIVEN_UP].map(([title, spec]) => [
-      title,
-      startStack({ order: "gateway-only", ...spec }).then(
-        () => "It started",
-        (error: Error) => error.message,
-      ),
-    ]),
-  ));
+/** What comes of each configuration. All are tried when the first is asked for, since some take a gateway 30 s. */
+function outcomesOver(keeper: Connection): Map<string, Promise<string>> {
+  return (outcomes ??= new Map(CONFIGURATIONS.map(([title, spec]) => [title, outcomeOf(keeper, spec)])));
 }
 
-REFUSED_AT_ONCE.forEach(itEnds);
+/** Starts such a stack. Resolves with a line if it starts, else with what its user is told. */
+async function outcomeOf(keeper: Connection, spec: StackSpec): Promise<string> {
+  try {
+    const stack = new RunningStack(keeper, await keeper.call("startStack", spec));
+    const [driver] = await stack.gateway.drivers();
+    const [call] = await stack.calls();
+    const left = await stack.stop();
+    return [`started with ${driver?.name} after ${call?.method ?? "nothing"} ${call?.status}`, ...left].join(
+      "\n",
+    );
+  } catch (error) {
+    return (error as Error).message;
+  }
+}
 
 // What crosses the socket
 
-scenario("CF-12 a life crosses the socket as one call a step, in order", async ({ startStack }) => {
+scenario("CF-18 a life crosses the socket as one call a step, in order", async ({ startStack }) => {
   const stack = await startStack();
   await wholeLife(stack);
   const calls = (await stack.calls()).map(({ method }) => method);
@@ -134,7 +183,7 @@ scenario("CF-12 a life crosses the socket as one call a step, in order", async (
   expect(calls).toContain("WatchSandboxes");
 });
 
-scenario("CF-13 the same life works with nothing between gateway and driver", async ({ startStack }) => {
+scenario("CF-19 the same life works with nothing between gateway and driver", async ({ startStack }) => {
   const stack = await startStack({ tap: false });
   expect(stack.info.gatewaySocket).toBe(stack.info.driverSocket);
   await wholeLife(stack);
@@ -150,7 +199,7 @@ async function wholeLife({ gateway }: RunningStack): Promise<void> {
 }
 
 scenario(
-  "CF-14 the driver is given the id, name and workspace that users see",
+  "CF-20 the driver is given the id, name and workspace that users see",
   async ({ stack, gateway }) => {
     const since = await stack.lastCall();
     const sandbox = await gateway.readySandbox();
@@ -164,13 +213,13 @@ scenario(
   },
 );
 
-scenario("CF-15 a sandbox's token crosses in CreateSandbox alone, and no record shows it", async (given) => {
+scenario("CF-21 a sandbox's token crosses in CreateSandbox alone, and no record shows it", async (given) => {
   const { validated, created } = await askedOfDriver(given, {});
   expect(validated.spec).not.toHaveProperty("sandbox_token");
   expect(created.spec).toHaveProperty("sandbox_token", "<redacted>");
 });
 
-scenario("CF-16 a template's labels reach the driver, a sandbox's own do not", async (given) => {
+scenario("CF-22 a template's labels reach the driver, a sandbox's own do not", async (given) => {
   const template = { labels: { its: "driver" } };
   const { created } = await askedOfDriver(given, { labels: { mine: "user" }, template });
   expect(created.spec?.template?.labels).toEqual({ its: "driver" });
@@ -199,14 +248,14 @@ async function firstCall(stack: RunningStack, method: string, since = 0) {
 
 // driver_config
 
-scenario("CF-17 of driver_config, the configured name's block alone reaches the driver", async (given) => {
+scenario("CF-23 of driver_config, the configured name's block alone reaches the driver", async (given) => {
   const driver_config = struct({ [DRIVER_NAME]: {}, podman: { no_such_field: true } });
   const { created } = await askedOfDriver(given, { template: { driver_config } });
   expect(created.spec?.template).toHaveProperty("driver_config", { fields: {} });
 });
 
 scenario(
-  "CF-18 what the driver finds wrong with its driver_config is what the user is told",
+  "CF-24 what the driver finds wrong with its driver_config is what the user is told",
   async ({ stack, gateway }) => {
     const since = await stack.lastCall();
     const driver_config = struct({ [DRIVER_NAME]: { no_such_field: true } });
@@ -218,7 +267,7 @@ scenario(
   { skip: withoutPodmanDriver },
 );
 
-scenario("CF-19 a driver_config block must be a table", async ({ gateway }) => {
+scenario("CF-25 a driver_config block must be a table", async ({ gateway }) => {
   const driver_config = struct({ [DRIVER_NAME]: "text" });
   expect(await refusal(gateway.createSandbox({ template: { driver_config } }))).toEqual({
     code: "INVALID_ARGUMENT",
@@ -226,57 +275,7 @@ scenario("CF-19 a driver_config block must be a table", async ({ gateway }) => {
   });
 });
 
-// Names and sockets that work
-
-scenario(
-  "CF-20 the configured name is put in lower case, for which its table is looked up",
-  async (given) => {
-    const stack = await given.startStack({ driverName: "External_Podman", tableName: "external_podman" });
-    expect((await stack.gateway.drivers()).map(({ name }) => name)).toEqual(["external_podman"]);
-  },
-);
-
-scenario("CF-21 --drivers and --compute-driver-socket win over the config file", async ({ startStack }) => {
-  const stack = await startStack({
-    table: { socket_path: "/nonexistent/driver.sock" },
-    gatewayArgs: ["--drivers", "from-flags", "--compute-driver-socket", "{socket}"],
-  });
-  expect((await stack.gateway.drivers()).map(({ name }) => name)).toEqual(["from-flags"]);
-  expect((await firstCall(stack, "GetCapabilities")).status).toBe("OK");
-});
-
-scenario("CF-22 with --compute-driver-socket even a reserved name is the external driver", async (given) => {
-  const gatewayArgs = ["--drivers", "podman", "--compute-driver-socket", "{socket}"];
-  const stack = await given.startStack({ driverName: "podman", table: {}, gatewayArgs });
-  expect((await firstCall(stack, "GetCapabilities")).status).toBe("OK");
-});
-
-scenario("CF-23 without it, a reserved name never passes for the external driver", async ({ startStack }) => {
-  const outcome = await startStack({ driverName: "podman" }).catch((error: Error) => error);
-  if (outcome instanceof RunningStack) {
-    // A gateway that was built without drivers of its own reserves no names.
-    expect((await firstCall(outcome, "GetCapabilities")).status).toBe("OK");
-  } else {
-    // Its own driver took our socket for Podman's.
-    expect(outcome.message).toMatch(/failed to create compute runtime|in-tree compute driver/);
-  }
-});
-
-scenario("CF-24 with no name in compute_drivers, a driver's table alone chooses nothing", async (given) => {
-  const spec: StackSpec = { order: "gateway-only", gatewayTable: { compute_drivers: [] } };
-  const outcome = await given.startStack(spec).then(
-    async ({ gateway }) => `started with ${(await gateway.drivers())[0]?.name}`,
-    (error: Error) => error.message,
-  );
-  // A gateway with drivers of its own takes one whose engine it finds on this machine.
-  expect(outcome).toMatch(/auto-detection found no|failed to create compute runtime|started with (?!ext)/);
-});
-
-scenario("CF-25 the driver may be started after the gateway", async ({ startStack }) => {
-  const stack = await startStack({ order: "gateway-first" });
-  const drivers = await stack.gateway.drivers();
-  expect(drivers.map(({ name }) => name)).toEqual([DRIVER_NAME]);
-});
+// Two gateways
 
 scenario("CF-26 two gateways on one engine do not see each other's sandboxes", async (given) => {
   const other = await given.startStack();
@@ -288,6 +287,6 @@ scenario("CF-26 two gateways on one engine do not see each other's sandboxes", a
   expect((await ours.refresh()).phase).toBe("READY");
 });
 
-// Last, for by now they have been trying for a while
+// Last, for by now these have been trying for a while
 
-GIVEN_UP.forEach(itEnds);
+CONFIGURATIONS.filter(([, spec]) => isInVain(spec)).forEach(itEnds);

@@ -2,6 +2,7 @@
 
 /** What scenarios of several files share. */
 import { readdirSync, readFileSync, readlinkSync } from "node:fs";
+import { dirname } from "node:path";
 import { HarnessError, parts, type RunningStack } from "../../harness.ts";
 import { Engine } from "../../keeper/engine.ts";
 import type { Struct } from "../../proto/v0.0/types/google/protobuf/Struct.ts";
@@ -64,20 +65,25 @@ export function ancestry(pid: number): number[] {
   return [pid, ...ancestry(Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[1]))];
 }
 
-/** The processes that listen on a Unix socket. @throws when there is none: the kernel's table can miss one as it changes. */
-export function listenersOn(path: string): number[] {
+/**
+ * The processes that listen on a Unix socket (Linux). The kernel knows a socket by the path at which it was bound; a
+ * driver may bind it under another name in the same folder and rename it, so that it appears with its final mode.
+ * @throws HarnessError when there is none: the kernel's table can miss one that is there while it changes.
+ */
+export function listenersOn(socket: string): number[] {
   const listening = readFileSync("/proc/net/unix", "utf8")
     .split("\n")
     .map((line) => line.trim().split(/\s+/))
     // Flags, field 4, of a listening socket: __SO_ACCEPTCON.
-    .filter(([, , , flags, , , , at]) => at === path && flags === "00010000")
+    .filter(([, , , flags, , , , path]) => path && dirname(path) === dirname(socket) && flags === "00010000")
     .map(([, , , , , , inode]) => `socket:[${inode}]`);
   const pids = readdirSync("/proc").filter((name) => /^\d+$/.test(name));
   const found = pids.filter((pid) => descriptorsOf(pid).some((target) => listening.includes(target)));
-  if (found.length === 0) throw new HarnessError(`Nobody listens on ${path}`);
+  if (found.length === 0) throw new HarnessError(`Nobody listens on ${socket}`);
   return found.map(Number);
 }
 
+/** What a process has open, as the kernel writes it: "socket:[123]". */
 export function descriptorsOf(pid: string | number): string[] {
   try {
     return readdirSync(`/proc/${pid}/fd`).flatMap((fd) => {

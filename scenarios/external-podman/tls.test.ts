@@ -20,7 +20,7 @@ scenario(
   "TL-02 a sandbox is told to call back over TLS",
   async ({ sharedStack }) => {
     const stack = await sharedStack({ tls: true });
-    const sandbox = await stack.gateway.createSandbox();
+    const sandbox = await stack.gateway.readySandbox();
     const environment = environmentOf(await inspect(stack, sandbox.id));
     expect(environment.OPENSHELL_ENDPOINT).toStartWith("https://");
     const { OPENSHELL_TLS_CA, OPENSHELL_TLS_CERT, OPENSHELL_TLS_KEY } = environment;
