@@ -261,28 +261,24 @@ const matchesLabels = (labels: Record<string, string>, wanted: string[]): boolea
     return key in labels && (value === null || labels[key] === value);
   });
 
-function matchesEvent(event: EngineEvent, filters: Filters): boolean {
-  const { ID, Attributes } = event.Actor;
-  const named = (wanted: string[], type: string): boolean =>
-    event.Type === type && wanted.some((want) => Attributes.name === want || ID.startsWith(want));
-  return Object.entries(filters).every(([key, wanted]) => {
-    switch (key) {
-      case "type":
-        return wanted.includes(event.Type);
-      case "event":
-        return wanted.includes(event.Action) || (event.Action === "die" && wanted.includes("died"));
-      case "label":
-        return matchesLabels(Attributes, wanted);
-      case "container":
-      case "image":
-      case "network":
-      case "volume":
-        return named(wanted, key);
-      default:
-        return fail(500, "invalid argument", `"${key}" is an invalid filter`);
-    }
-  });
-}
+/** By name or by the beginning of the id, among events of one type. */
+const eventOf =
+  (type: string) =>
+  ({ Type, Actor }: EngineEvent, wanted: string[]): boolean =>
+    Type === type && wanted.some((want) => Actor.Attributes.name === want || Actor.ID.startsWith(want));
+
+const EVENT_FILTERS: Record<string, (event: EngineEvent, wanted: string[]) => boolean> = {
+  type: ({ Type }, wanted) => wanted.includes(Type),
+  event: ({ Action }, wanted) => wanted.includes(Action) || (Action === "die" && wanted.includes("died")),
+  label: ({ Actor }, wanted) => matchesLabels(Actor.Attributes, wanted),
+  container: eventOf("container"),
+  image: eventOf("image"),
+  network: eventOf("network"),
+  volume: eventOf("volume"),
+};
+
+const matchesEvent = (event: EngineEvent, filters: Filters): boolean =>
+  Object.entries(filters).every(([key, wanted]) => EVENT_FILTERS[key]?.(event, wanted));
 
 /** A moment from the query: seconds since the epoch, or RFC 3339. */
 function moment(text: string | null): number | null {
@@ -295,6 +291,8 @@ const eventLine = (event: EngineEvent): string => `${JSON.stringify(event)}\n`;
 
 function eventStream(query: URLSearchParams, signal: AbortSignal): Response {
   const filters = parseFilters(query);
+  for (const key of Object.keys(filters))
+    if (!(key in EVENT_FILTERS)) fail(500, `${key} is an invalid filter`, "");
   const follow = query.get("stream") !== "false" && !query.get("until");
   const [since, until] = [moment(query.get("since")), moment(query.get("until"))];
   const past = since === null && follow ? [] : readEvents(since ?? 0, until ?? Infinity);
@@ -1749,43 +1747,32 @@ function listEntry(container: Container): object {
   };
 }
 
+const CONTAINER_FILTERS: Record<string, (container: Container, wanted: string[]) => boolean> = {
+  label: ({ spec }, wanted) => matchesLabels(spec.labels ?? {}, wanted),
+  "label!": ({ spec }, wanted) => !matchesLabels(spec.labels ?? {}, wanted),
+  name: ({ name }, wanted) => wanted.some((want) => new RegExp(want).test(name)),
+  id: ({ id }, wanted) => wanted.some((want) => id.startsWith(want)),
+  status: ({ status }, wanted) => wanted.includes(status),
+  exited: ({ status, exitCode }, wanted) => status === "exited" && wanted.includes(String(exitCode)),
+  network: (container, wanted) =>
+    wanted.some((want) => container.networks.includes(findNetwork(want)?.name ?? want)),
+  volume: ({ mounts }, wanted) =>
+    mounts.some(({ source, destination }) => wanted.includes(source) || wanted.includes(destination)),
+  ancestor: ({ imageId }, wanted) => wanted.some((want) => findImage(want)?.id === imageId),
+  health: ({ health }, wanted) => wanted.includes(health?.Status ?? "none"),
+};
+
 function listContainers(query: URLSearchParams): object[] {
   const filters = parseFilters(query);
-  const all = query.get("all") === "true" || query.get("all") === "1" || "status" in filters;
-  const matches = (container: Container): boolean =>
-    Object.entries(filters).every(([key, wanted]) => {
-      switch (key) {
-        case "label":
-          return matchesLabels(container.spec.labels ?? {}, wanted);
-        case "label!":
-          return !matchesLabels(container.spec.labels ?? {}, wanted);
-        case "name":
-          return wanted.some((want) => new RegExp(want).test(container.name));
-        case "id":
-          return wanted.some((want) => container.id.startsWith(want));
-        case "status":
-          return wanted.includes(container.status);
-        case "exited":
-          return container.status === "exited" && wanted.includes(String(container.exitCode));
-        case "network":
-          return wanted.some((want) => container.networks.includes(findNetwork(want)?.name ?? want));
-        case "volume":
-          return wanted.some((want) =>
-            container.mounts.some(({ source, destination }) => [source, destination].includes(want)),
-          );
-        case "ancestor":
-          return wanted.some((want) => findImage(want)?.id === container.imageId);
-        case "health":
-          return wanted.includes(container.health?.Status ?? "none");
-        default:
-          return fail(500, `${key} is an invalid filter`, "");
-      }
-    });
-  const found = [...containers.values()].filter(
-    (container) => (all || container.status === "running") && matches(container),
-  );
+  for (const key of Object.keys(filters))
+    if (!(key in CONTAINER_FILTERS)) fail(500, `${key} is an invalid filter`, "");
+  const all = flag(query, "all") || "status" in filters;
   const limit = Number(query.get("limit") ?? 0);
-  return found
+  return [...containers.values()]
+    .filter((container) => all || container.status === "running")
+    .filter((container) =>
+      Object.entries(filters).every(([key, wanted]) => CONTAINER_FILTERS[key]?.(container, wanted)),
+    )
     .toSorted((a, b) => (a.created < b.created ? -1 : 1))
     .slice(limit > 0 ? -limit : 0)
     .map(listEntry);
