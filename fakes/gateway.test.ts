@@ -324,6 +324,17 @@ describe("with a driver and a supervisor", () => {
       });
     });
 
+    test("of two stops at once one reaches the driver, of two starts both do", async () => {
+      const { id, name } = await bench.ready();
+      const calls = (method: string) =>
+        bench.driver.called(method).filter(({ request }) => request.sandbox_id === id).length;
+      await Promise.all([stop(bench.gateway, name), stop(bench.gateway, name)]);
+      expect(calls("StopSandbox")).toBe(1);
+      // The second finds it Starting, not Ready, and drives it again.
+      await Promise.all([start(bench.gateway, name), start(bench.gateway, name)]);
+      expect(calls("StartSandbox")).toBe(2);
+    });
+
     test("neither is possible while Provisioning", async () => {
       const { name } = (await create(bench.gateway)).metadata!;
       expect(await refusal(stop(bench.gateway, name))).toBe(
@@ -740,6 +751,14 @@ describe("with a driver and a supervisor", () => {
       expect(await refusal(exec(bench.gateway, { sandbox_id: id, command: ["true"] }))).toBe(
         "UNAVAILABLE: no SSH here",
       );
+    });
+
+    test("a supervisor that dies ends its runs", async () => {
+      const { id, supervisor } = await bench.ready();
+      const run = refusal(exec(bench.gateway, { sandbox_id: id, command: ["sleep", "30"] }));
+      await eventually("the command to start", () => supervisor.commands[0]);
+      supervisor.die();
+      expect(await run).toBe("UNAVAILABLE: exec relay closed before the command reported an exit status");
     });
 
     test("a caller who leaves ends an interactive run at its next output, and a plain one never", async () => {

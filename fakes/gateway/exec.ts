@@ -17,6 +17,9 @@ const TIMED_OUT = 124;
 /** How long a channel may stay open after the command's exit. */
 const CLOSE_AFTER_EXIT_MS = 500;
 
+/** Loaded when the first sandbox is made, so that neither a start nor the first command waits for it. */
+export const ssh = () => import("ssh2");
+
 export interface Execution {
   relay: Duplex;
   request: ExecSandboxRequest__Output;
@@ -32,7 +35,7 @@ export interface Execution {
  */
 export async function execute({ relay, request, input, emit }: Execution): Promise<void> {
   const command = commandLine(request);
-  const { Client } = await import("ssh2");
+  const { Client } = await ssh();
   const client = new Client();
   const close = () => {
     client.end();

@@ -200,6 +200,7 @@ export class ScriptedSupervisor {
   /** How a relay is answered: served, refused, or not at all. */
   relays: "served" | "refused" | "ignored" = "served";
   #call: grpc.ClientDuplexStream<SupervisorMessage, GatewayMessage__Output>;
+  #relays: { cancel(): void }[] = [];
 
   constructor(
     private readonly client: OpenShellClient,
@@ -236,6 +237,11 @@ export class ScriptedSupervisor {
     this.#call.end();
   }
 
+  /** Breaks off everything at once. */
+  die(): void {
+    for (const call of [this.#call, ...this.#relays]) call.cancel();
+  }
+
   #openRelay(channelId: string): void {
     if (this.relays === "ignored") return;
     const success = this.relays === "served";
@@ -244,6 +250,7 @@ export class ScriptedSupervisor {
     });
     if (!success) return;
     const call = this.client.RelayStream(this.metadata());
+    this.#relays.push(call);
     call.write({ init: { channel_id: channelId } });
     const stream = new Duplex({
       read() {},

@@ -227,6 +227,8 @@ export class Sessions {
         if (data?.length) stream.push(data);
       }
     } catch (error) {
+      // Once the near side is done the call is over, which ends the far side's stream early.
+      if (stream.destroyed) return;
       this.log.warn("relay stream: inbound errored", {
         channel_id: channelId,
         sandbox_id: waiting.sandboxId,
@@ -240,6 +242,8 @@ export class Sessions {
 /** The near side of a relay: what is written to it goes out as frames; incoming frames are pushed into it. */
 function relayDuplex(call: RelayCall): Duplex {
   return new Duplex({
+    // A supervisor that ends its stream, or dies, ends the relay.
+    allowHalfOpen: false,
     read() {},
     write(chunk: Buffer, _encoding, done) {
       for (let start = 0; start < chunk.length; start += RELAY_CHUNK) {

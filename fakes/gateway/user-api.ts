@@ -31,7 +31,7 @@ import type { WatchSandboxRequest__Output } from "../../proto/v0.0/types/openshe
 import type { Tokens } from "./auth.ts";
 import type { Compute } from "./compute.ts";
 import type { RemoteDriver } from "./driver.ts";
-import { execute } from "./exec.ts";
+import { execute, ssh } from "./exec.ts";
 import { invalid, notFound, precondition, Status } from "./failure.ts";
 import type { Feeds } from "./feeds.ts";
 import type { Logger } from "./log.ts";
@@ -122,6 +122,7 @@ export class UserApi {
     }
     const token = tokens?.mint(id).token ?? "";
     if (token) log.info("minted sandbox JWT", { sandbox_id: id });
+    void ssh();
     const created = await compute.create(sandbox, token);
     log.info("CreateSandbox request completed successfully", { sandbox_id: id, sandbox_name: name });
     return { sandbox: created };
