@@ -1,16 +1,48 @@
 // SPDX-License-Identifier: Apache-2.0
 
+/** One sandbox, from its creation to its end: what must work before anything else is worth a look. */
 import { expect } from "bun:test";
-import { scenario } from "../../harness.ts";
+import { refusal, scenario } from "../../harness.ts";
 
-scenario("SM-01 a sandbox that was created becomes Ready", async ({ gateway }) => {
-  const sandbox = await gateway.createSandbox();
-  await sandbox.ready();
-  expect(sandbox.phase).toBe("READY");
-});
+scenario(
+  "SM-01 a sandbox is provisioned when its creation is accepted, and then Ready",
+  async ({ gateway }) => {
+    const sandbox = await gateway.createSandbox();
+    expect(sandbox.phase).toBe("PROVISIONING");
+    await sandbox.ready();
+    expect(sandbox.seen.status?.conditions).toMatchObject([{ type: "Ready", status: "True" }]);
+  },
+);
 
 scenario("SM-02 a command in a sandbox has its output and exit code", async ({ gateway }) => {
   const sandbox = await gateway.readySandbox();
   const { stdout, stderr, exitCode } = await sandbox.exec(["sh", "-c", "echo out; echo err >&2; exit 3"]);
   expect({ stdout, stderr, exitCode }).toEqual({ stdout: "out\n", stderr: "err\n", exitCode: 3 });
+});
+
+scenario("SM-03 a sandbox is listed under the name that its creation answered", async ({ gateway }) => {
+  const sandbox = await gateway.readySandbox();
+  expect(await gateway.listSandboxes()).toContain(sandbox.name);
+  const found = await gateway.getSandbox(sandbox.name);
+  expect(found.metadata).toMatchObject({ id: sandbox.id, name: sandbox.name, workspace: "default" });
+});
+
+scenario("SM-04 a sandbox's log tells of its creation and of its supervisor", async ({ gateway }) => {
+  const sandbox = await gateway.readySandbox();
+  const log = await sandbox.logs();
+  expect(log).toContain("CreateSandbox request completed successfully");
+  expect(log).toContain("supervisor session: accepted");
+});
+
+scenario("SM-05 a log can be cut to its last lines", async ({ gateway }) => {
+  const sandbox = await gateway.readySandbox();
+  expect(await sandbox.logs(1)).toHaveLength(1);
+});
+
+scenario("SM-06 a deleted sandbox is neither listed nor found", async ({ gateway }) => {
+  const sandbox = await gateway.readySandbox();
+  expect(await sandbox.delete()).toBe(true);
+  expect(await gateway.listSandboxes()).not.toContain(sandbox.name);
+  const notFound = { code: "NOT_FOUND", message: "sandbox not found" };
+  expect(await refusal(gateway.getSandbox(sandbox.name))).toEqual(notFound);
 });

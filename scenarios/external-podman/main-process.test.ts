@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** The main process: the command for which a sandbox is made, and with whose end it ends. */
+import { expect } from "bun:test";
+import { type Gateway, refusal, type Sandbox, scenario } from "../../harness.ts";
+import { DIFFICULT_WORDS, fileHolds, invalid, printed, stays } from "./sandboxes.ts";
+
+// What it gets
+
+scenario("MP-01 the main process gets its arguments as they were sent", async ({ gateway }) => {
+  const command = stays('printf "<%s>" "$@" > words', ...DIFFICULT_WORDS);
+  const sandbox = await gateway.readySandbox({ command });
+  await fileHolds(sandbox, "words", printed(...DIFFICULT_WORDS));
+});
+
+scenario("MP-02 the main process runs in the workspace, where commands run too", async ({ gateway }) => {
+  const sandbox = await gateway.readySandbox({ command: stays("pwd > folder") });
+  const { stdout: workspace } = await sandbox.exec(["pwd"]);
+  await fileHolds(sandbox, "folder", workspace);
+});
+
+scenario(
+  "MP-03 the sandbox's environment reaches the main process and wins over its template's",
+  async (given) => {
+    const sandbox = await given.gateway.readySandbox({
+      command: stays('printf "<%s>" "$A" "$B" > values'),
+      template: { environment: { A: "template", B: " $A 'b' \\ = ü " } },
+      environment: { A: "sandbox" },
+    });
+    await fileHolds(sandbox, "values", printed("sandbox", " $A 'b' \\ = ü "));
+  },
+);
+
+scenario("MP-04 OPENSHELL_SANDBOX=1 tells every process that it is in a sandbox", async ({ gateway }) => {
+  const sandbox = await gateway.readySandbox({ command: stays("echo $OPENSHELL_SANDBOX > mark") });
+  await fileHolds(sandbox, "mark", "1\n");
+  expect((await sandbox.exec(["sh", "-c", "echo $OPENSHELL_SANDBOX"])).stdout).toBe("1\n");
+});
+
+/** Writes down which of its streams are terminals, and of which type and size they are. */
+const LOOK = `for fd in 0 1 2; do test -t $fd && echo $fd >> seen; done
+  echo $TERM >> seen; stty size >> seen 2> /dev/null`;
+
+scenario("MP-05 the main process has a terminal when the sandbox asks for one", async ({ gateway }) => {
+  const sandbox = await gateway.readySandbox({ command: stays(LOOK), tty: true });
+  await fileHolds(sandbox, "seen", "0\n1\n2\nxterm-256color\n24 80\n");
+});
+
+scenario("MP-06 the main process has no terminal when the sandbox asks for none", async ({ gateway }) => {
+  const sandbox = await gateway.readySandbox({ command: stays(LOOK) });
+  await fileHolds(sandbox, "seen", "dumb\n");
+});
+
+scenario("MP-07 without a command, the main process is a login shell on a terminal", async ({ gateway }) => {
+  const sandbox = await gateway.createSandbox({ command: [] });
+  expect(sandbox.seen.spec).toMatchObject({ command: ["/bin/bash", "-l"], tty: true });
+});
+
+scenario("MP-08 names that start with OPENSHELL_ are not the user's to set", async ({ gateway }) => {
+  const environment = { OPENSHELL_SANDBOX_ID: "another" };
+  const reserved = "keys starting with OPENSHELL_ are reserved; got 'OPENSHELL_SANDBOX_ID'";
+  expect(await refusal(gateway.createSandbox({ environment }))).toEqual(
+    invalid(`spec.environment ${reserved}`),
+  );
+  expect(await refusal(gateway.createSandbox({ template: { environment } }))).toEqual(
+    invalid(`spec.template.environment ${reserved}`),
+  );
+});
+
+scenario(
+  "MP-09 a main process without a name, or with a line break in a value, is refused",
+  async ({ gateway }) => {
+    expect(await refusal(gateway.createSandbox({ command: [""] }))).toEqual(
+      invalid("spec.command[0] must not be empty"),
+    );
+    expect(await refusal(gateway.createSandbox({ environment: { A: "line\nbreak" } }))).toEqual(
+      invalid("spec.environment value for 'A' contains newline or carriage return characters"),
+    );
+  },
+);
+
+// How it ends
+
+/** A sandbox that was Ready until its main process, told so, ran this script to its end. */
+async function ended(gateway: Gateway, script: string): Promise<Sandbox> {
+  const command = ["sh", "-c", `until test -e go; do sleep 0.05; done; ${script}`];
+  const sandbox = await gateway.readySandbox({ command });
+  // The end of the main process can cut off the very command that brings it about.
+  await sandbox.exec(["sh", "-c", "echo > go"]).catch(() => {});
+  return sandbox.reach("ERROR");
+}
+
+/** The status of a sandbox whose main process has ended. */
+const mainProcessExited = (code: number) => ({
+  phase: "SANDBOX_PHASE_ERROR",
+  exit_code: code,
+  conditions: [{ type: "Ready", status: "False", reason: "MainProcessExited" }],
+});
+
+scenario(
+  "MP-10 the end of the main process puts its sandbox in Error, with the exit code",
+  async ({ gateway }) => {
+    for (const code of [0, 11]) {
+      const sandbox = await ended(gateway, `exit ${code}`);
+      expect(sandbox.seen.status).toMatchObject(mainProcessExited(code));
+    }
+  },
+);
+
+scenario(
+  "MP-11 the exit code of a main process that a signal ended is 128 and the signal",
+  async ({ gateway }) => {
+    const sandbox = await ended(gateway, "kill -KILL $$");
+    expect(sandbox.seen.status).toMatchObject(mainProcessExited(128 + 9));
+  },
+);
+
+scenario("MP-12 a main process can end before its sandbox was ever Ready", async ({ gateway }) => {
+  // Not at once: a supervisor without NVIDIA/OpenShell#3142 can lose the exit code of a process that does.
+  const sandbox = await gateway.createSandbox({ command: ["sh", "-c", "sleep 0.1; exit 11"] });
+  await sandbox.reach("ERROR");
+  expect(sandbox.seen.status).toMatchObject(mainProcessExited(11));
+});
+
+scenario(
+  "MP-13 a main process that cannot be started puts its sandbox in Error, without one",
+  async (given) => {
+    const sandbox = await given.gateway.createSandbox({ command: ["no-such-command"] });
+    await sandbox.reach("ERROR");
+    expect(sandbox.seen.status?.exit_code).toBeUndefined();
+  },
+);
+
+scenario(
+  "MP-14 a sandbox whose main process has ended is neither used, stopped nor started",
+  async (given) => {
+    const sandbox = await ended(given.gateway, "exit 0");
+    const refused = (message: string) => ({ code: "FAILED_PRECONDITION", message });
+    expect(await refusal(sandbox.exec(["true"]))).toEqual(refused("sandbox is not ready"));
+    expect(await refusal(sandbox.stop())).toEqual(
+      refused("sandbox must be Ready to stop (current phase: Error)"),
+    );
+    expect(await refusal(sandbox.start())).toEqual(
+      refused("sandbox must be Stopped to start (current phase: Error)"),
+    );
+  },
+);
+
+scenario("MP-15 a sandbox whose main process has ended stays until it is deleted", async ({ gateway }) => {
+  const sandbox = await ended(gateway, "exit 11");
+  expect(await gateway.listSandboxes()).toContain(sandbox.name);
+  expect(await sandbox.delete()).toBe(true);
+  expect(await gateway.listSandboxes()).not.toContain(sandbox.name);
+});
