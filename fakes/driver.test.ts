@@ -205,6 +205,8 @@ function flagsFor(given: Record<string, string> = {}): { socket: string; flags: 
     "sandbox-image-pull-policy": "missing",
     "gateway-port": "17999",
     "stop-timeout": "1",
+    // Nobody reads its log while it runs.
+    "log-level": "warn",
     ...given,
   };
   return {
@@ -1099,6 +1101,18 @@ describe(`${SUBJECT}: lifecycle`, () => {
     expect(await created).toBe("ABORTED: sandbox creation was cancelled");
     await watcher.sees(asked.id, "Deleted");
     expect(await remains(asked.id)).toEqual([]);
+  });
+
+  test("of two creates of one sandbox at the same time one is made", async () => {
+    const asked = sandbox();
+    const outcomes = (
+      await Promise.all([outcome(call.create(asked)), outcome(call.create(asked))])
+    ).toSorted();
+    const [loser, winner] = outcomes as [string, string];
+    expect(winner).toBe("OK");
+    if (!FIRST_PARTY) expect(loser).toBe("ALREADY_EXISTS: sandbox already exists");
+    expect(await remains(asked.id)).toHaveLength(3);
+    expect(await call.delete(asked.id)).toBe(true);
   });
 
   test("what a sandbox was denied to be does not disturb the next one with its id", async () => {

@@ -232,10 +232,8 @@ function readSettings(argv: string[], env: NodeJS.ProcessEnv): Settings {
   if (userns !== undefined && userns.toLowerCase() !== "host") {
     invalid(`userns mode '${userns}' is not served by this driver; leave --userns out, or set 'host'`);
   }
-  if (userns !== undefined || given.has("uidmap") || given.has("gidmap")) {
-    if (given.has("uidmap") || given.has("gidmap"))
-      invalid(`uidmap/gidmap are only valid with userns = "private"`);
-  }
+  if (given.has("uidmap") || given.has("gidmap"))
+    invalid(`uidmap/gidmap are only valid with userns = "private"`);
   return settings;
 }
 
@@ -453,7 +451,7 @@ class Engine {
       const response = await fetch(`http://d${path}`, options);
       return endless ? response : new Response((await response.text()) || null, response);
     } catch (error) {
-      if (signal?.aborted) throw new RpcError(Code.ABORTED, "sandbox creation was cancelled");
+      if (signal?.aborted) throw signal.reason;
       const what = `${method} ${path.split("?", 1)[0]}`;
       if (deadline.signal.aborted) {
         throw new EngineError(0, "timeout", `timeout after ${timeoutMs / 1000}s: ${what}`);
@@ -1196,6 +1194,14 @@ const snapshot = (
   },
 });
 
+/** The container is there, but the engine cannot say how it is. */
+const unsure = (who: Identity, container: { Id: string; Name: string }, error: Error): DriverSandbox =>
+  snapshot(who, container, {
+    status: "Unknown",
+    reason: "InspectFailed",
+    message: `Container inspect failed: ${error.message}`,
+  });
+
 const hasExited = ({ State: { Status } }: Inspect): boolean => Status === "exited" || Status === "stopped";
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -1225,6 +1231,8 @@ class Watch {
   private readonly fences = new Map<string, { finishedAt: string; restarted: boolean }>();
   private subscription: Promise<void> | null = null;
   private readonly ending = new AbortController();
+  /** A burst of events is no reason for a burst of connections. */
+  private readonly inspections = new Slots(16);
 
   constructor(
     private readonly engine: Engine,
@@ -1242,13 +1250,19 @@ class Watch {
   }
 
   private async open(): Promise<void> {
-    const events = await this.engine.events(this.ending.signal);
-    void this.follow(events);
-    const present = new Map((await this.ours()).map(({ Id, Labels }) => [Id, identity(Labels) as Identity]));
-    for (const [containerId, who] of present) this.known.set(containerId, who.id);
+    const failed = new AbortController();
+    const events = await this.engine.events(AbortSignal.any([this.ending.signal, failed.signal]));
+    const entries = await this.ours().catch((error: unknown) => {
+      failed.abort();
+      throw error;
+    });
+    const present = new Map(entries.map(({ Id, Labels }) => [Id, identity(Labels) as Identity]));
     // What went away while nobody told us.
-    for (const [containerId, id] of this.known)
+    for (const [containerId, id] of this.known) {
       if (!present.has(containerId)) void this.enqueue(id, () => this.gone(containerId, id));
+    }
+    for (const [containerId, who] of present) this.known.set(containerId, who.id);
+    void this.follow(events);
   }
 
   private async follow(events: AsyncGenerator<EngineEvent>): Promise<void> {
@@ -1305,17 +1319,14 @@ class Watch {
     to: Iterable<Watcher> = this.watchers,
     first = false,
   ): Promise<void> {
-    const found = await this.engine.inspect(containerId).catch((error: unknown) => error);
+    const found = await this.inspections.run(() =>
+      this.engine.inspect(containerId).catch((error: unknown) => error),
+    );
     if (isGone(found)) return this.gone(containerId, who.id);
     if (found instanceof Error) {
       if (!this.known.has(containerId)) return;
-      const message = `Container inspect failed: ${found.message}`;
-      const unsure = snapshot(
-        who,
-        { Id: containerId, Name: "" },
-        { status: "Unknown", reason: "InspectFailed", message },
-      );
-      for (const watcher of to) watcher.send({ sandbox: { sandbox: unsure } });
+      const sandbox = unsure(who, { Id: containerId, Name: "" }, found);
+      for (const watcher of to) watcher.send({ sandbox: { sandbox } });
       return;
     }
     this.report(found as Inspect, to, first);
@@ -1374,10 +1385,12 @@ class Watch {
     await this.subscribe();
     this.watchers.add(watcher);
     const entries = await this.ours();
-    const waiting = entries.map(({ Id, Labels }) => [Id, identity(Labels) as Identity] as const);
-    await eachOf(waiting, 16, ([containerId, who]) =>
-      this.enqueue(who.id, () => this.refresh(containerId, who, [watcher], true)),
-    );
+    const first = entries.map(({ Id, Labels }) => {
+      const who = identity(Labels) as Identity;
+      this.known.set(Id, who.id);
+      return this.enqueue(who.id, () => this.refresh(Id, who, [watcher], true));
+    });
+    await Promise.all(first);
   }
 
   remove(watcher: Watcher): void {
@@ -1402,13 +1415,23 @@ function describe(container: Inspect): DriverSandbox | null {
   return who && snapshot(who, container, readyCondition(container), container.State.Status === "removing");
 }
 
-/** Runs `work` for each item, at most `most` at a time. */
-async function eachOf<Item>(items: Item[], most: number, work: (item: Item) => Promise<void>): Promise<void> {
-  const rest = items.values();
-  const worker = async (): Promise<void> => {
-    for (const item of rest) await work(item);
-  };
-  await Promise.all(Array.from({ length: Math.min(most, items.length) }, worker));
+/** Lets at most `free` pieces of work run at a time. */
+class Slots {
+  private readonly waiting: (() => void)[] = [];
+
+  constructor(private free: number) {}
+
+  async run<Result>(work: () => Promise<Result>): Promise<Result> {
+    if (this.free === 0) await new Promise<void>((ready) => this.waiting.push(ready));
+    else this.free--;
+    try {
+      return await work();
+    } finally {
+      const next = this.waiting.shift();
+      if (next) next();
+      else this.free++;
+    }
+  }
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -1543,25 +1566,14 @@ class Driver {
   }
 
   async list(): Promise<DriverSandbox[]> {
-    const sandboxes: DriverSandbox[] = [];
-    await eachOf(await this.watch.ours(), 16, async (entry) => {
-      const found = await this.engine.inspect(entry.Id).catch((error: unknown) => error);
-      if (isGone(found)) return;
-      const who = identity(entry.Labels) as Identity;
-      const sandbox =
-        found instanceof Error
-          ? snapshot(
-              who,
-              { Id: entry.Id, Name: entry.Names[0] ?? "" },
-              {
-                status: "Unknown",
-                reason: "InspectFailed",
-                message: `Container inspect failed: ${found.message}`,
-              },
-            )
-          : describe(found as Inspect);
-      if (sandbox) sandboxes.push(sandbox);
+    const slots = new Slots(16);
+    const described = (await this.watch.ours()).map(async (entry) => {
+      const found = await slots.run(() => this.engine.inspect(entry.Id).catch((error: unknown) => error));
+      if (isGone(found)) return null;
+      if (!(found instanceof Error)) return describe(found as Inspect);
+      return unsure(identity(entry.Labels) as Identity, { Id: entry.Id, Name: entry.Names[0] ?? "" }, found);
     });
+    const sandboxes = (await Promise.all(described)).filter((sandbox) => sandbox !== null);
     const key = ({ name, id }: DriverSandbox): string => `${name}\0${id}`;
     return sandboxes.toSorted((a, b) => (key(a) < key(b) ? -1 : 1));
   }
@@ -1572,13 +1584,20 @@ class Driver {
     if (!sandbox.name) unmet("sandbox name is required");
     if (!sandbox.id) unmet("sandbox id is required");
     checkName(containerName(sandbox), (message) => unmet(`invalid input: ${message}`));
+    if (this.creating.has(sandbox.id)) throw alreadyExists();
+    const abort = new AbortController();
+    const settled = this.createOnce(sandbox, abort.signal).catch((error: unknown) => {
+      throw abort.signal.aborted ? new RpcError(Code.ABORTED, "sandbox creation was cancelled") : error;
+    });
+    this.creating.set(sandbox.id, { abort, settled: settled.catch(() => {}) });
+    await settled.finally(() => this.creating.delete(sandbox.id));
+  }
+
+  private async createOnce(sandbox: Sandbox, signal: AbortSignal): Promise<void> {
     const config = await this.validate(sandbox);
     await this.exclusively(sandbox.id, async () => {
       if ((await this.withId(sandbox.id)).length > 0) throw alreadyExists();
-      const abort = new AbortController();
-      const settled = this.build(sandbox, config, abort.signal);
-      this.creating.set(sandbox.id, { abort, settled: settled.catch(() => {}) });
-      await settled.finally(() => this.creating.delete(sandbox.id));
+      await this.build(sandbox, config, signal);
     });
   }
 
@@ -1587,6 +1606,7 @@ class Driver {
     const { engine, settings } = this;
     const undo: (() => Promise<unknown>)[] = [];
     try {
+      signal.throwIfAborted();
       log("info", "Creating sandbox container", {
         sandbox_id: sandbox.id,
         container: containerName(sandbox),
@@ -1618,7 +1638,6 @@ class Driver {
           log("warn", "Failed to clean up", { sandbox_id: sandbox.id, error: messageOf(left) }),
         );
       }
-      if (signal.aborted) throw new RpcError(Code.ABORTED, "sandbox creation was cancelled");
       if (isDuplicate(error)) throw alreadyExists();
       // Whatever the engine could not find here, it was not the sandbox.
       if (error instanceof EngineError) throw new RpcError(Code.INTERNAL, error.message);
