@@ -87,6 +87,7 @@ interface SupervisorOptions {
   main?: { command: string[]; tty: boolean };
   env?: Record<string, string>;
   root?: string;
+  program?: string[];
 }
 
 function startSupervisor({
@@ -96,12 +97,13 @@ function startSupervisor({
   main,
   env,
   root = join(folder, id),
+  program = SUPERVISOR,
 }: SupervisorOptions): Supervisor {
   const workspace = join(root, "sandbox");
   mkdirSync(join(root, "etc/openshell/auth"), { recursive: true });
   mkdirSync(workspace, { recursive: true });
   writeFileSync(join(root, "etc/openshell/auth/sandbox.jwt"), `${token}\n`, { mode: 0o600 });
-  const child = Bun.spawn([...SUPERVISOR, "--workdir", "/sandbox"], {
+  const child = Bun.spawn([...program, "--workdir", "/sandbox"], {
     cwd: workspace,
     env: {
       PATH: process.env.PATH!,
@@ -557,7 +559,7 @@ describe("the main process", () => {
       command: ["sh", "-c", "until [ -e stop ]; do sleep 0.05; done; exit 3"],
     });
     await stack.phase(name, "READY");
-    await stack.exec(id, ["touch", "stop"]);
+    writeFileSync(join(stack.supervisors.get(id)!.workspace, "stop"), "");
     expect((await stack.phase(name, "ERROR")).exit_code).toBe(3);
   });
 
@@ -804,6 +806,21 @@ describe("with a scripted gateway", () => {
     });
     expect(new Set(hellos).size).toBe(1);
   });
+});
+
+test("compiled into one file it needs nothing beside it", async () => {
+  const program = join(folder, "openshell-sandbox");
+  const build = Bun.spawnSync(
+    [process.execPath, "build", "--compile", SUPERVISOR.at(-1)!, "--outfile", program],
+    { cwd: folder },
+  );
+  expect(String(build.stderr) + build.exitCode).toEndWith("0");
+  const gateway = await new ScriptedGateway().start();
+  const endpoint = `http://127.0.0.1:${gateway.port}`;
+  const supervisor = startSupervisor({ id: "compiled", endpoint, token: "secret", program: [program] });
+  await gateway.session();
+  expect(await stopSupervisor(supervisor)).toBe(0);
+  gateway.server.forceShutdown();
 });
 
 test("the session runs over mTLS, by the name that the endpoint has in the sandbox", async () => {

@@ -768,7 +768,7 @@ function relayStream(call: RelayCall): Duplex {
 }
 
 /** Connects to a port of the sandbox. @throws for anything but a loopback address and a port from 1 to 65535. */
-function dialLoopback({ host, port }: Pick<TcpRelayTarget__Output, "host" | "port">): Promise<Duplex> {
+async function dialLoopback({ host, port }: Pick<TcpRelayTarget__Output, "host" | "port">): Promise<Duplex> {
   const address = host.trim().toLowerCase() === "localhost" ? "127.0.0.1" : host.trim();
   if (port < 1 || port > 65_535) throw new Error(`tcp target port must be between 1 and 65535, got ${port}`);
   if (!/^127(\.\d+){3}$|^::1$/.test(address))
