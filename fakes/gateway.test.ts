@@ -724,6 +724,16 @@ describe("with a driver and a supervisor", () => {
       expect(supervisor.commands[0]!.sizes).toEqual(["100x30", "120x40"]);
     });
 
+    test("an interactive run whose input ends before the command does is cut off", async () => {
+      const { id } = await bench.ready();
+      const call = bench.gateway.client.ExecSandboxInteractive({ deadline: Date.now() + 20_000 });
+      call.write({ start: { sandbox_id: id, command: ["sh", "-c", "cat; sleep 30"] } });
+      call.end();
+      expect(await refusal(collect(streaming(call)))).toBe(
+        "UNAVAILABLE: exec relay closed before the command reported an exit status",
+      );
+    });
+
     test("what cannot be run is refused", async () => {
       const { id } = await bench.ready();
       const { id: unready } = (await create(bench.gateway)).metadata!;

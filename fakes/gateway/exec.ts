@@ -90,7 +90,10 @@ function open(
   });
 }
 
-/** Passes input on until the caller ends it. Closing the channel then is what the real gateway does too. */
+/**
+ * Passes input on until the caller ends it, and then closes the channel, as the real gateway does: a command whose input
+ * ends early ends without an exit code.
+ */
 async function feed(
   channel: ClientChannel,
   input: AsyncIterable<ExecSandboxInput__Output>,
@@ -103,6 +106,7 @@ async function feed(
     }
   } catch {} // a caller who has left
   channel.end();
+  channel.close();
 }
 
 const drained = (channel: ClientChannel) =>

@@ -5,7 +5,7 @@
  * gateway needs bytes to and from a sandbox it announces a channel there, and the supervisor opens a RelayStream for it.
  */
 import { randomUUID } from "node:crypto";
-import { Duplex } from "node:stream";
+import { Duplex, type Readable } from "node:stream";
 import * as grpc from "@grpc/grpc-js";
 import type { GatewayMessage } from "../../proto/v0.0/types/openshell/v1/GatewayMessage.ts";
 import type { RelayFrame, RelayFrame__Output } from "../../proto/v0.0/types/openshell/v1/RelayFrame.ts";
@@ -263,15 +263,19 @@ function relayDuplex(call: RelayCall): Duplex {
   });
 }
 
-/** The messages of a client's stream. One iterator: leaving a `for await` over the call itself would destroy it. */
+/**
+ * The messages of a client's stream. The end of a plain `for await` over the call would destroy it, and with it the way
+ * back to the client.
+ */
 export const items = <Item>(call: { read(size?: number): Item }): AsyncGenerator<Item> =>
-  (call as unknown as AsyncIterable<Item>)[Symbol.asyncIterator]() as AsyncGenerator<Item>;
+  (call as unknown as Readable).iterator({ destroyOnReturn: false }) as AsyncGenerator<Item>;
 
 const exhausted = (details: string) =>
   unavailable(`supervisor relay failed: ${describe(new Status(grpc.status.RESOURCE_EXHAUSTED, details))}`);
 
-/** A status in the words of the real program's log. */
-const describe = ({ code, details }: Status) => `status: '${describeCode(code)}', self: "${details}"`;
+/** A status in the words of the real program, which wraps one in another. */
+const describe = ({ code, details }: Status) =>
+  `code: '${describeCode(code)}', message: ${JSON.stringify(details)}`;
 const describeCode = (code: grpc.status) =>
   code === grpc.status.UNAVAILABLE
     ? "The service is currently unavailable"
