@@ -25,6 +25,7 @@ import type { Keeper, Method } from "./keeper/keeper.ts";
 import type { StackInfo, StackSpec } from "./keeper/stack.ts";
 import type { Call, Rule } from "./keeper/tap.ts";
 import { codeName, openshell, streaming, unary } from "./proto/contract.ts";
+import { raisedWindows } from "./proto/raised-windows.ts";
 import type { ExecSandboxEvent__Output } from "./proto/v0.0/types/openshell/v1/ExecSandboxEvent.ts";
 import type { OpenShellClient } from "./proto/v0.0/types/openshell/v1/OpenShell.ts";
 import type { Sandbox__Output } from "./proto/v0.0/types/openshell/v1/Sandbox.ts";
@@ -587,9 +588,9 @@ export function isAlive(pid: number): boolean {
 export function openClient({ endpoint, tls }: Pick<StackInfo, "endpoint" | "tls">): OpenShellClient {
   const address = endpoint.replace(/^https?:\/\//, "");
   const { OpenShell } = openshell();
-  if (!tls) return new OpenShell(address, grpc.credentials.createInsecure());
+  if (!tls) return new OpenShell(address, raisedWindows(grpc.credentials.createInsecure()));
   const [ca, key, cert] = [tls.ca, tls.key, tls.cert].map((file) => readFileSync(file));
-  return new OpenShell(address, grpc.credentials.createSsl(ca, key, cert), {
+  return new OpenShell(address, raisedWindows(grpc.credentials.createSsl(ca, key, cert)), {
     "grpc.ssl_target_name_override": "localhost",
     "grpc.default_authority": "localhost",
   });

@@ -136,7 +136,7 @@ export class Keeper {
     const { parts, setup } = { parts: this.setup.parts, setup: this.setup };
     if (!parts.engine.real) {
       const image = join(setup.run.folder, "images");
-      const launcher = `#!/bin/sh\nexec '${process.execPath}' '${join(ROOT, "fakes/supervisor.ts")}' "$@"\n`;
+      const launcher = `#!/bin/sh\nexec '${process.execPath}' --no-env-file '${join(ROOT, "fakes/supervisor.ts")}' "$@"\n`;
       mkdirSync(join(image, "sandbox"), { recursive: true });
       mkdirSync(join(image, "supervisor"));
       writeFileSync(join(image, "supervisor", "openshell-sandbox"), launcher, { mode: 0o755 });
@@ -325,6 +325,9 @@ async function importFakeSupervisor(engine: Engine, run: Run): Promise<string> {
     process.execPath,
     "build",
     "--compile",
+    // What lies in a sandbox's workspace must not configure its supervisor.
+    "--no-compile-autoload-dotenv",
+    "--no-compile-autoload-bunfig",
     source,
     "--outfile",
     join(folder, "openshell-sandbox"),

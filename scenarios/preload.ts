@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** Loaded by `bun test` before all test files: ends the run after the last of them. */
-import { afterAll } from "bun:test";
+import { afterAll, setDefaultTimeout } from "bun:test";
 import { EXIT, endRun } from "../harness.ts";
+
+// Above every deadline of ours: when a test times out, bun kills all children of the test process.
+setDefaultTimeout(180_000);
 
 afterAll(async () => {
   const left = await endRun();
