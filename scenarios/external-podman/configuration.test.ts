@@ -278,7 +278,7 @@ scenario("CF-25 a driver_config block must be a table", async ({ gateway }) => {
 // Two gateways
 
 scenario("CF-26 two gateways on one engine do not see each other's sandboxes", async (given) => {
-  const other = await given.startStack();
+  const other = await given.sharedStack({ tls: true });
   const [ours, theirs] = await Promise.all([given.gateway.readySandbox(), other.gateway.readySandbox()]);
   expect(await given.gateway.listSandboxes()).toContain(ours.name);
   expect(await given.gateway.listSandboxes()).not.toContain(theirs.name);

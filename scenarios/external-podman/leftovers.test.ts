@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/** What is left when a sandbox, a stack or a run has ended: nothing. */
+/** What is left when a sandbox or a stack has ended: nothing. (When a whole run has: keeper/keeper.test.ts.) */
 import { expect } from "bun:test";
 import { randomUUID } from "node:crypto";
 import { existsSync } from "node:fs";
-import { connectable, eventually, isAlive, processesOf, readSettings, Run } from "../../harness.ts";
-import { RunningStack, scenario, startKeeper } from "../../harness.ts";
-import { belongings, Engine } from "../../keeper/engine.ts";
+import { isAlive, RunningStack, scenario } from "../../harness.ts";
+import { belongings } from "../../keeper/engine.ts";
 import { engineOf, withoutPodmanDriver } from "./given.ts";
 
 // Sandboxes
@@ -63,7 +62,7 @@ scenario(
   { skip: withoutPodmanDriver },
 );
 
-// Stacks and runs
+// Stacks
 
 scenario(
   "LO-04 a stack that is stopped leaves no process, socket or network",
@@ -81,19 +80,3 @@ scenario(
     expect(await left()).toEqual({ processes: 0, sockets: 0, networks: engineSocket && 0 });
   },
 );
-
-scenario("LO-05 a run whose last connection closes takes all of it along", async () => {
-  const run = Run.create(readSettings().settings);
-  const keeper = await startKeeper(run);
-  const { pids, network, engineSocket } = await keeper.call("startStack", {});
-  expect(processesOf(run).map(({ pid }) => pid)).toEqual(expect.arrayContaining([pids.gateway, pids.driver]));
-  // Nobody says good-bye: so it looks to the keeper when a test process is killed.
-  keeper.close();
-  const nothing = async () => {
-    expect(processesOf(run)).toEqual([]);
-    expect(existsSync(run.folder)).toBe(false);
-    const networks = (await connectable(engineSocket)) ? await new Engine(engineSocket).networks() : [];
-    expect(networks).not.toContain(network);
-  };
-  await eventually(nothing, { what: "nothing of the run be left", deadlineMs: 5_000 });
-});
