@@ -580,12 +580,9 @@ describe("a container's life", () => {
     // A number that no other process has as its argument.
     const sleep = `sleep ${100_000_000 + process.pid}`;
     const sleepers = (): number =>
-      processes().filter((line) => line.split(/\s+/).slice(2).join(" ").startsWith(sleep)).length;
+      processes().filter((line) => line.trim().split(/\s+/).slice(2).join(" ").startsWith(sleep)).length;
     const away = Bun.which("setsid") ? `setsid ${sleep} &` : `${sleep} &`;
-    const id = await run(
-      "crowd",
-      `${away} (${sleep} &) ; env -i ${sleep} & echo ready >$R/ready; ${GRACEFUL}`,
-    );
+    const id = await run("crowd", `${away} (${sleep} &) ; env -i ${sleep} & ${GRACEFUL}`);
     await settles(sleepers, 3);
     await isReady(id);
     expect((await call("POST", "/containers/crowd/kill?signal=SIGKILL")).status).toBe(204);
