@@ -183,6 +183,8 @@ beforeAll(async () => {
 });
 
 afterAll(async () => {
+  // A test that failed may have left none; containers need one to end.
+  if (engineProcess.exitCode !== null || engineProcess.signalCode !== null) await startEngine();
   const left = (await get<{ Names: string[] }[]>("/containers/json?all=true")).map(({ Names }) => Names[0]);
   for (const name of left) await remove(name as string);
   const code = await stopEngine("SIGTERM");
