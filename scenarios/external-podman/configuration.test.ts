@@ -1,22 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** How a gateway is told of an external driver, and what it then says to it. */
-import { status } from "@grpc/grpc-js";
+import { credentials, status } from "@grpc/grpc-js";
 import { expect } from "bun:test";
 import { DRIVER_NAME, eventually, HarnessError, refusal, RunningStack, scenario } from "../../harness.ts";
 import type { Connection, Given, SandboxOptions } from "../../harness.ts";
 import type { StackSpec } from "../../keeper/stack.ts";
+import { computeDriver, unary } from "../../proto/contract.ts";
 import type { DriverSandbox__Output } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
+import type { GetCapabilitiesResponse__Output } from "../../proto/v0.0/types/openshell/compute/v1/GetCapabilitiesResponse.ts";
 import { ancestry, listenersOn, struct, withoutPodmanDriver, withoutProc } from "./given.ts";
 
 // A driver by name
 
 scenario("CF-01 the gateway reports its driver under the configured name", async ({ stack, gateway }) => {
-  const { responses } = await firstCall(stack, "GetCapabilities");
-  const { driver_name, driver_version } = responses[0] as Record<string, string>;
+  const { driver_name, driver_version } = await capabilitiesOf(stack.info.driverSocket);
   const drivers = await gateway.drivers();
   expect(drivers).toMatchObject([{ name: DRIVER_NAME, capabilities: { driver_name, driver_version } }]);
 });
+
+/** What a driver says of itself, asked directly. */
+async function capabilitiesOf(socket: string): Promise<GetCapabilitiesResponse__Output> {
+  const { ComputeDriver } = computeDriver();
+  const driver = new ComputeDriver(`unix:${socket}`, credentials.createInsecure());
+  try {
+    return await unary(driver, driver.GetCapabilities, {}, { deadlineMs: 5_000 });
+  } finally {
+    driver.close();
+  }
+}
 
 scenario("CF-02 the gateway's log says that the driver is not in its own process", async ({ stack }) => {
   const [connected] = stack.log("gateway").match(/^.*Compute driver connected.*$/m) ?? [];

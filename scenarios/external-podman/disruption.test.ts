@@ -3,7 +3,6 @@
 /** What users see when a driver fails, dies and comes back, and when a gateway is restarted. */
 import { status } from "@grpc/grpc-js";
 import { expect } from "bun:test";
-import { existsSync } from "node:fs";
 import { eventually, refusal, type RunningStack, scenario } from "../../harness.ts";
 import { engineOf, inspect, withoutPodmanDriver } from "./given.ts";
 
@@ -47,33 +46,23 @@ scenario("DI-02 a gateway that is restarted has its sandboxes as they were", asy
   expect((await stopped.refresh()).phase).toBe("STOPPED");
 });
 
-scenario(
-  "DI-03 a driver whose gateway is gone ends on SIGTERM, and removes its socket",
-  async ({ startStack }) => {
-    const stack = await startStack();
-    expect(await stack.control("gateway", "stop")).toBe("exit code 0");
-    expect(await stack.control("driver", "stop")).toBe("exit code 0");
-    expect(existsSync(stack.info.driverSocket)).toBe(false);
-  },
-);
-
 // A driver that fails
 
 for (const [title, code, seen, says] of [
   [
-    "DI-04 a failing create is INTERNAL, with the driver's reason",
+    "DI-03 a failing create is INTERNAL, with the driver's reason",
     "UNAVAILABLE",
     "INTERNAL",
     "create sandbox failed: no room",
   ],
   [
-    "DI-05 a create that must wait is FAILED_PRECONDITION",
+    "DI-04 a create that must wait is FAILED_PRECONDITION",
     "FAILED_PRECONDITION",
     "FAILED_PRECONDITION",
     "no room",
   ],
   [
-    "DI-06 a create of what is there is ALREADY_EXISTS",
+    "DI-05 a create of what is there is ALREADY_EXISTS",
     "ALREADY_EXISTS",
     "ALREADY_EXISTS",
     "sandbox already exists",
@@ -91,7 +80,7 @@ for (const [title, code, seen, says] of [
   });
 }
 
-scenario("DI-07 a driver's refusal to validate reaches the user as it is", async ({ stack, gateway }) => {
+scenario("DI-06 a driver's refusal to validate reaches the user as it is", async ({ stack, gateway }) => {
   const fail = { code: status.RESOURCE_EXHAUSTED, message: "no room" };
   await stack.rules({ method: "ValidateSandboxCreate", times: 1, fail });
   expect(await refusal(gateway.createSandbox())).toEqual({ code: "RESOURCE_EXHAUSTED", message: "no room" });
@@ -100,7 +89,7 @@ scenario("DI-07 a driver's refusal to validate reaches the user as it is", async
 // A sandbox that dies
 
 scenario(
-  "DI-08 a container that is killed behind the driver's back is an error that says so",
+  "DI-07 a container that is killed behind the driver's back is an error that says so",
   async ({ stack, gateway }) => {
     const sandbox = await gateway.readySandbox();
     const { Id } = await inspect(stack, sandbox.id);
