@@ -1008,12 +1008,13 @@ function userMounts(mounts: MountRequest[]): { volumes: object[]; images: object
 }
 
 /** The body of libpod's containers/create. The supervisor and the gateway depend on every name and path in it. */
-function containerSpec(settings: Settings, input: ContainerInput): object {
+function containerSpec(settings: Settings, bridgeAddress: string | null, input: ContainerInput): object {
   const { sandbox, config, devices, image, withToken } = input;
   const resources = sandbox.spec?.template?.resources;
   const mounts = userMounts(config.mounts);
   const readOnlyBind = ["ro", "rbind", ...(existsSync("/sys/fs/selinux") ? ["z"] : [])];
-  const host = settings.hostGatewayIp || "host-gateway";
+  // Podman before 4.7 does not know the word: it would write it into the container's hosts file as it stands.
+  const host = settings.hostGatewayIp || bridgeAddress || "host-gateway";
   const secret = (source: string, target: string): object => ({
     source,
     target,
@@ -1621,7 +1622,13 @@ class Driver {
       }
       signal.throwIfAborted();
       const devices = gpuDevices(sandbox, config, true);
-      const body = containerSpec(settings, { sandbox, config, devices, image, withToken: token !== "" });
+      const body = containerSpec(settings, this.host.bridgeAddress, {
+        sandbox,
+        config,
+        devices,
+        image,
+        withToken: token !== "",
+      });
       const text = await engine.call("POST", "/containers/create", { body });
       const { Id } = JSON.parse(text) as { Id: string };
       undo.push(() => engine.discard(`/containers/${Id}?force=true&volumes=true&timeout=0`));
