@@ -9,20 +9,17 @@ const NOT_READY = { code: "FAILED_PRECONDITION", message: "sandbox is not ready"
 
 // Stop and start
 
-scenario(
-  "LC-01 a sandbox that was stopped starts with its id, workspace and environment",
-  async ({ gateway }) => {
-    const sandbox = await gateway.readySandbox({ environment: { COLOUR: "red" } });
-    const { id } = sandbox;
-    await sandbox.exec(["sh", "-c", "mkdir folder && echo content > folder/file"]);
-    await sandbox.stop();
-    expect(sandbox.phase).toBe("STOPPED");
-    await (await sandbox.start()).ready();
-    expect(sandbox.id).toBe(id);
-    const { stdout } = await sandbox.exec(["sh", "-c", "cat folder/file; echo $COLOUR"]);
-    expect(stdout).toBe("content\nred\n");
-  },
-);
+scenario("LC-01 a stopped sandbox starts with its id, workspace and environment", async ({ gateway }) => {
+  const sandbox = await gateway.readySandbox({ environment: { COLOUR: "red" } });
+  const { id } = sandbox;
+  await sandbox.exec(["sh", "-c", "mkdir folder && echo content > folder/file"]);
+  await sandbox.stop();
+  expect(sandbox.phase).toBe("STOPPED");
+  await (await sandbox.start()).ready();
+  expect(sandbox.id).toBe(id);
+  const { stdout } = await sandbox.exec(["sh", "-c", "cat folder/file; echo $COLOUR"]);
+  expect(stdout).toBe("content\nred\n");
+});
 
 scenario("LC-02 a stopped sandbox is listed, runs no commands, and can be deleted", async ({ gateway }) => {
   const sandbox = await gateway.readySandbox();
@@ -33,17 +30,14 @@ scenario("LC-02 a stopped sandbox is listed, runs no commands, and can be delete
   expect(await gateway.listSandboxes()).not.toContain(sandbox.name);
 });
 
-scenario(
-  "LC-03 each of three starts runs the main process anew in the same workspace",
-  async ({ gateway }) => {
-    const sandbox = await gateway.readySandbox({ command: stays("echo begun >> starts") });
-    for (const round of [1, 2, 3]) {
-      await sandbox.stop();
-      await (await sandbox.start()).ready();
-      await fileHolds(sandbox, "starts", "begun\n".repeat(1 + round));
-    }
-  },
-);
+scenario("LC-03 every start runs the main process anew in the same workspace", async ({ gateway }) => {
+  const sandbox = await gateway.readySandbox({ command: stays("echo begun >> starts") });
+  for (const round of [1, 2, 3]) {
+    await sandbox.stop();
+    await (await sandbox.start()).ready();
+    await fileHolds(sandbox, "starts", "begun\n".repeat(1 + round));
+  }
+});
 
 scenario("LC-04 to stop a stopped sandbox or start a running one is no error, and no work", async (given) => {
   const { stack, gateway } = given;
@@ -80,20 +74,21 @@ scenario("LC-06 a sandbox that is still being made is neither stopped, started n
   await (await creation).ready();
 });
 
-scenario(
-  "LC-07 a command is cut off when its sandbox is stopped or deleted under it",
-  async ({ gateway }) => {
-    const begun = async () => {
-      const sandbox = await gateway.readySandbox();
-      const command = sandbox.interact(["sh", "-c", "echo up; sleep 30"], { tty: false });
-      await command.shows("up");
-      return { sandbox, command };
-    };
-    const [one, other] = await Promise.all([begun(), begun()]);
-    await Promise.all([one.sandbox.stop(), other.sandbox.delete()]);
-    for (const { command } of [one, other]) expect((await refusal(command.result)).code).toBe("UNAVAILABLE");
-  },
-);
+scenario("LC-07 a command ends with its sandbox, and not as if it had succeeded", async ({ gateway }) => {
+  const begun = async () => {
+    const sandbox = await gateway.readySandbox();
+    const command = sandbox.interact(["sh", "-c", "echo up; sleep 60"], { tty: false });
+    await command.shows("up");
+    return { sandbox, command };
+  };
+  const [stopped, deleted] = await Promise.all([begun(), begun()]);
+  await Promise.all([stopped.sandbox.stop(), deleted.sandbox.delete()]);
+  for (const { command } of [stopped, deleted]) {
+    // A supervisor may have the time to say how the command ended; when it has not, the relay breaks.
+    const end = command.result.then(({ exitCode }) => `exit code ${exitCode}`, String);
+    expect(await end).toMatch(/^exit code [1-9]|UNAVAILABLE/);
+  }
+});
 
 scenario("LC-08 a sandbox can be deleted as soon as its creation is accepted", async ({ gateway }) => {
   const sandbox = await gateway.createSandbox();

@@ -3,7 +3,7 @@
 /** The main process: the command for which a sandbox is made, and with whose end it ends. */
 import { expect } from "bun:test";
 import { type Gateway, refusal, type Sandbox, type SandboxOptions, scenario } from "../../harness.ts";
-import { DIFFICULT_WORDS, fileHolds, invalid, printed, stays } from "./sandboxes.ts";
+import { A_MOMENT, DIFFICULT_WORDS, fileHolds, invalid, printed, stays } from "./sandboxes.ts";
 
 // What it gets
 
@@ -19,18 +19,15 @@ scenario("MP-02 the main process runs in the workspace, where commands run too",
   await fileHolds(sandbox, "folder", workspace);
 });
 
-scenario(
-  "MP-03 the sandbox's environment reaches the main process and wins over its template's",
-  async (given) => {
-    const sandbox = await given.gateway.readySandbox({
-      command: stays('printf "<%s>" "$A" "$B" "$OPENSHELL_SANDBOX" > values'),
-      template: { environment: { A: "template", B: " $A 'b' \\ = ü " } },
-      environment: { A: "sandbox" },
-    });
-    // OPENSHELL_SANDBOX tells a process that it is in a sandbox.
-    await fileHolds(sandbox, "values", printed("sandbox", " $A 'b' \\ = ü ", "1"));
-  },
-);
+scenario("MP-03 the sandbox's environment wins over its template's in the main process", async (given) => {
+  const sandbox = await given.gateway.readySandbox({
+    command: stays('printf "<%s>" "$A" "$B" "$OPENSHELL_SANDBOX" > values'),
+    template: { environment: { A: "template", B: " $A 'b' \\ = ü " } },
+    environment: { A: "sandbox" },
+  });
+  // OPENSHELL_SANDBOX tells a process that it is in a sandbox.
+  await fileHolds(sandbox, "values", printed("sandbox", " $A 'b' \\ = ü ", "1"));
+});
 
 /** Writes down which of its streams are terminals, and of which type and size they are. */
 const LOOK = `for fd in 0 1 2; do test -t $fd && echo $fd >> seen; done
@@ -84,51 +81,38 @@ const mainProcessExited = (code: number) => ({
   conditions: [{ type: "Ready", status: "False", reason: "MainProcessExited" }],
 });
 
-scenario(
-  "MP-10 the end of the main process puts its sandbox in Error, with the exit code",
-  async ({ gateway }) => {
-    const sandboxes = await Promise.all([ended(gateway, "exit 0"), ended(gateway, "exit 11")]);
-    expect(sandboxes[0].seen.status).toMatchObject(mainProcessExited(0));
-    expect(sandboxes[1].seen.status).toMatchObject(mainProcessExited(11));
-  },
-);
+scenario("MP-10 the main process ends its sandbox in Error, with the exit code", async ({ gateway }) => {
+  const sandboxes = await Promise.all([ended(gateway, "exit 0"), ended(gateway, "exit 11")]);
+  expect(sandboxes[0].seen.status).toMatchObject(mainProcessExited(0));
+  expect(sandboxes[1].seen.status).toMatchObject(mainProcessExited(11));
+});
 
-scenario(
-  "MP-11 the exit code of a main process that a signal ended is 128 and the signal",
-  async ({ gateway }) => {
-    const sandbox = await ended(gateway, "kill -KILL $$");
-    expect(sandbox.seen.status).toMatchObject(mainProcessExited(128 + 9));
-  },
-);
+scenario("MP-11 the exit code after a signal is 128 and the signal", async ({ gateway }) => {
+  const sandbox = await ended(gateway, "kill -KILL $$");
+  expect(sandbox.seen.status).toMatchObject(mainProcessExited(128 + 9));
+});
 
 scenario("MP-12 a main process can end before its sandbox was ever Ready", async ({ gateway }) => {
-  // Not at once: a supervisor without NVIDIA/OpenShell#3142 can lose the exit code of a process that does.
-  const sandbox = await gateway.createSandbox({ command: ["sh", "-c", "sleep 0.1; exit 11"] });
+  const sandbox = await gateway.createSandbox({ command: ["sh", "-c", `${A_MOMENT}; exit 11`] });
   await sandbox.reach("ERROR");
   expect(sandbox.seen.status).toMatchObject(mainProcessExited(11));
 });
 
-scenario(
-  "MP-13 a main process that cannot be started puts its sandbox in Error, without one",
-  async (given) => {
-    const sandbox = await given.gateway.createSandbox({ command: ["no-such-command"] });
-    await sandbox.reach("ERROR");
-    expect(sandbox.seen.status?.exit_code).toBeUndefined();
-  },
-);
+scenario("MP-13 a main process that cannot be started has no exit code", async (given) => {
+  const sandbox = await given.gateway.createSandbox({ command: ["no-such-command"] });
+  await sandbox.reach("ERROR");
+  expect(sandbox.seen.status?.exit_code).toBeUndefined();
+});
 
-scenario(
-  "MP-14 a sandbox whose main process has ended is listed, unusable, and can be deleted",
-  async (given) => {
-    const { gateway } = given;
-    const sandbox = await ended(gateway, "exit 0");
-    expect(await gateway.listSandboxes()).toContain(sandbox.name);
-    const refused = (message: string) => ({ code: "FAILED_PRECONDITION", message });
-    expect(await refusal(sandbox.exec(["true"]))).toEqual(refused("sandbox is not ready"));
-    const stop = "sandbox must be Ready to stop (current phase: Error)";
-    expect(await refusal(sandbox.stop())).toEqual(refused(stop));
-    const start = "sandbox must be Stopped to start (current phase: Error)";
-    expect(await refusal(sandbox.start())).toEqual(refused(start));
-    expect(await sandbox.delete()).toBe(true);
-  },
-);
+scenario("MP-14 a sandbox whose main process has ended stays until it is deleted", async (given) => {
+  const { gateway } = given;
+  const sandbox = await ended(gateway, "exit 0");
+  expect(await gateway.listSandboxes()).toContain(sandbox.name);
+  const refused = (message: string) => ({ code: "FAILED_PRECONDITION", message });
+  expect(await refusal(sandbox.exec(["true"]))).toEqual(refused("sandbox is not ready"));
+  const stop = "sandbox must be Ready to stop (current phase: Error)";
+  expect(await refusal(sandbox.stop())).toEqual(refused(stop));
+  const start = "sandbox must be Stopped to start (current phase: Error)";
+  expect(await refusal(sandbox.start())).toEqual(refused(start));
+  expect(await sandbox.delete()).toBe(true);
+});

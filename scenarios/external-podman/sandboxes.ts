@@ -13,6 +13,12 @@ export const stays = (script: string, ...args: string[]): string[] => [
   ...args,
 ];
 
+/**
+ * Keeps a script from ending as soon as it begins: a supervisor without NVIDIA/OpenShell#3142 now and then loses the
+ * exit code of a process that does.
+ */
+export const A_MOMENT = "sleep 0.05";
+
 /** Words that a shell on the way would change: blanks, nothing, its own characters, a line break, other alphabets. */
 export const DIFFICULT_WORDS = [
   "two words",

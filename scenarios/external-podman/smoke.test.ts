@@ -3,21 +3,23 @@
 /** One sandbox, from its creation to its end: what must work before anything else is worth a look. */
 import { expect } from "bun:test";
 import { refusal, scenario } from "../../harness.ts";
+import { A_MOMENT } from "./sandboxes.ts";
 
-scenario(
-  "SM-01 a sandbox is Provisioning when its creation is accepted, and then Ready",
-  async ({ gateway }) => {
-    const sandbox = await gateway.createSandbox();
-    expect(sandbox.phase).toBe("PROVISIONING");
-    await sandbox.ready();
-    expect(sandbox.seen.status?.conditions).toMatchObject([{ type: "Ready", status: "True" }]);
-    expect(await gateway.listSandboxes()).toContain(sandbox.name);
-  },
-);
+scenario("SM-01 a sandbox that was accepted is Provisioning, and then Ready", async ({ gateway }) => {
+  const sandbox = await gateway.createSandbox();
+  expect(sandbox.phase).toBe("PROVISIONING");
+  await sandbox.ready();
+  expect(sandbox.seen.status?.conditions).toMatchObject([{ type: "Ready", status: "True" }]);
+  expect(await gateway.listSandboxes()).toContain(sandbox.name);
+});
 
 scenario("SM-02 a command in a sandbox has its output and exit code", async ({ gateway }) => {
   const sandbox = await gateway.readySandbox();
-  const { stdout, stderr, exitCode } = await sandbox.exec(["sh", "-c", "echo out; echo err >&2; exit 3"]);
+  const { stdout, stderr, exitCode } = await sandbox.exec([
+    "sh",
+    "-c",
+    `echo out; echo err >&2; ${A_MOMENT}; exit 3`,
+  ]);
   expect({ stdout, stderr, exitCode }).toEqual({ stdout: "out\n", stderr: "err\n", exitCode: 3 });
 });
 
