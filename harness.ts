@@ -72,16 +72,28 @@ export type Settings = Record<CamelCase<(typeof SETTINGS)[number][0]>, string>;
 export const camelCase = (name: string): string =>
   name.replace(/-(.)/g, (_, letter: string) => letter.toUpperCase());
 
+/** Flags that a verb has beside the settings. */
+type OwnFlags = Record<string, { type: "string"; short?: string }>;
+
 /**
  * Reads the settings from flags and environment.
- * @returns the settings, and the arguments that are no flags: the verb's own.
+ * @returns the settings, the arguments that are no flags, and what the verb's own flags say.
  * @throws HarnessError that names the setting, for an unknown flag or a value that cannot be right.
  */
-export function readSettings(argv: string[] = [], env: NodeJS.ProcessEnv = process.env) {
+export function readSettings(
+  argv: string[] = [],
+  env: NodeJS.ProcessEnv = process.env,
+  ownFlags: OwnFlags = {},
+) {
   const options = Object.fromEntries(SETTINGS.map(([name]) => [name, { type: "string" as const }]));
   let parsed;
   try {
-    parsed = parseArgs({ args: argv, options, allowPositionals: true, strict: true });
+    parsed = parseArgs({
+      args: argv,
+      options: { ...options, ...ownFlags },
+      allowPositionals: true,
+      strict: true,
+    });
   } catch (error) {
     throw new HarnessError(`${(error as Error).message.split(". ")[0]}. See \`bun harness.ts help\``);
   }
@@ -95,7 +107,11 @@ export function readSettings(argv: string[] = [], env: NodeJS.ProcessEnv = proce
     }
     settings[camelCase(name)] = kind === "folder" || kind === "program" ? value && resolve(value) : value;
   }
-  return { settings: settings as Settings, args: parsed.positionals };
+  const own = Object.keys(ownFlags).flatMap((name) => {
+    const value = parsed.values[name];
+    return typeof value === "string" ? [[name, value] as const] : [];
+  });
+  return { settings: settings as Settings, args: parsed.positionals, own: Object.fromEntries(own) };
 }
 
 const VALUE_CHECKS: Record<Kind, (value: string) => string | false> = {
@@ -1158,28 +1174,32 @@ export function scenario(
 
 // Command line
 
-/** A verb of the command line. Resolves with the exit code. */
-export type Command = (settings: Settings, args: string[]) => Promise<number>;
+/** A verb of the command line: its arguments, and its own flags by name. Resolves with the exit code. */
+export type Command = (settings: Settings, args: string[], own: Record<string, string>) => Promise<number>;
 
-const VERBS = ["test", "up", "with", "doctor", "sweep", "bench", "help", "keep"] as const;
+/** The verbs, and the flags that each has beside the settings. */
+const VERBS: Record<string, OwnFlags> = {
+  test: { t: { type: "string", short: "t" } },
+  up: {},
+  with: {},
+  doctor: {},
+  sweep: { run: { type: "string" } },
+  bench: {},
+  help: {},
+  keep: {},
+};
 
 async function main(argv: string[]): Promise<number> {
   const [verb = "help", ...rest] = argv;
-  if (!VERBS.includes(verb as (typeof VERBS)[number])) {
-    throw new HarnessError(`Unknown verb ${verb}. See \`bun harness.ts help\``);
-  }
+  const ownFlags = VERBS[verb];
+  if (!ownFlags) throw new HarnessError(`Unknown verb ${verb}. See \`bun harness.ts help\``);
   // What follows `--` is the verb's own business.
   const split = rest.indexOf("--");
   const [ours, theirs] = split < 0 ? [rest, []] : [rest.slice(0, split), rest.slice(split + 1)];
-  const own = OWN_FLAGS[verb] ?? [];
-  const flags = ours.filter((arg) => own.includes(arg));
-  const { settings, args } = readSettings(ours.filter((arg) => !own.includes(arg)));
+  const { settings, args, own } = readSettings(ours, process.env, ownFlags);
   const { command } = (await import(`./commands/${verb}.ts`)) as { command: Command };
-  return command(settings, [...flags, ...args, ...theirs]);
+  return command(settings, [...args, ...theirs], own);
 }
-
-/** Flags of single verbs. */
-const OWN_FLAGS: Record<string, string[]> = { sweep: ["--run"] };
 
 /** Ends the process as an error that a user can act on deserves; anything else is a bug and shows where it is. */
 function fail(error: unknown): never {

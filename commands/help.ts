@@ -6,7 +6,8 @@ import type { Command } from "../harness.ts";
 
 const VERBS = `bun harness.ts VERB [settings]
 
-  test [SUITE...] [-- ARGS]  run scenarios (of external-podman, say), or all tests; ARGS go to bun test
+  test [SUITE...]            run scenarios (of external-podman, say), or all tests
+    [-t PATTERN] [-- ARGS]   only those whose title matches; ARGS go to bun test
   up                         keep a stack; bun test and \`with\` attach to it
   with -- COMMAND            run any command against a stack
   doctor                     what is here, what is missing, and how to get it

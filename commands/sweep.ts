@@ -6,9 +6,8 @@ import { connectable, EXIT, eventually, HarnessError, isAlive, processesOf, Run 
 import type { Command } from "../harness.ts";
 import { belongings, describeBelonging, Engine, removeBelongings } from "../keeper/engine.ts";
 
-export const command: Command = async (settings, args) => {
-  const folder = args[0] === "--run" ? args[1] : undefined;
-  if (args.length > 0 && !folder) throw new HarnessError("sweep takes no arguments, or --run FOLDER");
+export const command: Command = async (settings, args, { run: folder }) => {
+  if (args.length > 0) throw new HarnessError("sweep takes no arguments but --run FOLDER");
   let dead = 0;
   let failed = false;
   for (const run of folder ? [Run.open(folder)] : Run.all(settings)) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /**
- * `test [SUITE...] [-- bun test's own arguments]`: the entry command of people, mise and CI.
+ * `test [SUITE...] [-t PATTERN] [-- bun test's own arguments]`: the entry command of people, mise and CI.
  *
  * Runs the scenarios of the named suites, or without a name every test there is, live, and ends with one line
  * `<what>: N passed, N failed, N skipped`. A run that executed nothing is an error.
@@ -13,7 +13,7 @@ import type { Command, Settings } from "../harness.ts";
 
 const ROOT = join(import.meta.dir, "..");
 
-export const command: Command = async (settings, args) => {
+export const command: Command = async (settings, args, { t: pattern }) => {
   const suites = args.filter((arg) => existsSync(join(ROOT, "scenarios", arg)));
   const bunArgs = args.filter((arg) => !suites.includes(arg));
   const [first] = bunArgs;
@@ -28,6 +28,7 @@ export const command: Command = async (settings, args) => {
   const child = Bun.spawn(
     [
       ...[process.execPath, "test", "--reporter=junit", `--reporter-outfile=${junit}`],
+      ...(pattern === undefined ? [] : ["-t", pattern]),
       ...bunArgs,
       ...suites.map((suite) => `scenarios/${suite}/`),
     ],

@@ -269,6 +269,7 @@ export class Stack {
       DRIVER_DEADLINE_MS,
     );
     await this.#askDriver(driver);
+    await this.tap?.reconnected(5_000);
   }
 
   #openTap(driverReady: Promise<unknown>): Promise<Tap> {

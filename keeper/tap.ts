@@ -109,6 +109,13 @@ export class Tap {
     return tap;
   }
 
+  /** Waits until the tap has found a driver that came back; calls before that would fail as if it were still gone. */
+  reconnected(deadlineMs: number): Promise<void> {
+    return new Promise((done, failed) =>
+      this.upstream.waitForReady(Date.now() + deadlineMs, (error) => (error ? failed(error) : done())),
+    );
+  }
+
   close(): void {
     this.server.forceShutdown();
     this.upstream.close();
