@@ -52,9 +52,7 @@ export async function sweepRun(run: Run): Promise<{ removed: string[]; problem?:
     );
   };
   try {
-    await end(
-      processesOf(run).filter((each) => !isEngine(each) && !each.command.includes("openshell-sandbox")),
-    );
+    await end(processesOf(run).filter((each) => !isEngine(each)));
     removed.push(...(await sweepEngine(run)));
     await end(processesOf(run));
     run.remove();

@@ -6,7 +6,7 @@
  * It ends them when the last connection closes, whatever the reason. A guard, a shell that waits for the keeper's own
  * end, sweeps the run if the keeper is killed.
  */
-import { mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { copyFileSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { join, resolve } from "node:path";
 import { createInterface } from "node:readline";
@@ -23,6 +23,7 @@ import type { Parts, Run, Settings } from "../harness.ts";
 import { unary } from "../proto/contract.ts";
 import { describeBelonging, Engine, removeBelongings } from "./engine.ts";
 import { Child, cleanEnvironment } from "./process.ts";
+import { compiledFake } from "./programs.ts";
 import { type Setup, Stack, type StackInfo, type StackSpec } from "./stack.ts";
 import type { Call, Rule } from "./tap.ts";
 
@@ -53,6 +54,7 @@ export class Keeper {
       parts,
       engine: undefined,
       rootless: false,
+      commands: { gateway: parts.gateway.command, driver: parts.driver.command },
       sandboxImage: parts.engine.real ? settings.sandboxImage : FAKE_SANDBOX_IMAGE,
       supervisorImage: parts.supervisor.real ? settings.supervisorImage : FAKE_SUPERVISOR_IMAGE,
     };
@@ -64,6 +66,7 @@ export class Keeper {
       const [checked] = await Promise.all([
         checkParts(parts, settings),
         needsEngine ? keeper.#openEngine() : undefined,
+        keeper.#compileFakes(),
       ]);
       setup.parts = {
         ...checked,
@@ -89,6 +92,14 @@ export class Keeper {
       detached: true,
     });
     this.#guard.unref();
+  }
+
+  async #compileFakes(): Promise<void> {
+    const { parts, commands } = this.setup;
+    const compile = async (place: "gateway" | "driver") => {
+      if (!parts[place].real) commands[place] = [(await compiledFake(place)).path];
+    };
+    await Promise.all([compile("gateway"), compile("driver")]);
   }
 
   async #openEngine(): Promise<void> {
@@ -136,7 +147,8 @@ export class Keeper {
     const { parts, setup } = { parts: this.setup.parts, setup: this.setup };
     if (!parts.engine.real) {
       const image = join(setup.run.folder, "images");
-      const launcher = `#!/bin/sh\nexec '${process.execPath}' --no-env-file '${join(ROOT, "fakes/supervisor.ts")}' "$@"\n`;
+      const { path } = await compiledFake("supervisor");
+      const launcher = `#!/bin/sh\nexec '${path}' "$@"\n`;
       mkdirSync(join(image, "sandbox"), { recursive: true });
       mkdirSync(join(image, "supervisor"));
       writeFileSync(join(image, "supervisor", "openshell-sandbox"), launcher, { mode: 0o755 });
@@ -309,31 +321,16 @@ async function tarOf(folder: string): Promise<Blob> {
 }
 
 /**
- * Compiles the fake supervisor into a program and imports it as an image. The image is kept for later runs: its tag is
- * a digest of what it was made of.
+ * Imports the compiled fake supervisor as an image. The image is kept for later runs: its tag is the digest of what it
+ * was made of.
  */
 async function importFakeSupervisor(engine: Engine, run: Run): Promise<string> {
-  const digest = new Bun.CryptoHasher("sha256").update(Bun.version);
-  const files = new Bun.Glob("{bun.lock,fakes/supervisor*.ts,fakes/supervisor/*.ts,proto/**/*.{ts,proto}}");
-  for (const file of [...files.scanSync(ROOT)].toSorted()) digest.update(readFileSync(join(ROOT, file)));
-  const reference = `localhost/openshell-e2e/supervisor:${digest.digest("hex").slice(0, 16)}`;
+  const { path, digest } = await compiledFake("supervisor");
+  const reference = `localhost/openshell-e2e/supervisor:${digest}`;
   if (await engine.hasImage(reference)) return reference;
   const folder = join(run.folder, "supervisor-image");
   mkdirSync(folder);
-  const source = join(ROOT, "fakes", "supervisor.ts");
-  const build = Bun.spawnSync([
-    process.execPath,
-    "build",
-    "--compile",
-    // What lies in a sandbox's workspace must not configure its supervisor.
-    "--no-compile-autoload-dotenv",
-    "--no-compile-autoload-bunfig",
-    source,
-    "--outfile",
-    join(folder, "openshell-sandbox"),
-  ]);
-  if (!build.success)
-    throw new HarnessError(`The fake supervisor does not compile:\n${build.stderr.toString()}`);
+  copyFileSync(path, join(folder, "openshell-sandbox"));
   await engine.importImage(reference, await tarOf(folder));
   rmSync(folder, { recursive: true });
   return reference;

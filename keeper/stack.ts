@@ -8,7 +8,7 @@ import { connect as connectSocket, createServer } from "node:net";
 import { join } from "node:path";
 import { stringify as toToml } from "smol-toml";
 import { DRIVER_NAME, eventually, HarnessError, openClient, RUN_LABEL, within } from "../harness.ts";
-import type { Part, Parts, Run, Settings } from "../harness.ts";
+import type { Parts, Run, Settings } from "../harness.ts";
 import { computeDriver, unary } from "../proto/contract.ts";
 import { type Belonging, belongings, type Engine, removeBelongings } from "./engine.ts";
 import { Child, cleanEnvironment } from "./process.ts";
@@ -37,12 +37,12 @@ export interface DriverContext {
 }
 
 /** How one kind of driver is started. A new kind is one more function here. */
-type Profile = (part: Part, context: DriverContext) => string[];
+type Profile = (command: string[], context: DriverContext) => string[];
 
 const PROFILES = {
   /** openshell-driver-podman, and the fake that takes the same flags. */
-  podman: (part, context) => [
-    ...part.command,
+  podman: (command, context) => [
+    ...command,
     ...["--bind-socket", context.socket],
     ...["--podman-socket", context.podman_socket],
     ...["--gateway-port", String(context.port)],
@@ -63,8 +63,8 @@ const PROFILES = {
       : []),
   ],
   /** Any program: OPENSHELL_DRIVER_CMD, its placeholders filled in word by word, without a shell. */
-  custom: (part, context) =>
-    part.command.map((word) =>
+  custom: (command, context) =>
+    command.map((word) =>
       word.replace(/\{(\w+)\}/g, (placeholder, name: string) => {
         const value = context[name as keyof DriverContext];
         if (value === undefined) {
@@ -131,6 +131,8 @@ export interface Setup {
   run: Run;
   settings: Settings;
   parts: Parts;
+  /** The command lines of gateway and driver: the real programs', or those of the compiled fakes. */
+  commands: Record<"gateway" | "driver", string[]>;
   /** Unset when a custom driver brings its own. */
   engine: Engine | undefined;
   rootless: boolean;
@@ -235,7 +237,7 @@ export class Stack {
 
   /** Starts the driver and waits until it answers. */
   async startDriver(): Promise<void> {
-    const { run, settings, parts, engine, sandboxImage, supervisorImage } = this.setup;
+    const { run, settings, parts, commands, engine, sandboxImage, supervisorImage } = this.setup;
     const state = join(this.folder, "driver-home");
     const scheme = this.spec.tls ? "https" : "http";
     const context: DriverContext = {
@@ -258,7 +260,7 @@ export class Stack {
       .filter(Boolean);
     const passed = Object.fromEntries(seen.map((name) => [name, process.env[name] ?? ""]));
     const environment = { ...cleanEnvironment(run, state), ...passed };
-    const argv = profileOf(settings, parts)(parts.driver, context);
+    const argv = profileOf(settings, parts)(commands.driver, context);
     const driver = Child.start("driver", argv, environment, this.#log("driver"));
     this.driver = driver;
     await driver.ready(
@@ -302,13 +304,13 @@ export class Stack {
   // The gateway
 
   async #makeCertificates(): Promise<void> {
-    const { parts, run } = this.setup;
+    const { commands, run } = this.setup;
     const folder = join(this.folder, "pki");
     const sans = ["host.containers.internal", "host.openshell.internal"].flatMap((name) => [
       "--server-san",
       name,
     ]);
-    const argv = [...parts.gateway.command, "generate-certs", "--output-dir", folder, ...sans];
+    const argv = [...commands.gateway, "generate-certs", "--output-dir", folder, ...sans];
     const home = join(this.folder, "certs-home");
     const maker = Child.start(
       "generate-certs",
@@ -363,11 +365,11 @@ export class Stack {
   }
 
   #spawnGateway(): Child {
-    const { run, parts } = this.setup;
+    const { run, commands } = this.setup;
     const fill = (text: string) => text.replaceAll("{socket}", this.gatewaySocket);
     const database = `sqlite:${join(this.folder, "gateway.db")}?mode=rwc`;
     const argv = [
-      ...parts.gateway.command,
+      ...commands.gateway,
       ...["--config", this.info.config, "--db-url", database],
       ...(this.spec.gatewayArgs ?? []).map(fill),
     ];
