@@ -630,18 +630,16 @@ const READY_DEADLINE_MS = 60_000;
 
 /** A user of a gateway's public API. */
 export class Gateway {
-  readonly api: OpenShellClient;
-  /** Sandboxes that were created over this client and have not been deleted over it. */
+  /** Sandboxes that this user created and has not deleted. */
   readonly sandboxes = new Set<Sandbox>();
-  readonly onCreated: (sandboxId: string) => Promise<void>;
+  /** The ids of all that this user ever created. */
+  readonly created: string[] = [];
 
   constructor(
     readonly endpoint: Pick<StackInfo, "endpoint" | "tls">,
-    onCreated: (sandboxId: string) => Promise<void> = async () => {},
-  ) {
-    this.api = openClient(endpoint);
-    this.onCreated = onCreated;
-  }
+    readonly onCreated: (sandboxId: string) => Promise<void> = async () => {},
+    readonly api = openClient(endpoint),
+  ) {}
 
   /** Asks for a sandbox; resolves once the gateway has accepted it, while it is still provisioning. */
   async createSandbox(options: SandboxOptions = {}): Promise<Sandbox> {
@@ -652,6 +650,7 @@ export class Gateway {
     });
     const created = new Sandbox(this, sandbox as Sandbox__Output);
     this.sandboxes.add(created);
+    this.created.push(created.id);
     await this.onCreated(created.id);
     return created;
   }
@@ -981,12 +980,19 @@ async function collect(
 /** A stack as a scenario holds it. */
 export class RunningStack {
   readonly gateway: Gateway;
+  #any: Promise<Sandbox> | undefined;
 
   constructor(
     readonly keeper: Connection,
     public info: StackInfo,
+    api = openClient(info),
   ) {
-    this.gateway = new Gateway(info, (sandboxId) => keeper.call("remember", info.id, sandboxId));
+    this.gateway = new Gateway(info, (sandboxId) => keeper.call("remember", info.id, sandboxId), api);
+  }
+
+  /** The same stack for another user, whose sandboxes are a matter apart. */
+  forAnother(): RunningStack {
+    return new RunningStack(this.keeper, this.info, this.gateway.api);
   }
 
   /** The calls between gateway and driver that came after call number `since`, oldest first. */
@@ -1015,16 +1021,25 @@ export class RunningStack {
     return readable(readFileSync(this.info.logs[who], "utf8"));
   }
 
-  /** Deletes the sandboxes that were made over `gateway`, and resolves with what that left behind, a line each. */
+  /** A Ready sandbox for whoever needs no more than to run commands in one. It stays until the stack's user is done. */
+  anySandbox(): Promise<Sandbox> {
+    return (this.#any ??= this.gateway.readySandbox());
+  }
+
+  /** Deletes this user's sandboxes, and resolves with what that left behind, a line each. */
   async cleanUp(): Promise<string[]> {
     const problems = await this.gateway.cleanUp();
+    const mine = this.gateway.created;
     const empty = async () => {
-      const left = await this.keeper.call("leftovers", this.info.id, false);
+      const left = await this.keeper.call("leftovers", this.info.id, mine);
       if (left.length > 0) throw new Error(left.join("\n"));
+      return left;
     };
     // A driver may answer before the engine has let go of the last volume.
-    await eventually(empty, { what: "nothing left on the engine", deadlineMs: 2_000 }).catch(() => {});
-    return [...problems, ...(await this.keeper.call("leftovers", this.info.id, true))];
+    const waiting = { what: "nothing left on the engine", deadlineMs: 2_000 };
+    const removed = () => this.keeper.call("removeLeftovers", this.info.id, mine);
+    const left = mine.length > 0 ? await eventually(empty, waiting).catch(removed) : [];
+    return [...problems, ...left];
   }
 
   /** Stops the stack. Resolves with what its sandboxes left behind, a line each. */
@@ -1058,6 +1073,8 @@ export interface Given {
   stack: RunningStack;
   gateway: Gateway;
   parts: Parts;
+  /** A Ready sandbox of that stack, shared by the scenarios that do no more than run commands in one. */
+  anySandbox: () => Promise<Sandbox>;
   /** Starts a stack of the scenario's own. It is stopped at the scenario's end. */
   startStack: (spec?: StackSpec) => Promise<RunningStack>;
   /** The stack of that spec which all scenarios share that ask for it; it runs until the run ends. */
@@ -1093,7 +1110,8 @@ export function sharedRun(): Promise<SharedRun> {
     if (!process.env.OPENSHELL_E2E_ANNOUNCED) console.log(describeParts(parts));
     const info = attached && stack ? stack : await keeper.call("startStack", {});
     return { keeper, stack: new RunningStack(keeper, info), others: new Map(), parts, own: !attached };
-  })());
+    // Every scenario would fail with the same words.
+  })().catch(fail));
 }
 
 /** Ends the run, if one was begun. Resolves with what it left behind, a line each. Called once, by the preload. */
@@ -1101,10 +1119,14 @@ export async function endRun(): Promise<string[]> {
   if (!shared) return [];
   const run = await shared.catch(() => undefined);
   if (!run) return [];
-  for (const stack of await Promise.allSettled([run.stack, ...run.others.values()])) {
-    if (stack.status === "fulfilled") stack.value.gateway.close();
-  }
-  const left = run.own ? await run.keeper.call("close") : [];
+  const others = await Promise.allSettled(run.others.values());
+  const stacks = [
+    run.stack,
+    ...others.flatMap((other) => (other.status === "fulfilled" ? [other.value] : [])),
+  ];
+  const left = (await Promise.all(stacks.map((stack) => stack.cleanUp()))).flat();
+  for (const stack of stacks) stack.gateway.close();
+  if (run.own) left.push(...(await run.keeper.call("close")));
   run.keeper.close();
   return left;
 }
@@ -1120,56 +1142,80 @@ export const parts: Parts = (() => {
 
 /** Above every deadline of ours before and after a body: the first start may pull an image. Bun's own default is 5 s. */
 const BEFORE_AND_AFTER_MS = 720_000;
+/** How many scenarios run at a time: most of a scenario is waiting for processes to start and to stop. */
+const AT_A_TIME = 4;
 
 /**
- * A requirement with its stable id, and its proof. Sandboxes and stacks that the body makes are removed when it ends;
- * anything that is left after that fails the scenario.
+ * A requirement with its stable id, and its proof, which may run beside others of its file. Sandboxes and stacks that
+ * the body makes are removed when it ends; anything that is left after that fails the scenario.
  */
-export function scenario(
-  title: string,
-  body: (given: Given) => Promise<void>,
-  options: ScenarioOptions = {},
-): void {
+export function scenario(title: string, body: Body, options: ScenarioOptions = {}): void {
   const { skip, deadlineMs = 60_000 } = options;
   if (skip) return test.skip(`${title} (skipped: ${skip})`, () => {});
-  const run = async () => {
-    const { keeper, stack, others, parts: found } = await sharedRun();
-    const start = async (spec: StackSpec) => new RunningStack(keeper, await keeper.call("startStack", spec));
-    const own: RunningStack[] = [];
-    const startStack = async (spec: StackSpec = {}) => {
+  test.concurrent(title, () => inTurn(() => prove(body, deadlineMs)), deadlineMs + BEFORE_AND_AFTER_MS);
+}
+
+/** The same for a scenario that looks at, or changes, what others would notice: it runs alone. */
+scenario.alone = (title: string, body: Body, options: ScenarioOptions = {}): void => {
+  const { skip, deadlineMs = 60_000 } = options;
+  if (skip) return test.skip(`${title} (skipped: ${skip})`, () => {});
+  test(title, () => prove(body, deadlineMs), deadlineMs + BEFORE_AND_AFTER_MS);
+};
+
+type Body = (given: Given) => Promise<void>;
+
+let running = 0;
+const queue: (() => void)[] = [];
+
+async function inTurn(work: () => Promise<void>): Promise<void> {
+  if (running >= AT_A_TIME) await new Promise<void>((next) => queue.push(next));
+  running++;
+  try {
+    await work();
+  } finally {
+    running--;
+    queue.shift()?.();
+  }
+}
+
+async function prove(body: Body, deadlineMs: number): Promise<void> {
+  const { keeper, stack: base, others, parts: found } = await sharedRun();
+  const stack = base.forAnother();
+  const used = [stack];
+  const own: RunningStack[] = [];
+  const start = async (spec: StackSpec) => new RunningStack(keeper, await keeper.call("startStack", spec));
+  const given: Given = {
+    stack,
+    gateway: stack.gateway,
+    parts: found,
+    anySandbox: () => base.anySandbox(),
+    startStack: async (spec = {}) => {
       const started = await start(spec);
       own.push(started);
       return started;
-    };
-    const used = new Set([stack]);
-    const sharedStack = async (spec: StackSpec) => {
+    },
+    sharedStack: async (spec) => {
       const key = JSON.stringify(spec);
       if (!others.has(key)) others.set(key, start(spec));
-      const other = await others.get(key)!;
-      used.add(other);
+      const other = (await others.get(key)!).forAnother();
+      used.push(other);
       return other;
-    };
-    const since = await stack.lastCall();
-    let failure: Error | undefined;
-    try {
-      await within(
-        deadlineMs,
-        "The scenario",
-        body({ stack, gateway: stack.gateway, parts: found, startStack, sharedStack }),
-      );
-    } catch (error) {
-      failure = error instanceof Error ? error : new Error(String(error));
-      const suspect = own.at(-1) ?? [...used].slice(1).at(-1);
-      const evidence = await (suspect ?? stack).evidence(suspect ? 0 : since);
-      failure.message = `${failure.message}\n\n${evidence}`;
-    }
-    const left = [];
-    for (const each of own.toReversed()) left.push(...(await each.stop()));
-    for (const each of used) left.push(...(await each.cleanUp()));
-    if (failure) throw failure;
-    if (left.length > 0) throw new HarnessError(`Left behind:\n${indent(left.join("\n"), "  ")}`);
+    },
   };
-  test(title, run, deadlineMs + BEFORE_AND_AFTER_MS);
+  const since = await stack.lastCall();
+  let failure: Error | undefined;
+  try {
+    await within(deadlineMs, "The scenario", body(given));
+  } catch (error) {
+    failure = error instanceof Error ? error : new Error(String(error));
+    const suspect = own.at(-1) ?? used.slice(1).at(-1);
+    failure.message = `${failure.message}\n\n${await (suspect ?? stack).evidence(suspect ? 0 : since)}`;
+  }
+  const left = [];
+  for (const each of own.toReversed()) left.push(...(await each.stop()));
+  for (const each of used) left.push(...(await each.cleanUp()));
+  if (failure) throw failure;
+  if (left.length > 0) throw new HarnessError(`Left behind:\n${indent(left.join("\n"), "  ")}`);
 }
 
 // Command line

@@ -263,10 +263,15 @@ export class Keeper {
     client.close();
   }
 
-  /** What sandboxes of a stack have left on the engine, a line each; removed when `remove` says so. */
-  async leftovers(id: number, remove: boolean): Promise<string[]> {
-    const left = await this.#stack(id).leftovers();
-    if (remove && this.setup.engine) await removeBelongings(this.setup.engine, left);
+  /** What sandboxes of a stack have left on the engine, those with these ids or all; a line each. */
+  async leftovers(id: number, sandboxIds?: string[]): Promise<string[]> {
+    return (await this.#stack(id).leftovers(sandboxIds)).map(describeBelonging);
+  }
+
+  /** The same, and removes them. */
+  async removeLeftovers(id: number, sandboxIds?: string[]): Promise<string[]> {
+    const left = await this.#stack(id).leftovers(sandboxIds);
+    if (this.setup.engine) await removeBelongings(this.setup.engine, left);
     return left.map(describeBelonging);
   }
 
@@ -372,6 +377,7 @@ const API = [
   "remember",
   "engineView",
   "leftovers",
+  "removeLeftovers",
   "close",
 ] as const satisfies readonly (keyof Keeper)[];
 export type Method = (typeof API)[number];

@@ -13,7 +13,7 @@ test("a fake is compiled again when its sources change, and only then", async ()
   try {
     const after = await compiledFake("driver");
     expect(after.digest).not.toBe(before.digest);
-    expect([before, after].map(({ path }) => existsSync(path))).toEqual([false, true]);
+    expect(existsSync(after.path)).toBe(true);
   } finally {
     rmSync(added);
   }

@@ -11,6 +11,7 @@ import { HarnessError } from "../harness.ts";
 
 const ROOT = join(import.meta.dir, "..");
 const CACHE = join(ROOT, "node_modules", ".cache", "openshell-e2e");
+const KEPT = 3;
 
 /** A digest of all that a fake is made of: their sources, the contract, the locked packages, and Bun itself. */
 function digestOfFakes(): string {
@@ -34,9 +35,7 @@ export async function compiledFake(
   const path = join(CACHE, `${name}-${digest}`);
   if (isFile(path)) return { path, digest };
   mkdirSync(CACHE, { recursive: true });
-  for (const old of readdirSync(CACHE)) {
-    if (old.startsWith(`${name}-`)) rmSync(join(CACHE, old), { force: true });
-  }
+  prune(`${name}-`);
   // Several runs may compile at once: each under a name of its own, and the last one to be done stays.
   const fresh = join(CACHE, `.${name}-${digest}-${process.pid}`);
   const compiler = Bun.spawn(
@@ -53,6 +52,15 @@ export async function compiledFake(
     throw new HarnessError(`fakes/${name}.ts does not compile:\n${said.trim()}`);
   renameSync(fresh, path);
   return { path, digest };
+}
+
+/** Removes all but the newest few: an older one may still be at work, in a stack that `up` keeps. */
+function prune(prefix: string): void {
+  const files = readdirSync(CACHE)
+    .filter((file) => file.startsWith(prefix))
+    .map((file) => join(CACHE, file));
+  const byAge = files.toSorted((a, b) => statSync(b).mtimeMs - statSync(a).mtimeMs);
+  for (const old of byAge.slice(KEPT)) rmSync(old, { force: true });
 }
 
 function isFile(path: string): boolean {

@@ -409,11 +409,14 @@ export class Stack {
     this.#sandboxIds.add(sandboxId);
   }
 
-  /** What sandboxes of this stack left on the engine; the stack's own network and bridge do not count. */
-  async leftovers(): Promise<Belonging[]> {
+  /** What sandboxes of this stack, those with these ids or all, left on the engine. Its network and bridge do not count. */
+  async leftovers(sandboxIds?: string[]): Promise<Belonging[]> {
     if (!this.setup.engine) return [];
-    const things = await belongings(this.setup.engine, [this.network], [...this.#sandboxIds]);
-    return things.filter(({ name }) => name !== this.network && name !== `${this.network}-bridge`);
+    const ids = sandboxIds ?? [...this.#sandboxIds];
+    const things = await belongings(this.setup.engine, [this.network], ids);
+    const expected = [this.network, `${this.network}-bridge`];
+    const wanted = (name: string) => !sandboxIds || sandboxIds.some((id) => name.includes(id));
+    return things.filter(({ name }) => !expected.includes(name) && wanted(name));
   }
 
   /** Its sandboxes as the engine has them, with the last lines that each printed. */
