@@ -210,7 +210,7 @@ async function wholeLife({ gateway }: RunningStack): Promise<void> {
   await sandbox.delete();
 }
 
-scenario(
+scenario.alone(
   "CF-20 the driver is given the id, name and workspace that users see",
   async ({ stack, gateway }) => {
     const since = await stack.lastCall();
@@ -225,13 +225,16 @@ scenario(
   },
 );
 
-scenario("CF-21 a sandbox's token crosses in CreateSandbox alone, and no record shows it", async (given) => {
-  const { validated, created } = await askedOfDriver(given, {});
-  expect(validated.spec).not.toHaveProperty("sandbox_token");
-  expect(created.spec).toHaveProperty("sandbox_token", "<redacted>");
-});
+scenario.alone(
+  "CF-21 a sandbox's token crosses in CreateSandbox alone, and no record shows it",
+  async (given) => {
+    const { validated, created } = await askedOfDriver(given, {});
+    expect(validated.spec).not.toHaveProperty("sandbox_token");
+    expect(created.spec).toHaveProperty("sandbox_token", "<redacted>");
+  },
+);
 
-scenario("CF-22 a template's labels reach the driver, a sandbox's own do not", async (given) => {
+scenario.alone("CF-22 a template's labels reach the driver, a sandbox's own do not", async (given) => {
   const template = { labels: { its: "driver" } };
   const { created } = await askedOfDriver(given, { labels: { mine: "user" }, template });
   expect(created.spec?.template?.labels).toEqual({ its: "driver" });
@@ -260,13 +263,16 @@ async function firstCall(stack: RunningStack, method: string, since = 0) {
 
 // driver_config
 
-scenario("CF-23 of driver_config, the configured name's block alone reaches the driver", async (given) => {
-  const driver_config = struct({ [DRIVER_NAME]: {}, podman: { no_such_field: true } });
-  const { created } = await askedOfDriver(given, { template: { driver_config } });
-  expect(created.spec?.template).toHaveProperty("driver_config", { fields: {} });
-});
+scenario.alone(
+  "CF-23 of driver_config, the configured name's block alone reaches the driver",
+  async (given) => {
+    const driver_config = struct({ [DRIVER_NAME]: {}, podman: { no_such_field: true } });
+    const { created } = await askedOfDriver(given, { template: { driver_config } });
+    expect(created.spec?.template).toHaveProperty("driver_config", { fields: {} });
+  },
+);
 
-scenario(
+scenario.alone(
   "CF-24 what the driver finds wrong with its driver_config is what the user is told",
   async ({ stack, gateway }) => {
     const since = await stack.lastCall();

@@ -68,7 +68,7 @@ for (const [title, code, seen, says] of [
     "sandbox already exists",
   ],
 ] as const) {
-  scenario(`${title}, and leaves no sandbox`, async ({ stack, gateway }) => {
+  scenario.alone(`${title}, and leaves no sandbox`, async ({ stack, gateway }) => {
     await stack.rules({
       method: "CreateSandbox",
       times: 1,
@@ -80,11 +80,17 @@ for (const [title, code, seen, says] of [
   });
 }
 
-scenario("DI-06 a driver's refusal to validate reaches the user as it is", async ({ stack, gateway }) => {
-  const fail = { code: status.RESOURCE_EXHAUSTED, message: "no room" };
-  await stack.rules({ method: "ValidateSandboxCreate", times: 1, fail });
-  expect(await refusal(gateway.createSandbox())).toEqual({ code: "RESOURCE_EXHAUSTED", message: "no room" });
-});
+scenario.alone(
+  "DI-06 a driver's refusal to validate reaches the user as it is",
+  async ({ stack, gateway }) => {
+    const fail = { code: status.RESOURCE_EXHAUSTED, message: "no room" };
+    await stack.rules({ method: "ValidateSandboxCreate", times: 1, fail });
+    expect(await refusal(gateway.createSandbox())).toEqual({
+      code: "RESOURCE_EXHAUSTED",
+      message: "no room",
+    });
+  },
+);
 
 // A sandbox that dies
 

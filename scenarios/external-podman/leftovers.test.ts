@@ -55,9 +55,9 @@ scenario(
     await engine.call("POST", "volumes/create", { body: { Name: volume } });
     await engine.call("POST", "secrets/create", { query: { name: secret }, body: new Blob(["forgotten"]) });
     await stack.keeper.call("remember", stack.info.id, id);
-    const left = await stack.keeper.call("removeLeftovers", stack.info.id);
+    const left = await stack.keeper.call("removeLeftovers", stack.info.id, [id]);
     expect(left.toSorted()).toEqual([`secret ${secret}`, `volume ${volume}`]);
-    expect(await stack.keeper.call("leftovers", stack.info.id)).toEqual([]);
+    expect(await stack.keeper.call("leftovers", stack.info.id, [id])).toEqual([]);
   },
   { skip: withoutPodmanDriver },
 );

@@ -131,7 +131,7 @@ scenario("NM-20 a selector chooses the sandboxes that have all of its labels", a
 });
 
 scenario("NM-21 a sandbox keeps its labels and annotations over stop and start", async ({ gateway }) => {
-  const labels = { env: "dev", "example.com/team": "backend" };
+  const labels = { env: "kept", "example.com/team": "backend" };
   const annotations = { note: "anything, in any alphabet: ünï" };
   const sandbox = await gateway.readySandbox({ labels, annotations });
   await sandbox.stop();
