@@ -46,10 +46,11 @@ export async function execute({ relay, request, input, emit }: Execution): Promi
   const timer = seconds ? setTimeout(() => timeout.resolve(TIMED_OUT), seconds * 1000) : undefined;
   try {
     const run = async () => {
-      const channel = await open(client, relay, command, request, input !== undefined);
+      const listen = (channel: ClientChannel) => finished(channel, client, (event) => emit(event) || !input);
+      const { channel, exitCode } = await open(client, relay, command, request, input !== undefined, listen);
       if (input) void feed(channel, input, request.tty);
       else channel.end(request.stdin);
-      return await finished(channel, client, (event) => emit(event) || !input);
+      return await exitCode;
     };
     const running = run();
     running.catch(() => {}); // after a timeout nobody waits for it
@@ -60,14 +61,18 @@ export async function execute({ relay, request, input, emit }: Execution): Promi
   }
 }
 
-/** Connects, logs in and starts the command. */
+/**
+ * Connects, logs in and starts the command. `listen` is called before anything that follows the answer is read: output,
+ * exit code and end of a short command can all come with it.
+ */
 function open(
   client: import("ssh2").Client,
   relay: Duplex,
   command: string,
   { tty, cols, rows }: ExecSandboxRequest__Output,
   interactive: boolean,
-): Promise<ClientChannel> {
+  listen: (channel: ClientChannel) => Promise<number>,
+): Promise<{ channel: ClientChannel; exitCode: Promise<number> }> {
   // Only an interactive run has a window; the other kind gets a terminal without a size.
   const size = interactive ? { cols: cols || 80, rows: rows || 24 } : { cols: 0, rows: 0 };
   return new Promise((resolve, reject) => {
@@ -77,7 +82,7 @@ function open(
         tty ? { pty: { term: "xterm-256color", width: 0, height: 0, ...size } } : {},
         (error, channel) => {
           if (error) reject(internal(`failed to execute command over ssh: ${error.message}`));
-          else resolve(channel);
+          else resolve({ channel, exitCode: listen(channel) });
         },
       );
     });
