@@ -947,12 +947,6 @@ export class Interaction {
       { what: `output with ${JSON.stringify(text)}` },
     );
   }
-
-  /** Closes its input and waits for its end. */
-  async end(): Promise<ExecResult> {
-    this.call.end();
-    return this.result;
-  }
 }
 
 async function collect(
