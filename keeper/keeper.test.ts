@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** Nothing is left behind, whoever is killed, and whenever. */
-import { afterAll, describe, expect, test } from "bun:test";
+import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -70,6 +70,8 @@ function findKeeper(): number | undefined {
   )?.pid;
 }
 
+setDefaultTimeout(60_000);
+
 const kill = (pid: number) => process.kill(pid, "SIGKILL");
 
 describe("after a SIGKILL of", () => {
@@ -118,7 +120,6 @@ test.each(Array.from({ length: KILLS }, (_, index) => index + 1))(
     await nothingLeft();
     expect(findKeeper()).toBeUndefined();
   },
-  30_000,
 );
 
 test("a terminated test process leaves nothing", async () => {

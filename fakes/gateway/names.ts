@@ -20,5 +20,11 @@ zebra`.split(/\s+/);
 
 const pick = (words: string[]) => words[Math.floor(Math.random() * words.length)]!;
 
-/** An adjective and an animal, short enough to be a routable name. */
-export const generateName = (): string => `${pick(ADJECTIVES)}-${pick(ANIMALS)}`;
+/** Two letters or digits: words alone would collide within hundreds of sandboxes, and nothing would try again. */
+const suffix = () =>
+  Math.floor(36 ** 2 + Math.random() * 35 * 36 ** 2)
+    .toString(36)
+    .slice(1);
+
+/** An adjective, an animal and a suffix, in the 19 characters that a routable name may have. */
+export const generateName = (): string => `${pick(ADJECTIVES)}-${pick(ANIMALS)}-${suffix()}`;
