@@ -12,7 +12,7 @@
  * and translation), sessions, exec, api (user-api, supervisor-api; auth, validation). `generate-certs` is certificates.
  */
 import { Failure, frame, UsageError } from "./gateway/failure.ts";
-import { Log } from "./gateway/log.ts";
+import { Log } from "./log.ts";
 import { Flags, HELP, readSettings } from "./gateway/settings.ts";
 
 const VERSION = "0.0.112+fake";

@@ -7,7 +7,8 @@
 import { createPrivateKey, createPublicKey, sign, verify, type KeyObject } from "node:crypto";
 import { readFileSync } from "node:fs";
 import type { Metadata } from "@grpc/grpc-js";
-import { denied, Failure, osError, unauthenticated } from "./failure.ts";
+import { denied, unauthenticated } from "../status.ts";
+import { Failure, osError } from "./failure.ts";
 import type { Settings } from "./settings.ts";
 
 export type Principal = { kind: "user" } | { kind: "sandbox"; id: string };

@@ -19,8 +19,8 @@ import type { KeyObject } from "node:crypto";
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { isIPv4, isIPv6 } from "node:net";
 import { dirname, join } from "node:path";
+import type { Logger } from "../log.ts";
 import { Failure, UsageError } from "./failure.ts";
-import type { Logger } from "./log.ts";
 
 const DEFAULT_SANS = [
   "openshell",

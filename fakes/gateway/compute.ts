@@ -12,10 +12,11 @@ import type { DriverSandbox } from "../../proto/v0.0/types/openshell/compute/v1/
 import type { DriverSandbox__Output } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
 import type { WatchSandboxesEvent__Output } from "../../proto/v0.0/types/openshell/compute/v1/WatchSandboxesEvent.ts";
 import type { Sandbox__Output } from "../../proto/v0.0/types/openshell/v1/Sandbox.ts";
+import type { Logger } from "../log.ts";
+import { internal, notFound, precondition, Status, statusOf } from "../status.ts";
 import type { RemoteDriver } from "./driver.ts";
-import { Failure, internal, notFound, precondition, Status, statusOf } from "./failure.ts";
+import { Failure } from "./failure.ts";
 import type { Feeds } from "./feeds.ts";
-import type { Logger } from "./log.ts";
 import * as phases from "./phases.ts";
 import { phaseOf } from "./phases.ts";
 import type { Sessions } from "./sessions.ts";

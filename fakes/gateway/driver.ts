@@ -12,8 +12,9 @@ import type { DriverSandbox__Output } from "../../proto/v0.0/types/openshell/com
 import type { GatewayListenerRequirement__Output } from "../../proto/v0.0/types/openshell/compute/v1/GatewayListenerRequirement.ts";
 import type { GetCapabilitiesResponse__Output } from "../../proto/v0.0/types/openshell/compute/v1/GetCapabilitiesResponse.ts";
 import type { WatchSandboxesEvent__Output } from "../../proto/v0.0/types/openshell/compute/v1/WatchSandboxesEvent.ts";
-import { Failure, osError, Status, statusOf, unavailable } from "./failure.ts";
-import type { Logger } from "./log.ts";
+import type { Logger } from "../log.ts";
+import { Status, statusOf, unavailable } from "../status.ts";
+import { Failure, osError } from "./failure.ts";
 
 const DIAL_RETRY_MS = 250;
 const NO_DEADLINE = { deadlineMs: Infinity };

@@ -9,7 +9,7 @@ import type { ClientChannel } from "ssh2";
 import type { ExecSandboxEvent } from "../../proto/v0.0/types/openshell/v1/ExecSandboxEvent.ts";
 import type { ExecSandboxInput__Output } from "../../proto/v0.0/types/openshell/v1/ExecSandboxInput.ts";
 import type { ExecSandboxRequest__Output } from "../../proto/v0.0/types/openshell/v1/ExecSandboxRequest.ts";
-import { denied, internal, invalid, unavailable } from "./failure.ts";
+import { denied, internal, invalid, unavailable } from "../status.ts";
 
 const MAX_COMMAND = 256 * 1024;
 const KEEPALIVE = { keepaliveInterval: 15_000, keepaliveCountMax: 4 };

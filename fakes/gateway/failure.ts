@@ -1,48 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /**
- * How the gateway fails: a status to a caller, a framed message and exit code 1 for what goes wrong at run time, and a
- * usage message and exit code 2 for a command line that makes no sense. The texts and frames are those of the real
- * program, so that whoever reads its output reads this one's too.
+ * How the gateway ends when it must not go on: a framed message and exit code 1 for what goes wrong at run time, a usage
+ * message and exit code 2 for a command line that makes no sense. The texts and frames are those of the real program,
+ * so that whoever reads its output reads this one's too.
  */
-import type { status } from "@grpc/grpc-js";
 import { constants } from "node:os";
-
-/** gRPC's codes that are used here; grpc-js's own enum would have to be loaded before a bad flag is reported. */
-const CODES = {
-  INVALID_ARGUMENT: 3,
-  NOT_FOUND: 5,
-  PERMISSION_DENIED: 7,
-  FAILED_PRECONDITION: 9,
-  INTERNAL: 13,
-  UNAVAILABLE: 14,
-  UNAUTHENTICATED: 16,
-} satisfies Partial<Record<keyof typeof status, number>>;
-
-/** An answer other than OK, to a gRPC caller. */
-export class Status extends Error {
-  constructor(
-    readonly code: status,
-    readonly details: string,
-  ) {
-    super(details);
-  }
-}
-
-export const invalid = (details: string) => new Status(CODES.INVALID_ARGUMENT, details);
-export const notFound = (details: string) => new Status(CODES.NOT_FOUND, details);
-export const precondition = (details: string) => new Status(CODES.FAILED_PRECONDITION, details);
-export const denied = (details: string) => new Status(CODES.PERMISSION_DENIED, details);
-export const unauthenticated = (details: string) => new Status(CODES.UNAUTHENTICATED, details);
-export const unavailable = (details: string) => new Status(CODES.UNAVAILABLE, details);
-export const internal = (details: string) => new Status(CODES.INTERNAL, details);
-
-/** The status in what a handler or a gRPC client threw; anything unforeseen becomes INTERNAL. */
-export function statusOf(error: unknown): Status {
-  if (error instanceof Status) return error;
-  const { code, details, message } = error as { code?: unknown; details?: string; message?: string };
-  return new Status(typeof code === "number" ? code : CODES.INTERNAL, details ?? message ?? String(error));
-}
 
 /** Ends the program with exit code 1. The kind is the prefix that the real program puts before its message. */
 export class Failure extends Error {

@@ -9,8 +9,8 @@ import { readFileSync } from "node:fs";
 import { isIP, isIPv4 } from "node:net";
 import * as grpc from "@grpc/grpc-js";
 import type { GatewayListenerRequirement__Output } from "../../proto/v0.0/types/openshell/compute/v1/GatewayListenerRequirement.ts";
+import type { Logger } from "../log.ts";
 import { Failure, osError } from "./failure.ts";
-import type { Logger } from "./log.ts";
 import type { Address, Settings } from "./settings.ts";
 import { parseAddress } from "./toml.ts";
 

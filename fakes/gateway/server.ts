@@ -2,6 +2,7 @@
 
 /** A gateway's life with good settings: connect to the driver, open the listeners, serve until a signal, clean up. */
 import * as grpc from "@grpc/grpc-js";
+import { Log, type Logger } from "../log.ts";
 import { apiServer } from "./api.ts";
 import { Authenticator } from "./auth.ts";
 import { Compute } from "./compute.ts";
@@ -9,7 +10,6 @@ import { RemoteDriver } from "./driver.ts";
 import { Failure } from "./failure.ts";
 import { Feeds } from "./feeds.ts";
 import { bind, resolveListeners, serveHealth } from "./listeners.ts";
-import { Log, type Logger } from "./log.ts";
 import { Sessions } from "./sessions.ts";
 import type { Settings } from "./settings.ts";
 import { Store } from "./store.ts";

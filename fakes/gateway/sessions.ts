@@ -11,9 +11,9 @@ import type { GatewayMessage } from "../../proto/v0.0/types/openshell/v1/Gateway
 import type { RelayFrame, RelayFrame__Output } from "../../proto/v0.0/types/openshell/v1/RelayFrame.ts";
 import type { RelayOpen } from "../../proto/v0.0/types/openshell/v1/RelayOpen.ts";
 import type { SupervisorMessage__Output } from "../../proto/v0.0/types/openshell/v1/SupervisorMessage.ts";
+import type { Logger } from "../log.ts";
+import { internal, invalid, notFound, Status, statusOf, unavailable } from "../status.ts";
 import { requireOwn, type Principal } from "./auth.ts";
-import { internal, invalid, notFound, Status, statusOf, unavailable } from "./failure.ts";
-import type { Logger } from "./log.ts";
 
 const HEARTBEAT_SECONDS = 15;
 const RELAY_PENDING_MS = 10_000;

@@ -21,9 +21,9 @@ import type { Sandbox__Output } from "../../proto/v0.0/types/openshell/v1/Sandbo
 import type { SupervisorMessage__Output } from "../../proto/v0.0/types/openshell/v1/SupervisorMessage.ts";
 import type { UpdateConfigRequest__Output } from "../../proto/v0.0/types/openshell/v1/UpdateConfigRequest.ts";
 import type { UpdateConfigResponse } from "../../proto/v0.0/types/openshell/v1/UpdateConfigResponse.ts";
+import { denied, invalid, notFound, Status, unavailable } from "../status.ts";
 import { requireOwn, type Principal, type Tokens } from "./auth.ts";
 import type { Compute } from "./compute.ts";
-import { denied, invalid, notFound, Status, unavailable } from "./failure.ts";
 import type { Feeds } from "./feeds.ts";
 import { items, type Sessions } from "./sessions.ts";
 import type { PolicyRevision, Store } from "./store.ts";

@@ -8,7 +8,7 @@ import type { Struct__Output as Struct } from "../../proto/v0.0/types/google/pro
 import type { Value__Output as Value } from "../../proto/v0.0/types/google/protobuf/Value.ts";
 import type { Sandbox__Output } from "../../proto/v0.0/types/openshell/v1/Sandbox.ts";
 import type { SandboxTemplate__Output } from "../../proto/v0.0/types/openshell/v1/SandboxTemplate.ts";
-import { invalid } from "./failure.ts";
+import { invalid } from "../status.ts";
 import { phaseOf } from "./phases.ts";
 
 /**

@@ -28,13 +28,13 @@ import type { SandboxResponse } from "../../proto/v0.0/types/openshell/v1/Sandbo
 import type { SandboxSpec__Output } from "../../proto/v0.0/types/openshell/v1/SandboxSpec.ts";
 import type { SandboxStreamEvent } from "../../proto/v0.0/types/openshell/v1/SandboxStreamEvent.ts";
 import type { WatchSandboxRequest__Output } from "../../proto/v0.0/types/openshell/v1/WatchSandboxRequest.ts";
+import type { Logger } from "../log.ts";
+import { invalid, notFound, precondition, Status } from "../status.ts";
 import type { Tokens } from "./auth.ts";
 import type { Compute } from "./compute.ts";
 import type { RemoteDriver } from "./driver.ts";
 import { execute, ssh } from "./exec.ts";
-import { invalid, notFound, precondition, Status } from "./failure.ts";
 import type { Feeds } from "./feeds.ts";
-import type { Logger } from "./log.ts";
 import { generateName } from "./names.ts";
 import { phaseOf, setPhase } from "./phases.ts";
 import { items, type Sessions } from "./sessions.ts";

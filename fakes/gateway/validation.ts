@@ -5,7 +5,7 @@ import { openshell } from "../../proto/contract.ts";
 import type { ExecSandboxRequest__Output } from "../../proto/v0.0/types/openshell/v1/ExecSandboxRequest.ts";
 import type { SandboxSpec__Output } from "../../proto/v0.0/types/openshell/v1/SandboxSpec.ts";
 import type { SandboxTemplate__Output } from "../../proto/v0.0/types/openshell/v1/SandboxTemplate.ts";
-import { invalid } from "./failure.ts";
+import { invalid } from "../status.ts";
 
 type Strings = Record<string, string>;
 

@@ -12,7 +12,7 @@ export type Level = (typeof LEVELS)[number];
 type Fields = Record<string, string | number | boolean>;
 type Write = (message: string, fields?: Fields) => void;
 
-/** What one part of the gateway logs with. */
+/** What one part of a program logs with. */
 export type Logger = Record<Level, Write>;
 
 /** Receives every line that names a sandbox, whatever the level that is printed. */
