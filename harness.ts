@@ -14,7 +14,7 @@
 import * as grpc from "@grpc/grpc-js";
 import { test } from "bun:test";
 import { randomBytes } from "node:crypto";
-import { accessSync, appendFileSync, constants, existsSync, mkdirSync, readFileSync } from "node:fs";
+import { accessSync, appendFileSync, constants, existsSync, readFileSync } from "node:fs";
 import { readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { connect as connectSocket, type Socket } from "node:net";
 import { tmpdir, userInfo } from "node:os";
@@ -250,12 +250,6 @@ export class Run {
       );
     }
     return run;
-  }
-
-  /** Makes its folder, which only this user can enter. */
-  make(): this {
-    mkdirSync(this.folder, { recursive: true, mode: 0o700 });
-    return this;
   }
 
   static open(folder: string): Run {
@@ -531,33 +525,58 @@ export class Connection {
 }
 
 /**
+ * What a shell does with a run's folder ($0) and our own command line ($@): it makes the folder, starts the keeper, and
+ * beside it the guard, which waits for the keeper's end and then sweeps what is left. The guard learns of the end from
+ * a pipe that the keeper, and nobody else, holds open; so whoever is killed, and when, one of the two removes the run.
+ */
+const KEEPER_AND_GUARD = `
+umask 077
+mkdir -p "$0" || exit
+{ sh -c 'echo $$ >"$0/keeper.pid"; exec "$@" keep "$0" 3>&1 </dev/null >>"$0/keeper.log" 2>&1' "$0" "$@" |
+  { trap "" INT TERM HUP; read -r _; [ ! -d "$0" ] || exec "$@" sweep --run "$0"; }
+} >/dev/null 2>&1 &`;
+
+/**
  * Starts a keeper in a session of its own, twice removed from this process, and connects to it. `bun test` ends the
- * children that it knows when a test times out; it does not know this one. The shell makes the folder, so that whoever is
- * killed, there is either no folder or a keeper that will remove it.
+ * children that it knows when a test times out; it does not know this one.
  */
 export async function startKeeper(run: Run): Promise<Connection> {
-  const log = join(run.folder, "keeper.log");
-  const keep = [process.execPath, import.meta.path, "keep", run.folder];
-  const forker = Bun.spawn(
-    [
-      "sh",
-      "-c",
-      'umask 077; mkdir -p "$0"; "$@" </dev/null >>"$0/keeper.log" 2>&1 & echo $!',
-      run.folder,
-      ...keep,
-    ],
-    {
-      detached: true,
-      stdout: "pipe",
-      stderr: "inherit",
-    },
-  );
-  const pid = Number(await forker.stdout.text());
-  return eventually(() => Connection.open(run), {
-    what: `keeper (process ${pid}): open its control socket`,
-    deadlineMs: 10_000,
-    failed: () => (isAlive(pid) ? undefined : `it ended:\n${tailOf(log, 20)}`),
+  const shell = Bun.spawn(["sh", "-c", KEEPER_AND_GUARD, run.folder, process.execPath, import.meta.path], {
+    detached: true,
+    stdin: "ignore",
+    stdout: "ignore",
+    stderr: "inherit",
   });
+  if ((await shell.exited) !== 0) throw new HarnessError(`The run's folder cannot be made: ${run.folder}`);
+  const pid = () => Number(readFileSync(join(run.folder, "keeper.pid"), "utf8"));
+  return eventually(() => Connection.open(run), {
+    what: "keeper: open its control socket",
+    deadlineMs: 10_000,
+    failed: () => {
+      const started = existsSync(join(run.folder, "keeper.pid"));
+      if (!started || isAlive(pid())) return undefined;
+      return `it ended:\n${tailOf(join(run.folder, "keeper.log"), 20)}`;
+    },
+  });
+}
+
+/**
+ * Does `work` with a new keeper, and ends it: resolves only when everything is gone, also when `work` fails.
+ * @returns what `work` returned, and what had to be removed by force, a line each.
+ */
+export async function withKeeper<T>(settings: Settings, work: (keeper: Connection, run: Run) => Promise<T>) {
+  const run = Run.create(settings);
+  const keeper = await startKeeper(run);
+  let left: string[] = [];
+  try {
+    const result = await work(keeper, run);
+    left = await keeper.call("close");
+    return { result, left };
+  } finally {
+    // A keeper that could not open has cleaned up already, and says its failure again.
+    await keeper.call("close").catch(() => {});
+    keeper.close();
+  }
 }
 
 /** The connection to a stack that `bun harness.ts up` keeps, if there is one and it has the parts we would use. */

@@ -10,17 +10,19 @@ const LONELY_MS = 4_000;
 
 export const command: Command = async (settings, [folder = ""]) => {
   const run = Run.open(folder);
-  const opening = Keeper.open(run, settings);
-  // Each caller gets the failure as its answer; here it only must not end the process.
-  opening.catch(() => {});
+  const opening = Promise.withResolvers<Keeper>();
+  // Each caller gets a failure as its answer; here it only must not end the process.
+  opening.promise.catch(() => {});
   const idle = Promise.withResolvers<void>();
   const lonely = setTimeout(idle.resolve, LONELY_MS);
-  await serveControl(run, opening, {
+  await serveControl(run, opening.promise, {
     onConnection: () => clearTimeout(lonely),
     onIdle: idle.resolve,
   });
+  Keeper.open(run, settings).then(opening.resolve, opening.reject);
   for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, () => idle.resolve());
   await idle.promise;
-  await (await opening.catch(() => undefined))?.close();
+  await (await opening.promise.catch(() => undefined))?.close();
+  run.remove();
   return EXIT.ok;
 };

@@ -2,7 +2,7 @@
 
 /** `sweep`: remove what dead runs left, and nothing of runs that live. `sweep --run FOLDER`: of that one. */
 import { existsSync, statSync } from "node:fs";
-import { connectable, EXIT, eventually, HarnessError, isAlive, processesOf, Run } from "../harness.ts";
+import { connectable, EXIT, eventually, HarnessError, processesOf, Run } from "../harness.ts";
 import type { Command } from "../harness.ts";
 import { belongings, describeBelonging, Engine, removeBelongings } from "../keeper/engine.ts";
 
@@ -37,30 +37,42 @@ async function isLive(run: Run): Promise<boolean> {
  */
 export async function sweepRun(run: Run): Promise<{ removed: string[]; problem?: string }> {
   const removed: string[] = [];
-  const isEngine = ({ command }: { command: string }) => command.includes("system service");
-  const end = (processes: ReturnType<typeof processesOf>) => {
-    for (const { pid, command } of processes) {
+  const end = (which: (process: RunProcess) => boolean) => {
+    for (const { pid, command } of processesOf(run).filter(which)) {
       removed.push(`process ${pid} (${command})`);
-      process.kill(pid, "SIGKILL");
+      kill(pid);
     }
     return eventually(
       () => {
-        const alive = processes.find(({ pid }) => isAlive(pid));
+        // Not whether the pid exists: nobody may be there to collect an orphan's exit code.
+        const [alive] = processesOf(run).filter(which);
         if (alive) throw new Error(`process ${alive.pid} lives`);
       },
       { what: "end the run's processes", deadlineMs: 5_000 },
     );
   };
   try {
-    await end(processesOf(run).filter((each) => !isEngine(each)));
+    await end((each) => !isEngine(each));
     removed.push(...(await sweepEngine(run)));
-    await end(processesOf(run));
+    await end(() => true);
     run.remove();
     return { removed };
   } catch (error) {
     return { removed, problem: (error as Error).message };
   }
 }
+
+function kill(pid: number): void {
+  try {
+    process.kill(pid, "SIGKILL");
+  } catch {
+    // It ended between the look and the kill.
+  }
+}
+
+type RunProcess = ReturnType<typeof processesOf>[number];
+
+const isEngine = ({ command }: RunProcess): boolean => command.includes("system service");
 
 /** An engine that was the run's own and died with it is started again for as long as it takes. */
 async function sweepEngine(run: Run): Promise<string[]> {

@@ -3,9 +3,8 @@
 /** `with -- COMMAND`: run any command against a stack, the one that `up` keeps or one of its own. */
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
-import { attach, describeParts, EXIT, findCli, HarnessError, Run } from "../harness.ts";
+import { attach, describeParts, EXIT, findCli, HarnessError, withKeeper } from "../harness.ts";
 import type { Command, Settings } from "../harness.ts";
-import { Keeper, serveControl } from "../keeper/keeper.ts";
 import type { StackInfo } from "../keeper/stack.ts";
 
 export const command: Command = async (settings, argv) => {
@@ -14,25 +13,16 @@ export const command: Command = async (settings, argv) => {
   const [program = ""] = argv;
   if (!Bun.which(program)) throw new HarnessError(`with: ${program}: no such command`);
   const attached = await attach(settings);
-  const { stack: kept, parts } = (await attached?.call("hello")) ?? {};
-  if (attached && kept && parts) {
+  if (attached) {
+    const { stack, parts } = await attached.call("hello");
     console.error(describeParts(parts));
-    const code = await runCommand(argv, settings, kept);
-    attached.close();
-    return code;
+    return runCommand(argv, settings, stack ?? (await attached.call("startStack", {})));
   }
-  const run = Run.create(settings).make();
-  const keeper = await Keeper.open(run, settings);
-  let code: number = EXIT.error;
-  let left: string[] = [];
-  try {
-    console.error(describeParts(keeper.setup.parts));
-    await serveControl(run, Promise.resolve(keeper), {});
-    code = await runCommand(argv, settings, await keeper.startStack({}));
-  } finally {
-    left = await keeper.close();
-    for (const line of left) console.error(`left behind, removed: ${line}`);
-  }
+  const { result: code, left } = await withKeeper(settings, async (keeper) => {
+    console.error(describeParts((await keeper.call("hello")).parts));
+    return runCommand(argv, settings, await keeper.call("startStack", {}));
+  });
+  for (const line of left) console.error(`left behind, removed: ${line}`);
   return code === 0 && left.length > 0 ? EXIT.leftovers : code;
 };
 

@@ -3,8 +3,8 @@
 /**
  * The keeper: the process that owns the programs of a run, and its control socket.
  *
- * It ends them when the last connection closes, whatever the reason. A guard, a shell that waits for the keeper's own
- * end, sweeps the run if the keeper is killed.
+ * It ends them when the last connection closes, whatever the reason. If it is killed itself, its guard sweeps the run
+ * (see `startKeeper`).
  */
 import { copyFileSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
@@ -27,8 +27,6 @@ import { compiledFake } from "./programs.ts";
 import { type Setup, Stack, type StackInfo, type StackSpec } from "./stack.ts";
 import type { Call, Rule } from "./tap.ts";
 
-const ROOT = join(import.meta.dir, "..");
-const HARNESS = join(ROOT, "harness.ts");
 const FAKE_SANDBOX_IMAGE = "localhost/openshell-e2e/sandbox:fake";
 const FAKE_SUPERVISOR_IMAGE = "localhost/openshell-e2e/supervisor:fake";
 
@@ -38,7 +36,6 @@ export class Keeper {
   #engineProcess: Child | undefined;
   #nextStack = 1;
   #closing: Promise<string[]> | undefined;
-  #guard: Bun.Subprocess<"pipe", "ignore", "ignore"> | undefined;
 
   private constructor(readonly setup: Setup) {}
 
@@ -59,7 +56,6 @@ export class Keeper {
       supervisorImage: parts.supervisor.real ? settings.supervisorImage : FAKE_SUPERVISOR_IMAGE,
     };
     const keeper = new Keeper(setup);
-    keeper.#startGuard();
     try {
       const needsEngine =
         !settings.driverCmd || !parts.driver.real || settings.driverCmd.includes("{podman_socket}");
@@ -74,24 +70,10 @@ export class Keeper {
       };
       return keeper;
     } catch (error) {
-      await keeper.close();
+      // The folder stays until the failure has been told: the control socket is in it.
+      await keeper.#stop();
       throw error;
     }
-  }
-
-  /**
-   * A shell that waits for the keeper's end and then sweeps the run, so that not even a SIGKILL of the keeper leaves
-   * anything. It knows of the end because its input closes.
-   */
-  #startGuard(): void {
-    const sweep = [process.execPath, HARNESS, "sweep", "--run", this.setup.run.folder];
-    this.#guard = Bun.spawn(["sh", "-c", 'read -r _; trap "" INT TERM; exec "$@"', "sh", ...sweep], {
-      stdin: "pipe",
-      stdout: "ignore",
-      stderr: "ignore",
-      detached: true,
-    });
-    this.#guard.unref();
   }
 
   async #compileFakes(): Promise<void> {
@@ -292,21 +274,26 @@ export class Keeper {
   }
 
   async #close(): Promise<string[]> {
-    const { run, settings, engine } = this.setup;
+    const left = await this.#stop();
+    saveLogs(this.setup.run, this.setup.settings.reports);
+    this.setup.run.remove();
+    return left;
+  }
+
+  async #stop(): Promise<string[]> {
+    const { run, engine } = this.setup;
+    const stacks = [...this.#stacks.values()];
     const left: string[] = [];
-    for (const stack of this.#stacks.values()) {
+    for (const stack of stacks) {
       if (engine) left.push(...(await stack.leftovers().catch(() => [])).map(describeBelonging));
     }
-    await Promise.all([...this.#stacks.values()].map((stack) => stack.stop()));
+    await Promise.all(stacks.map((stack) => stack.stop()));
     this.#stacks.clear();
     await this.#engineProcess?.stop(2_000);
     for (const { pid, command } of processesOf(run)) {
       left.push(`process ${pid} (${command})`);
       signal(pid, "SIGKILL");
     }
-    saveLogs(run, settings.reports);
-    run.remove();
-    if (this.#guard) process.kill(this.#guard.pid, "SIGKILL");
     return left;
   }
 }
@@ -391,12 +378,12 @@ export type Method = (typeof API)[number];
 export async function serveControl(
   run: Run,
   opening: Promise<Keeper>,
-  { onConnection, onIdle }: { onConnection?: () => void; onIdle?: () => void },
+  { onConnection, onIdle }: { onConnection: () => void; onIdle: () => void },
 ): Promise<void> {
   let open = 0;
   const server = createServer((socket) => {
     open++;
-    onConnection?.();
+    onConnection();
     const stacks = new Set<number>();
     const sandboxes = new Map<number, Set<string>>();
     const answer = async (line: string): Promise<void> => {
@@ -405,6 +392,11 @@ export async function serveControl(
         void (socket.destroyed || socket.write(`${JSON.stringify({ id, ...answer })}\n`));
       try {
         if (!API.includes(method)) throw new HarnessError(`The keeper knows no method ${method}`);
+        // One that could not open has stopped everything; what is left to close is the folder.
+        if (method === "close" && !(await opening.catch(() => undefined))) {
+          run.remove();
+          return reply({ result: [] });
+        }
         const keeper = await opening;
         const result: unknown = await (keeper[method] as (...args: never[]) => unknown).apply(keeper, args);
         if (method === "startStack") stacks.add((result as StackInfo).id);
@@ -427,7 +419,7 @@ export async function serveControl(
       await Promise.allSettled([...stacks].map((id) => keeper?.stopStack(id)));
       // On a stack that is kept for others, too, nothing of this caller may stay.
       await Promise.allSettled([...sandboxes].map(([id, made]) => keeper?.discard(id, made)));
-      if (--open === 0) onIdle?.();
+      if (--open === 0) onIdle();
     });
   });
   await new Promise<void>((done, reject) => server.once("error", reject).listen(run.controlSocket, done));
