@@ -70,6 +70,8 @@ export class Tap {
   rules: Rule[] = [];
   readonly #records: Crossing[] = [];
   readonly #opened = performance.now();
+  readonly #driverReady: Promise<boolean>;
+  #driverIsReady = false;
   #seq = 0;
 
   private constructor(
@@ -77,8 +79,15 @@ export class Tap {
     readonly upstream: grpc.Client,
     readonly server: grpc.Server,
     readonly onCreate: (sandboxId: string) => void,
-    readonly driverReady: Promise<unknown>,
-  ) {}
+    driverReady: Promise<unknown>,
+  ) {
+    // A driver that never became ready is a driver that is not there: calls go on and find that out.
+    const ready = () => {
+      this.#driverIsReady = true;
+      return false;
+    };
+    this.#driverReady = driverReady.then(ready, ready);
+  }
 
   /**
    * Listens on `socket` (mode 0600) and dials the driver's `upstream` socket.
@@ -166,7 +175,7 @@ export class Tap {
   ): Promise<void> {
     const record = this.#record(name, method, call.request);
     const rule = this.#rule(name);
-    if (await this.#held(record, rule, call)) return;
+    if (this.#mustHold(rule) && (await this.#held(record, rule, call))) return;
     if (rule?.fail) return reply(this.#end(record, rule.fail.code, rule.fail.message));
 
     const upstream = this.upstream.makeUnaryRequest(
@@ -194,7 +203,7 @@ export class Tap {
   ): Promise<void> {
     const record = this.#record(name, method, call.request);
     const rule = this.#rule(name);
-    if (await this.#held(record, rule, call)) return;
+    if (this.#mustHold(rule) && (await this.#held(record, rule, call))) return;
     if (rule?.fail) return void call.emit("error", this.#end(record, rule.fail.code, rule.fail.message));
 
     const upstream = this.upstream.makeServerStreamRequest(
@@ -222,6 +231,11 @@ export class Tap {
     });
   }
 
+  /** Most calls pass at once: waiting for nothing would cost each of them a turn of the event loop. */
+  #mustHold(rule: Rule | undefined): boolean {
+    return !this.#driverIsReady || rule?.hang === true || Boolean(rule?.delayMs);
+  }
+
   /** Delays or hangs a call as its rule says; true when there is nothing left to do for it. */
   async #held(record: Crossing, rule: Rule | undefined, call: Cancellable): Promise<boolean> {
     const gone = new Promise<true>((resolve) =>
@@ -230,12 +244,7 @@ export class Tap {
         resolve(true);
       }),
     );
-    // A driver that never became ready is a driver that is not there: the call goes on and finds that out.
-    const ready = this.driverReady.then(
-      () => false,
-      () => false,
-    );
-    if (await Promise.race([gone, ready])) return true;
+    if (await Promise.race([gone, this.#driverReady])) return true;
     if (rule?.hang) return gone;
     if (rule?.delayMs) return Promise.race([gone, Bun.sleep(rule.delayMs).then(() => false)]);
     return false;

@@ -196,8 +196,8 @@ scenario(
   },
 );
 
-scenario("SE-10 commands in a sandbox cannot read its token", async ({ gateway }) => {
-  const sandbox = await gateway.readySandbox();
+scenario("SE-10 commands in a sandbox cannot read its token", async ({ anySandbox }) => {
+  const sandbox = await anySandbox();
   const { stdout, exitCode } = await sandbox.exec(["cat", "/etc/openshell/auth/sandbox.jwt"]);
   expect(stdout).toBe("");
   expect(exitCode).not.toBe(0);

@@ -13,8 +13,8 @@ scenario("SM-01 a sandbox that was accepted is Provisioning, and then Ready", as
   expect(await gateway.listSandboxes()).toContain(sandbox.name);
 });
 
-scenario("SM-02 a command in a sandbox has its output and exit code", async ({ gateway }) => {
-  const sandbox = await gateway.readySandbox();
+scenario("SM-02 a command in a sandbox has its output and exit code", async ({ anySandbox }) => {
+  const sandbox = await anySandbox();
   const { stdout, stderr, exitCode } = await sandbox.exec([
     "sh",
     "-c",
@@ -23,8 +23,8 @@ scenario("SM-02 a command in a sandbox has its output and exit code", async ({ g
   expect({ stdout, stderr, exitCode }).toEqual({ stdout: "out\n", stderr: "err\n", exitCode: 3 });
 });
 
-scenario("SM-03 a sandbox's log tells of its creation and of its supervisor", async ({ gateway }) => {
-  const sandbox = await gateway.readySandbox();
+scenario("SM-03 a sandbox's log tells of its creation and of its supervisor", async ({ anySandbox }) => {
+  const sandbox = await anySandbox();
   const log = await sandbox.logs();
   expect(log).toContain("CreateSandbox request completed successfully");
   expect(log).toContain("supervisor session: accepted");
