@@ -127,6 +127,12 @@ interface Container {
 const inspect = async (name: string): Promise<Container> =>
   JSON.parse((await engine("GET", `/containers/${name}/json`)).text) as Container;
 
+/** The host's address on the sandboxes' network. */
+async function bridgeAddress(): Promise<string | undefined> {
+  const { text } = await engine("GET", `/networks/${NETWORK}/json`);
+  return (JSON.parse(text) as { subnets: { gateway: string }[] }).subnets[0]?.gateway;
+}
+
 async function importImage(reference: string, tree: string): Promise<void> {
   const tar = Bun.spawnSync(["tar", "-c", "-C", tree, "."]);
   const { status, text } = await engine(
@@ -594,10 +600,11 @@ describe(`${SUBJECT}: capabilities and listeners`, () => {
       {},
       options,
     );
-    const { text } = await engine("GET", `/networks/${NETWORK}/json`);
-    const [subnet] = (JSON.parse(text) as { subnets: { gateway: string }[] }).subnets;
     expect(requirements).toMatchObject([
-      { reason: `Podman network '${NETWORK}' host gateway`, exact_bind_address: `${subnet?.gateway}:17999` },
+      {
+        reason: `Podman network '${NETWORK}' host gateway`,
+        exact_bind_address: `${await bridgeAddress()}:17999`,
+      },
     ]);
   });
 
@@ -795,6 +802,8 @@ describe(`${SUBJECT}: the container`, () => {
       tap.calls.find(({ method, path }) => method === "POST" && path.endsWith("/containers/create"))?.body ??
       "";
     const { text } = await engine("GET", `/images/${SANDBOX_IMAGE}/json`);
+    // Podman before 4.7 does not know the word "host-gateway".
+    const host = FIRST_PARTY ? "host-gateway" : await bridgeAddress();
     const { id, name } = asked;
     const user = {
       BAR: "template",
@@ -853,7 +862,7 @@ describe(`${SUBJECT}: the container`, () => {
       secret_env: {},
       netns: { nsmode: "bridge" },
       networks: { [NETWORK]: {} },
-      hostadd: ["host.containers.internal:host-gateway", "host.openshell.internal:host-gateway"],
+      hostadd: [`host.containers.internal:${host}`, `host.openshell.internal:${host}`],
       dns_search: [],
       dns_option: [],
       portmappings: [{ host_port: 0, container_port: 2222, protocol: "tcp" }],

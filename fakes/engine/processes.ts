@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** Processes of the host, and which of them are a container's: Linux by /proc, other systems by ps. */
+import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { constants as os } from "node:os";
+import { type Container, rootfs } from "./container.ts";
+
+const LINUX = process.platform === "linux";
+const END_MS = 5_000;
+
+interface Process {
+  pid: number;
+  parent: number;
+  session: number;
+  /** Its environment carries the mark that was looked for. */
+  marked: boolean;
+}
+
+/** When a process was born, in the system's own words; "" if there is none (a zombie is none). */
+export function birth(pid: number): string {
+  if (!LINUX) return ps("-o", "lstart=", "-p", String(pid)).trim();
+  try {
+    const fields = statFields(pid);
+    return fields[0] === "Z" ? "" : (fields[19] ?? "");
+  } catch {
+    return "";
+  }
+}
+
+/** /proc/PID/stat from the third field on: state, ppid, pgrp, session, … */
+function statFields(pid: number): string[] {
+  const text = readFileSync(`/proc/${pid}/stat`, "latin1");
+  return text.slice(text.lastIndexOf(")") + 2).split(" ");
+}
+
+const ps = (...words: string[]): string => Bun.spawnSync(["ps", ...words]).stdout.toString();
+
+/** Every process that this user can see. */
+function processes(mark: string): Process[] {
+  if (LINUX) {
+    const pids = readdirSync("/proc").filter((name) => /^\d+$/.test(name));
+    return pids.flatMap((pid) => processOf(Number(pid), mark));
+  }
+  return ps("-axEww", "-o", "pid=,ppid=,pgid=,stat=,command=")
+    .split("\n")
+    .flatMap((line) => {
+      const [, pid, parent, group, state, command] =
+        /^\s*(\d+)\s+(\d+)\s+(\d+)\s+(\S+)\s+(.*)$/.exec(line) ?? [];
+      if (!pid || !command || state?.startsWith("Z")) return [];
+      const marked = `${command} `.includes(` ${mark} `);
+      return [{ pid: Number(pid), parent: Number(parent), session: Number(group), marked }];
+    });
+}
+
+/** A process, or none if it ends while one looks. */
+function processOf(pid: number, mark: string): Process[] {
+  try {
+    const [state, parent, , session] = statFields(pid);
+    if (state === "Z") return [];
+    return [{ pid, parent: Number(parent), session: Number(session), marked: carries(pid, mark) }];
+  } catch {
+    return [];
+  }
+}
+
+function carries(pid: number, mark: string): boolean {
+  try {
+    return `\0${readFileSync(`/proc/${pid}/environ`, "latin1")}`.includes(`\0${mark}\0`);
+  } catch {
+    // Another user's process: not ours.
+    return false;
+  }
+}
+
+/**
+ * The pids of a container: the monitor's session, every process that carries the container's mark wherever it went,
+ * and their descendants. Not the monitor itself.
+ */
+export function members(container: Container): number[] {
+  const all = processes(`OPENSHELL_FAKE_ROOT=${rootfs(container)}`);
+  const monitor = container.monitor?.pid ?? -1;
+  const inside = new Set(
+    all.filter(({ session, marked }) => marked || session === monitor).map(({ pid }) => pid),
+  );
+  for (let before = -1; before < inside.size;) {
+    before = inside.size;
+    for (const { pid, parent } of all) if (inside.has(parent)) inside.add(pid);
+  }
+  inside.delete(monitor);
+  inside.delete(process.pid);
+  return [...inside];
+}
+
+/** Signals a process that may be gone already. */
+export function sendSignal(pid: number, name: NodeJS.Signals): void {
+  try {
+    process.kill(pid, name);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "ESRCH") throw error;
+  }
+}
+
+/**
+ * Signals the container's first process. The kernel drops a signal to the first process of a PID namespace that has
+ * no handler for it; a plain process would die of it, so ask first.
+ */
+export function signalFirst({ pid }: Container, name: NodeJS.Signals): void {
+  if (LINUX && name !== "SIGSTOP" && name !== "SIGCONT") {
+    const status = existsSync(`/proc/${pid}/status`) ? readFileSync(`/proc/${pid}/status`, "latin1") : "";
+    const [, caught = "0"] = /^SigCgt:\s*([0-9a-f]+)$/m.exec(status) ?? [];
+    if ((BigInt(`0x${caught}`) & (1n << BigInt(os.signals[name] - 1))) === 0n) return;
+  }
+  sendSignal(pid, name);
+}
+
+/** Ends every process of a container, as the kernel does when a PID namespace loses its first process. */
+export async function endProcesses(container: Container): Promise<void> {
+  const deadline = Date.now() + END_MS;
+  for (;;) {
+    const left = members(container);
+    if (left.length === 0) return;
+    for (const pid of left) sendSignal(pid, "SIGKILL");
+    if (Date.now() > deadline) {
+      console.error(
+        `container ${container.id}: processes ${left.join(", ")} outlived SIGKILL for ${END_MS} ms`,
+      );
+      return;
+    }
+    await Bun.sleep(2);
+  }
+}
