@@ -562,7 +562,7 @@ describe("with a driver and a supervisor", () => {
         tty: true,
         template: { image: "image:default" },
       });
-      expect(sandbox.metadata!.name).toMatch(/^[a-z]+(-[a-z]+)*$/);
+      expect(sandbox.metadata!.name).toMatch(/^[a-z]+(-[a-z0-9]+)*$/);
       expect(sandbox.metadata!.name.length).toBeLessThanOrEqual(19);
       expect(sandbox.metadata).toMatchObject({ workspace: "default", resource_version: "1" });
       expect(state(sandbox)).toBe("PROVISIONING -");
