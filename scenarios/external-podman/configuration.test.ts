@@ -210,6 +210,28 @@ async function wholeLife({ gateway }: RunningStack): Promise<void> {
   await sandbox.delete();
 }
 
+scenario("CF-25 a driver_config block must be a table", async ({ gateway }) => {
+  const driver_config = struct({ [DRIVER_NAME]: "text" });
+  expect(await refusal(gateway.createSandbox({ template: { driver_config } }))).toEqual({
+    code: "INVALID_ARGUMENT",
+    message: `template.driver_config.${DRIVER_NAME} must be an object`,
+  });
+});
+
+// Two gateways
+
+scenario("CF-26 two gateways on one engine do not see each other's sandboxes", async (given) => {
+  const other = await given.sharedStack({ tls: true });
+  const [ours, theirs] = await Promise.all([given.gateway.readySandbox(), other.gateway.readySandbox()]);
+  expect(await given.gateway.listSandboxes()).toContain(ours.name);
+  expect(await given.gateway.listSandboxes()).not.toContain(theirs.name);
+  expect(await other.gateway.listSandboxes()).toEqual([theirs.name]);
+  await theirs.delete();
+  expect((await ours.refresh()).phase).toBe("READY");
+});
+
+// What the driver is given: alone, for these look at all calls, and steer some
+
 scenario.alone(
   "CF-20 the driver is given the id, name and workspace that users see",
   async ({ stack, gateway }) => {
@@ -284,26 +306,6 @@ scenario.alone(
   },
   { skip: withoutPodmanDriver },
 );
-
-scenario("CF-25 a driver_config block must be a table", async ({ gateway }) => {
-  const driver_config = struct({ [DRIVER_NAME]: "text" });
-  expect(await refusal(gateway.createSandbox({ template: { driver_config } }))).toEqual({
-    code: "INVALID_ARGUMENT",
-    message: `template.driver_config.${DRIVER_NAME} must be an object`,
-  });
-});
-
-// Two gateways
-
-scenario("CF-26 two gateways on one engine do not see each other's sandboxes", async (given) => {
-  const other = await given.sharedStack({ tls: true });
-  const [ours, theirs] = await Promise.all([given.gateway.readySandbox(), other.gateway.readySandbox()]);
-  expect(await given.gateway.listSandboxes()).toContain(ours.name);
-  expect(await given.gateway.listSandboxes()).not.toContain(theirs.name);
-  expect(await other.gateway.listSandboxes()).toEqual([theirs.name]);
-  await theirs.delete();
-  expect((await ours.refresh()).phase).toBe("READY");
-});
 
 // Last, for by now these have been trying for a while
 

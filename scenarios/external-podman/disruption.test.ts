@@ -46,6 +46,21 @@ scenario("DI-02 a gateway that is restarted has its sandboxes as they were", asy
   expect((await stopped.refresh()).phase).toBe("STOPPED");
 });
 
+// A sandbox that dies
+
+scenario(
+  "DI-07 a container that is killed behind the driver's back is an error that says so",
+  async ({ stack, gateway }) => {
+    const sandbox = await gateway.readySandbox();
+    const { Id } = await inspect(stack, sandbox.id);
+    await engineOf(stack).call("POST", `containers/${Id}/kill`, { query: { signal: "SIGKILL" } });
+    await sandbox.reach("ERROR");
+    const ready = sandbox.seen.status?.conditions.find(({ type }) => type === "Ready");
+    expect(ready).toMatchObject({ status: "False", reason: "ContainerExited" });
+  },
+  { skip: withoutPodmanDriver },
+);
+
 // A driver that fails
 
 for (const [title, code, seen, says] of [
@@ -90,19 +105,4 @@ scenario.alone(
       message: "no room",
     });
   },
-);
-
-// A sandbox that dies
-
-scenario(
-  "DI-07 a container that is killed behind the driver's back is an error that says so",
-  async ({ stack, gateway }) => {
-    const sandbox = await gateway.readySandbox();
-    const { Id } = await inspect(stack, sandbox.id);
-    await engineOf(stack).call("POST", `containers/${Id}/kill`, { query: { signal: "SIGKILL" } });
-    await sandbox.reach("ERROR");
-    const ready = sandbox.seen.status?.conditions.find(({ type }) => type === "Ready");
-    expect(ready).toMatchObject({ status: "False", reason: "ContainerExited" });
-  },
-  { skip: withoutPodmanDriver },
 );
