@@ -1156,7 +1156,7 @@ export const parts: Parts = (() => {
 /** Above every deadline of ours before and after a body: the first start may pull an image. Bun's own default is 5 s. */
 const BEFORE_AND_AFTER_MS = 720_000;
 /** How many scenarios run at a time: most of a scenario is waiting for processes to start and to stop. */
-const AT_A_TIME = 4;
+export const AT_A_TIME = 4;
 
 /**
  * A requirement with its stable id, and its proof, which may run beside others of its file. Sandboxes and stacks that

@@ -8,7 +8,16 @@
  */
 import { existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
 import { join, resolve } from "node:path";
-import { checkParts, describeParts, EXIT, findParts, HarnessError, SETTINGS, camelCase } from "../harness.ts";
+import {
+  AT_A_TIME,
+  checkParts,
+  describeParts,
+  EXIT,
+  findParts,
+  HarnessError,
+  SETTINGS,
+  camelCase,
+} from "../harness.ts";
 import type { Command, Settings } from "../harness.ts";
 
 const ROOT = join(import.meta.dir, "..");
@@ -28,6 +37,8 @@ export const command: Command = async (settings, args, { t: pattern }) => {
   const child = Bun.spawn(
     [
       ...[process.execPath, "test", "--reporter=junit", `--reporter-outfile=${junit}`],
+      // So that the time that bun shows is a scenario's own, without its wait for a turn.
+      `--max-concurrency=${AT_A_TIME}`,
       ...(pattern === undefined ? [] : ["-t", pattern]),
       ...bunArgs,
       ...suites.map((suite) => `scenarios/${suite}/`),
