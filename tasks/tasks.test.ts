@@ -31,7 +31,7 @@ async function run(argv: string[], env: Record<string, string>, deadlineMs = 30_
     timeout: deadlineMs,
   });
   const [out, err, code] = await Promise.all([child.stdout.text(), child.stderr.text(), child.exited]);
-  return { code, output: `${out}${err}` };
+  return { code, stdout: out, output: `${out}${err}` };
 }
 
 // mise
@@ -56,7 +56,7 @@ describe("mise", () => {
       { ...(process.env as Record<string, string>) },
       90_000,
     );
-    mise = found.output.trim().split("\n").at(-1) ?? "";
+    mise = found.stdout.trim();
     if (found.code !== 0)
       throw new Error(`mise is not on PATH, and ${MISE_PACKAGE} cannot be had: ${found.output}`);
   }, 100_000);
