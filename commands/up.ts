@@ -17,6 +17,8 @@ export const command: Command = async (settings) => {
     console.log(`driver   ${stack.driverSocket}`);
     console.log(`logs     ${stack.logs.gateway}\n         ${stack.logs.driver}`);
     console.log("Ctrl-C ends it. In a second terminal: bun test scenarios/external-podman");
+    // Waiting for a signal alone would not keep this process alive.
+    keeper.socket.ref();
     await Promise.race([ended.promise, keeper.closed]);
   });
   for (const line of left) console.log(`removed ${line}`);

@@ -5,7 +5,7 @@ import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { eventually, isAlive, processesOf, processTable, readSettings, Run } from "../harness.ts";
+import { eventually, Gateway, isAlive, processesOf, processTable, readSettings, Run } from "../harness.ts";
 import type { StackInfo } from "./stack.ts";
 
 const ROOT = join(import.meta.dir, "..");
@@ -121,6 +121,29 @@ test.each(Array.from({ length: KILLS }, (_, index) => index + 1))(
     expect(findKeeper()).toBeUndefined();
   },
 );
+
+test("a kept stack outlives a test process that is killed, and loses that one's sandboxes", async () => {
+  const kept = Bun.spawn([process.execPath, "harness.ts", "up"], {
+    cwd: ROOT,
+    env: environment,
+    stdout: "pipe",
+  });
+  for await (const chunk of kept.stdout as unknown as AsyncIterable<Uint8Array>) {
+    if (Buffer.from(chunk).includes("Ctrl-C")) break;
+  }
+  const { child, held } = await hold();
+  const gateway = new Gateway(held);
+  expect(await gateway.listSandboxes()).toHaveLength(1);
+  kill(child.pid);
+  await eventually(async () => expect(await gateway.listSandboxes()).toEqual([]), {
+    what: "no sandbox stays",
+  });
+  gateway.close();
+  expect(kept.exitCode).toBeNull();
+  kept.kill("SIGINT");
+  expect(await kept.exited).toBe(0);
+  await nothingLeft();
+});
 
 test("a terminated test process leaves nothing", async () => {
   const { child } = await hold();
