@@ -145,6 +145,27 @@ test("a kept stack outlives a test process that is killed, and loses that one's 
   await nothingLeft();
 });
 
+test("four runs at once do not notice each other", async () => {
+  const run = () =>
+    Bun.spawn(
+      [process.execPath, "harness.ts", "with", "--", "sh", "-c", "echo $OPENSHELL_GATEWAY_ENDPOINT"],
+      {
+        cwd: ROOT,
+        env: environment,
+        stdout: "pipe",
+        stderr: "ignore",
+      },
+    );
+  const results = await Promise.all(
+    Array.from({ length: 4 }, run).map(
+      async (child) => [await child.stdout.text(), await child.exited] as const,
+    ),
+  );
+  expect(results.map(([, code]) => code)).toEqual([0, 0, 0, 0]);
+  expect(new Set(results.map(([endpoint]) => endpoint)).size).toBe(4);
+  await nothingLeft();
+});
+
 test("a terminated test process leaves nothing", async () => {
   const { child } = await hold();
   child.kill("SIGTERM");
