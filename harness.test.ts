@@ -202,6 +202,27 @@ describe("bad input to the command line", () => {
     expect(said).toContain("no-such-driver");
   });
 
+  test("an image that cannot be had, and an engine that is gone", async () => {
+    const socket = join(folder, "e.sock");
+    const argv = ["fakes/engine.ts", "--root", join(folder, "engine"), "system", "service", "--time=0"];
+    const engine = Bun.spawn([process.execPath, ...argv, `unix://${socket}`], {
+      cwd: import.meta.dir,
+      stdout: "ignore",
+      stderr: "ignore",
+    });
+    await eventually(() => expect(existsSync(socket)).toBe(true), { what: "the engine's socket" });
+    const environment = { OPENSHELL_PODMAN_SOCKET: socket, OPENSHELL_SANDBOX_IMAGE: "localhost/nope:1" };
+    const missing = await refused(["with", "--", "true"], environment);
+    expect(missing).toContain('The image localhost/nope:1 cannot be had (pull policy "missing"): ');
+    engine.kill("SIGKILL");
+    await engine.exited;
+    const gone = await refused(["with", "--", "true"], environment);
+    expect(gone).toBe(
+      `openshell-e2e: engine on ${socket}: GET info: nobody listens there. ` +
+        `Start it: podman system service --time=0 unix://${socket}`,
+    );
+  });
+
   test("a command that is not there", async () => {
     expect(await refused(["with", "--", "no-such-command"])).toContain(
       "with: no-such-command: no such command",

@@ -17,11 +17,15 @@ export class Engine {
    * One REST call; `deadlineMs` bounds it.
    * @throws HarnessError with Podman's own message for any status that is neither 2xx, 304 nor in `accept`.
    */
-  async call<T>(
+  async call<T>(method: string, path: string, options: EngineCall = {}): Promise<T> {
+    return parsed<T>(await this.#text(method, path, options)) as T;
+  }
+
+  async #text(
     method: string,
     path: string,
-    { body, query = {}, accept = [], deadlineMs = 30_000 }: EngineCall = {},
-  ): Promise<T> {
+    { body, query = {}, accept = [], deadlineMs = 30_000 }: EngineCall,
+  ): Promise<string> {
     const url = new URL(`http://podman/v4.0.0/libpod/${path}`);
     for (const [key, value] of Object.entries(query)) url.searchParams.set(key, value);
     const raw = body instanceof Blob;
@@ -31,8 +35,12 @@ export class Engine {
       body: raw ? body : body === undefined ? undefined : JSON.stringify(body),
       headers: { "content-type": raw ? "application/x-tar" : "application/json" },
       signal: AbortSignal.timeout(deadlineMs),
-    }).catch((error: Error) => {
-      throw new HarnessError(`engine on ${this.socket}: ${method} ${path}: ${error.message}`);
+    }).catch((error: Error & { code?: string }) => {
+      const reason =
+        error.code === "ECONNREFUSED" || error.code === "FailedToOpenSocket"
+          ? `nobody listens there. Start it: podman system service --time=0 unix://${this.socket}`
+          : error.message;
+      throw new HarnessError(`engine on ${this.socket}: ${method} ${path}: ${reason}`);
     });
     const text = await response.text();
     if (!response.ok && response.status !== 304 && !accept.includes(response.status)) {
@@ -41,7 +49,7 @@ export class Engine {
         `engine on ${this.socket}: ${method} ${path}: ${response.status} ${message.trim()}`,
       );
     }
-    return parsed<T>(text) as T;
+    return text;
   }
 
   async info(): Promise<EngineInfo> {
@@ -111,11 +119,18 @@ export class Engine {
     await this.call("POST", `containers/${spec.name}/start`);
   }
 
-  /** Makes sure that an image is there, by pulling it if it is missing. */
+  /**
+   * Makes sure that an image is there, by pulling it if it is missing.
+   * @throws HarnessError with the engine's message: its answer is a line of JSON a step, and a failure is one of them.
+   */
   async needImage(image: string): Promise<void> {
     const query = { reference: image, policy: "missing" };
-    const answer = await this.call<{ error?: string }>("POST", "images/pull", { query, deadlineMs: 600_000 });
-    if (answer?.error) throw new HarnessError(answer.error);
+    const steps = await this.#text("POST", "images/pull", { query, deadlineMs: 600_000 });
+    const failure = steps
+      .split("\n")
+      .map((step) => parsed<{ error?: string }>(step)?.error)
+      .find(Boolean);
+    if (failure) throw new HarnessError(failure);
   }
 
   async hasImage(image: string): Promise<boolean> {
