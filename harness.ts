@@ -42,7 +42,7 @@ export const PLACES = ["gateway", "driver", "engine", "supervisor"] as const;
 /** The four places that a real program or a fake can take. */
 export type Place = (typeof PLACES)[number];
 
-type Kind = "program" | "folder" | "socket" | "places" | "seconds" | "flag" | "text";
+type Kind = "program" | "folder" | "socket" | "places" | "seconds" | "count" | "flag" | "text";
 
 /** Every setting: its flag is `--name`, its field the name in camel case. A flag wins over the environment. */
 // prettier-ignore
@@ -62,6 +62,7 @@ export const SETTINGS = [
   ["stop-timeout",    "OPENSHELL_E2E_STOP_TIMEOUT",   "seconds", "1",     "how long the driver lets a sandbox stop by itself, in seconds"],
   ["run-dir",         "OPENSHELL_E2E_RUN_DIR",        "folder",  "",      "where runs keep sockets and state; short, private, default in the temporary folder"],
   ["reports",         "OPENSHELL_E2E_REPORTS",        "text",    "reports", "where the logs of a run go when it ends"],
+  ["parallel",        "OPENSHELL_E2E_PARALLEL",       "count",   "",      "scenarios at a time; default 4, or 1 when gateway and driver are both real"],
   ["attach",          "OPENSHELL_E2E_ATTACH",         "flag",    "1",     "use a stack that `bun harness.ts up` keeps; 0 never does"],
 ] as const satisfies readonly (readonly [string, string, Kind, string, string])[];
 
@@ -126,6 +127,7 @@ const VALUE_CHECKS: Record<Kind, (value: string) => string | false> = {
     list.split(",").some((name) => !PLACES.includes(name.trim() as Place)) &&
     `a list over ${PLACES.join(", ")} was expected`,
   seconds: (text) => !/^\d{1,4}$/.test(text) && "a whole number of seconds was expected",
+  count: (text) => !/^[1-9]\d?$/.test(text) && "a number from 1 to 99 was expected",
   flag: (text) => !/^[01]$/.test(text) && "0 or 1 was expected",
   text: () => false,
 };
@@ -1155,8 +1157,14 @@ export const parts: Parts = (() => {
 
 /** Above every deadline of ours before and after a body: the first start may pull an image. Bun's own default is 5 s. */
 const BEFORE_AND_AFTER_MS = 720_000;
-/** How many scenarios run at a time: most of a scenario is waiting for processes to start and to stop. */
-export const AT_A_TIME = 4;
+/**
+ * How many scenarios run at a time. Most of a scenario is waiting for processes, but a busy first-party driver can
+ * report the end of a stopped sandbox after it was started again, and the gateway then takes the sandbox for failed.
+ */
+export function scenariosAtATime(settings: Settings): number {
+  const { gateway, driver } = findParts(settings);
+  return Number(settings.parallel) || (gateway.real && driver.real ? 1 : 4);
+}
 
 /**
  * A requirement with its stable id, and its proof, which may run beside others of its file. Sandboxes and stacks that
@@ -1177,11 +1185,13 @@ scenario.alone = (title: string, body: Body, options: ScenarioOptions = {}): voi
 
 type Body = (given: Given) => Promise<void>;
 
+let atATime: number | undefined;
 let running = 0;
 const queue: (() => void)[] = [];
 
 async function inTurn(work: () => Promise<void>): Promise<void> {
-  if (running >= AT_A_TIME) await new Promise<void>((next) => queue.push(next));
+  if (running >= (atATime ??= scenariosAtATime(readSettings().settings)))
+    await new Promise<void>((next) => queue.push(next));
   running++;
   try {
     await work();

@@ -38,7 +38,7 @@ export const command: Command = async (settings, args, { t: pattern }) => {
     [
       ...[process.execPath, "test", "--reporter=junit", `--reporter-outfile=${junit}`],
       // So that the time that bun shows is a scenario's own, without its wait for a turn.
-      `--max-concurrency=${AT_A_TIME}`,
+      `--max-concurrency=${scenariosAtATime(settings)}`,
       ...(pattern === undefined ? [] : ["-t", pattern]),
       ...bunArgs,
       ...suites.map((suite) => `scenarios/${suite}/`),
