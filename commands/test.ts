@@ -9,7 +9,7 @@
 import { existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
 import { join, resolve } from "node:path";
 import {
-  AT_A_TIME,
+  scenariosAtATime,
   checkParts,
   describeParts,
   EXIT,
