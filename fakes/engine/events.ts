@@ -77,7 +77,7 @@ export class Events {
 
   #since(seconds: number): Event[] {
     if (seconds === Infinity || !existsSync(this.#log)) return [];
-    const lines = readFileSync(this.#log, "utf8").split("\n").filter(Boolean);
-    return lines.map((text) => JSON.parse(text) as Event).filter(({ timeNano }) => timeNano >= seconds * 1e9);
+    const events = Bun.JSONL.parse(readFileSync(this.#log, "utf8")) as Event[];
+    return events.filter(({ timeNano }) => timeNano >= seconds * 1e9);
   }
 }

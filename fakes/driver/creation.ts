@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** Creating a sandbox: checked first, then everything of it is made, or nothing. */
+import type { DriverSandbox__Output as Sandbox } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
+import type { Logger } from "../log.ts";
+import { alreadyExists, internal, precondition } from "../status.ts";
+import { type ContainerInput, containerSpec } from "./container.ts";
+import { checkMounts, type DriverConfig, readDriverConfig } from "./driver-config.ts";
+import type { Host } from "./host.ts";
+import { containerName, tokenSecret, volumeName } from "./names.ts";
+import { EngineError, isDuplicate, isGone, messageOf, type Podman } from "./podman.ts";
+import { checkQuantities, gpuDevices } from "./resources.ts";
+import type { Settings } from "./settings.ts";
+
+/** Steps that take back what was made so far. */
+type Undo = (() => Promise<unknown>)[];
+
+export class Creation {
+  constructor(
+    private readonly settings: Settings,
+    private readonly podman: Podman,
+    private readonly host: Host,
+    private readonly log: Logger,
+  ) {}
+
+  /** @throws Status with the code and message that CreateSandbox would have */
+  async validate(sandbox: Sandbox): Promise<DriverConfig> {
+    const template = sandbox.spec?.template ?? null;
+    const config = readDriverConfig(template?.driver_config ?? null);
+    checkQuantities(template?.resources ?? null);
+    gpuDevices(sandbox, config.cdiDevices);
+    checkMounts(config.mounts, this.settings.enableBindMounts);
+    for (const { type, source } of config.mounts) if (type === "volume") await this.#checkVolume(source);
+    return config;
+  }
+
+  async #checkVolume(name: string): Promise<void> {
+    interface Volume {
+      Driver?: string;
+      Options?: Record<string, string> | null;
+    }
+    const volume = await this.podman.get<Volume>(`/volumes/${name}/json`).catch((error: unknown) => {
+      throw isGone(error) ? precondition(`podman volume '${name}' does not exist`) : error;
+    });
+    const local = !volume.Driver || volume.Driver === "local";
+    const options = (volume.Options?.o ?? "").split(",").map((option) => option.trim().toLowerCase());
+    const isBind = options.includes("bind") || options.includes("rbind");
+    if (local && isBind && !this.settings.enableBindMounts) {
+      throw precondition(
+        `podman volume '${name}' is backed by a host bind mount and requires enable_bind_mounts = true in ` +
+          "[openshell.drivers.podman]",
+      );
+    }
+  }
+
+  /** Makes everything of a sandbox and starts it, or leaves nothing. `signal` ends it at any point. */
+  async make(sandbox: Sandbox, config: DriverConfig, signal: AbortSignal): Promise<void> {
+    const undo: Undo = [];
+    try {
+      signal.throwIfAborted();
+      const fields = { sandbox_id: sandbox.id, container: containerName(sandbox) };
+      this.log.info("Creating sandbox container", fields);
+      await this.#steps(sandbox, config, signal, undo);
+      this.log.info("Sandbox container started", fields);
+    } catch (error) {
+      const fields = { sandbox_id: sandbox.id, error: messageOf(error) };
+      this.log.warn("Failed to create sandbox; cleaning up", fields);
+      for (const step of undo.toReversed()) {
+        await step().catch((left: unknown) =>
+          this.log.warn("Failed to clean up", { sandbox_id: sandbox.id, error: messageOf(left) }),
+        );
+      }
+      if (isDuplicate(error)) throw alreadyExists("sandbox already exists");
+      // Whatever the engine could not find here, it was not the sandbox.
+      if (error instanceof EngineError) throw internal(error.message);
+      throw error;
+    }
+  }
+
+  async #steps(sandbox: Sandbox, config: DriverConfig, signal: AbortSignal, undo: Undo): Promise<void> {
+    const { podman, settings } = this;
+    const { bridgeAddress } = this.host;
+    const image = await this.#prepareImages(sandbox, config, signal);
+    await this.#createVolume(sandbox.id, undo);
+    const token = sandbox.spec?.sandbox_token.trim() ?? "";
+    if (token) await this.#createSecret(tokenSecret(sandbox.id), token, undo);
+    signal.throwIfAborted();
+    const devices = gpuDevices(sandbox, config.cdiDevices);
+    const withToken = token !== "";
+    const body = containerSpec(settings, { sandbox, config, devices, image, withToken, bridgeAddress });
+    const { Id } = JSON.parse(await podman.call("POST", "/containers/create", { body })) as { Id: string };
+    undo.push(() => podman.discard(`/containers/${Id}?force=true&volumes=true&timeout=0`));
+    signal.throwIfAborted();
+    await podman.call("POST", `/containers/${Id}/start`);
+  }
+
+  async #prepareImages(
+    sandbox: Sandbox,
+    config: DriverConfig,
+    signal: AbortSignal,
+  ): Promise<ContainerInput["image"]> {
+    const { podman, settings } = this;
+    const reference = sandbox.spec?.template?.image || settings.sandboxImage;
+    if (!reference) {
+      throw precondition(
+        "no sandbox image configured: set default_image in [openshell.drivers.podman] or provide an image in the " +
+          "sandbox template",
+      );
+    }
+    const mounted = config.mounts.filter(({ type }) => type === "image").map(({ source }) => source);
+    await Promise.all([
+      podman.pull(settings.supervisorImage, supervisorPullPolicy(settings.supervisorImage), signal),
+      ...[reference, ...mounted].map((image) => podman.pull(image, settings.pullPolicy, signal)),
+    ]);
+    interface Image {
+      Id?: string;
+      Config?: { User?: string } | null;
+    }
+    const { Id, Config } = await podman.get<Image>(`/images/${encodeURIComponent(reference)}/json`);
+    if (!Id) {
+      throw precondition(`podman image '${reference}' inspection did not return an immutable image ID`);
+    }
+    return { reference, id: Id, user: Config?.User ?? "" };
+  }
+
+  /** A volume that is there already belongs to a container (then the engine keeps it), or to a sandbox long dead. */
+  async #createVolume(sandboxId: string, undo: Undo): Promise<void> {
+    const name = volumeName(sandboxId);
+    const path = `/volumes/${name}`;
+    undo.push(() => this.podman.discard(path));
+    const make = () => this.podman.call("POST", "/volumes/create", { body: { Name: name } });
+    await make().catch(async (error: unknown) => {
+      if (!isDuplicate(error)) throw error;
+      this.log.warn("Replacing the volume of a sandbox that is gone", { volume: name });
+      await this.podman.discard(path).catch((inUse: unknown) => {
+        undo.length = 0;
+        throw inUse;
+      });
+      await make();
+    });
+  }
+
+  async #createSecret(name: string, value: string, undo: Undo): Promise<void> {
+    const path = `/secrets/${name}`;
+    undo.push(() => this.podman.discard(path));
+    const make = () => this.podman.call("POST", `/secrets/create?name=${name}`, { body: `${value}\n` });
+    await make().catch(async (error: unknown) => {
+      if (!isDuplicate(error)) throw error;
+      await this.podman.discard(path);
+      await make();
+    });
+  }
+}
+
+/** Tags that move are asked for again on every create; a pinned image is pulled once. */
+function supervisorPullPolicy(reference: string): string {
+  const tag = reference.includes("@") ? "" : (/:([^/]*)$/.exec(reference)?.[1] ?? "latest");
+  return tag === "dev" || tag === "latest" ? "newer" : "missing";
+}

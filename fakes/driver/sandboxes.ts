@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** The sandboxes of this driver, which are those on its own network: asked for, created, stopped, started, deleted. */
+import type {
+  DriverSandbox,
+  DriverSandbox__Output as Sandbox,
+} from "../../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
+import type { Logger } from "../log.ts";
+import { aborted, alreadyExists, internal, notFound, precondition } from "../status.ts";
+import type { Creation } from "./creation.ts";
+import { checkName, containerName, secretNames, volumeName } from "./names.ts";
+import { Slots, Turns } from "./order.ts";
+import {
+  CALL_MS,
+  goneIsNotFound,
+  type Inspect,
+  isGone,
+  type ListEntry,
+  messageOf,
+  type Podman,
+} from "./podman.ts";
+import type { Settings } from "./settings.ts";
+import { describe, hasExited, type Identity, identity, unsure } from "./snapshot.ts";
+import { MAX_INSPECTIONS, Watch } from "./watch.ts";
+
+const STOPPED_POLL_MS = 20;
+const NOT_RUNNING = ["created", "configured", "initialized", "exited", "stopped"];
+
+const noSandbox = () => notFound("sandbox not found");
+const shortId = ({ Id }: ListEntry): string => Id.slice(0, 12);
+
+export class Sandboxes {
+  readonly watch: Watch;
+  /** Create, stop, start and delete of one sandbox run one after the other. */
+  readonly #turns = new Turns();
+  readonly #creating = new Map<string, { abort: AbortController; settled: Promise<unknown> }>();
+
+  constructor(
+    private readonly settings: Settings,
+    private readonly podman: Podman,
+    private readonly creation: Creation,
+    private readonly log: Logger,
+  ) {
+    this.watch = new Watch(podman, settings.networkName, log, (id) => void this.#sweep(id));
+  }
+
+  /** The container of a sandbox of this driver. @throws Status NOT_FOUND */
+  async #find(sandboxId: string): Promise<ListEntry> {
+    const found = await this.podman.list(sandboxId);
+    const ours = found.find(({ Networks }) => Networks?.includes(this.settings.networkName));
+    if (!ours) throw noSandbox();
+    return ours;
+  }
+
+  #post(entry: ListEntry, action: string, timeoutMs?: number): Promise<string> {
+    return this.podman.call("POST", `/containers/${entry.Id}/${action}`, { timeoutMs });
+  }
+
+  // Asking
+
+  async get(sandboxId: string): Promise<DriverSandbox> {
+    const { Id } = await this.#find(sandboxId);
+    const sandbox = describe(await this.podman.inspect(Id).catch(goneIsNotFound));
+    if (!sandbox) throw noSandbox();
+    return sandbox;
+  }
+
+  async list(): Promise<DriverSandbox[]> {
+    const slots = new Slots(MAX_INSPECTIONS);
+    const described = (await this.watch.ours()).map(async ({ Id, Names, Labels }) => {
+      const found = await slots.run(() => this.podman.inspect(Id).catch((error: unknown) => error));
+      if (isGone(found)) return null;
+      if (!(found instanceof Error)) return describe(found as Inspect);
+      return unsure(identity(Labels) as Identity, { Id, Name: Names[0] ?? "" }, found);
+    });
+    const sandboxes = (await Promise.all(described)).filter((sandbox) => sandbox !== null);
+    const key = ({ name, id }: DriverSandbox): string => `${name}\0${id}`;
+    return sandboxes.toSorted((a, b) => (key(a) < key(b) ? -1 : 1));
+  }
+
+  // Creating
+
+  async create(sandbox: Sandbox): Promise<void> {
+    if (!sandbox.name) throw precondition("sandbox name is required");
+    if (!sandbox.id) throw precondition("sandbox id is required");
+    checkName(containerName(sandbox), (message) => {
+      throw precondition(`invalid input: ${message}`);
+    });
+    if (this.#creating.has(sandbox.id)) throw alreadyExists("sandbox already exists");
+    const abort = new AbortController();
+    const settled = this.#createOnce(sandbox, abort.signal).catch((error: unknown) => {
+      throw abort.signal.aborted ? aborted("sandbox creation was cancelled") : error;
+    });
+    this.#creating.set(sandbox.id, { abort, settled: settled.catch(() => {}) });
+    await settled.finally(() => this.#creating.delete(sandbox.id));
+  }
+
+  async #createOnce(sandbox: Sandbox, signal: AbortSignal): Promise<void> {
+    const config = await this.creation.validate(sandbox);
+    await this.#turns.run(sandbox.id, async () => {
+      // Whosever it is: its volume and secrets have the same names.
+      if ((await this.podman.list(sandbox.id)).length > 0) throw alreadyExists("sandbox already exists");
+      await this.creation.make(sandbox, config, signal);
+    });
+  }
+
+  // Stopping and starting
+
+  stop(sandboxId: string): Promise<void> {
+    return this.#turns.run(sandboxId, async () => {
+      const entry = await this.#find(sandboxId);
+      if (NOT_RUNNING.includes(entry.State)) return;
+      this.log.info("Stopping sandbox container", { sandbox_id: sandboxId, container: shortId(entry) });
+      // Podman refuses to stop a paused container, and a frozen process cannot act on a signal.
+      if (entry.State === "paused") await this.#post(entry, "unpause").catch(goneIsNotFound);
+      const { stopTimeout } = this.settings;
+      const timeoutMs = (stopTimeout + 10) * 1000;
+      await this.#post(entry, `stop?timeout=${stopTimeout}`, timeoutMs).catch(goneIsNotFound);
+      const container = await this.#untilStopped(entry, sandboxId);
+      // Before the answer: the gateway may start the sandbox as soon as it has it, and must not see this end then.
+      await this.watch.stopped(container, sandboxId);
+    });
+  }
+
+  /** Podman may answer a stop before its own inspect agrees. */
+  async #untilStopped({ Id }: ListEntry, sandboxId: string): Promise<Inspect> {
+    const seconds = this.settings.stopTimeout + 5;
+    const deadline = Date.now() + seconds * 1000;
+    for (;;) {
+      const container = await this.podman.inspect(Id).catch(goneIsNotFound);
+      if (hasExited(container)) return container;
+      if (Date.now() > deadline) {
+        throw internal(
+          `container ${Id} for sandbox ${sandboxId} did not finish stopping within ${seconds}s ` +
+            `(last state: ${container.State.Status})`,
+        );
+      }
+      await Bun.sleep(STOPPED_POLL_MS);
+    }
+  }
+
+  start(sandboxId: string): Promise<void> {
+    return this.#turns.run(sandboxId, async () => {
+      const entry = await this.#find(sandboxId);
+      if (entry.State === "running") return;
+      this.log.info("Starting sandbox container", { sandbox_id: sandboxId, container: shortId(entry) });
+      if (entry.State === "paused") {
+        await this.#post(entry, "unpause").catch(goneIsNotFound);
+        return;
+      }
+      const before =
+        entry.State === "stopping"
+          ? await this.#untilStopped(entry, sandboxId)
+          : await this.podman.inspect(entry.Id).catch(goneIsNotFound);
+      this.watch.restarting(before, sandboxId);
+      await this.#post(entry, "start").catch((error: unknown) => {
+        this.watch.notRestarted(sandboxId);
+        return goneIsNotFound(error);
+      });
+    });
+  }
+
+  // Deleting
+
+  /** Returns whether there was something to delete. */
+  async delete(sandboxId: string): Promise<boolean> {
+    const creating = this.#creating.get(sandboxId);
+    creating?.abort.abort();
+    await creating?.settled;
+    return this.#turns.run(sandboxId, async () => {
+      const found = await this.podman.list(sandboxId);
+      const entry = found.find(({ Networks }) => Networks?.includes(this.settings.networkName));
+      if (entry) return this.#remove(entry, sandboxId);
+      if (found.length === 0) await this.#clean(sandboxId);
+      if (creating) await this.watch.cancelled(sandboxId);
+      return creating !== undefined;
+    });
+  }
+
+  async #remove(entry: ListEntry, sandboxId: string): Promise<boolean> {
+    this.log.info("Deleting sandbox container", { sandbox_id: sandboxId, container: shortId(entry) });
+    const timeout = this.settings.stopTimeout;
+    const path = `/containers/${entry.Id}?force=true&volumes=true&timeout=${timeout}`;
+    const existed = await this.podman.call("DELETE", path, { timeoutMs: timeout * 1000 + CALL_MS }).then(
+      () => true,
+      (error: unknown) => {
+        if (!isGone(error)) throw error;
+        return false;
+      },
+    );
+    await this.#clean(sandboxId);
+    await this.watch.removed(entry.Id, sandboxId);
+    return existed;
+  }
+
+  /** Removes what a sandbox has beside its container. */
+  async #clean(sandboxId: string): Promise<void> {
+    const secrets = secretNames(sandboxId).map((name) => `/secrets/${name}`);
+    const discard = (path: string): Promise<void> =>
+      this.podman
+        .discard(path)
+        .catch((error: unknown) =>
+          this.log.warn("Failed to remove", { what: path, error: messageOf(error) }),
+        );
+    await Promise.all([`/volumes/${volumeName(sandboxId)}`, ...secrets].map(discard));
+  }
+
+  /** Cleans up after a container that is gone, whoever removed it, unless its sandbox has another one by now. */
+  async #sweep(sandboxId: string): Promise<void> {
+    await this.#turns
+      .run(sandboxId, async () => {
+        if ((await this.podman.list(sandboxId)).length === 0) await this.#clean(sandboxId);
+      })
+      .catch((error: unknown) => {
+        const fields = { sandbox_id: sandboxId, error: messageOf(error) };
+        this.log.warn("Failed to clean up after a container", fields);
+      });
+  }
+}
