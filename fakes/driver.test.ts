@@ -1,503 +1,58 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /**
- * What a Podman compute driver does, asked on its socket. The subject is fakes/driver.ts, or the binary that
- * OPENSHELL_DRIVER_BIN names: the same assertions hold for both, and where the first-party driver is known to be wrong,
- * the test says what it does instead. The engine is fakes/engine.ts, or the Podman behind DRIVER_TEST_PODMAN_SOCKET.
+ * What a Podman compute driver does, asked on its socket. The same assertions hold for fakes/driver.ts and for the binary
+ * that OPENSHELL_DRIVER_BIN names; where the first-party driver is known to be wrong, the test says what it does instead.
  */
 import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import {
-  cpSync,
-  existsSync,
-  lstatSync,
-  mkdirSync,
-  mkdtempSync,
-  readFileSync,
-  rmSync,
-  statSync,
-  symlinkSync,
-  writeFileSync,
-} from "node:fs";
-import { connect, createServer } from "node:net";
-import { tmpdir } from "node:os";
+import { existsSync, mkdirSync, readFileSync, statSync, symlinkSync, writeFileSync } from "node:fs";
+import { createServer } from "node:net";
 import { join } from "node:path";
-import { credentials, status as Code } from "@grpc/grpc-js";
-import type { ClientReadableStream, ServiceError } from "@grpc/grpc-js";
-import { codeName, computeDriver, streaming, unary } from "../proto/contract.ts";
-import type { ComputeDriverClient } from "../proto/v0.0/types/openshell/compute/v1/ComputeDriver.ts";
-import type { DriverSandbox } from "../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
-import type { Struct } from "../proto/v0.0/types/google/protobuf/Struct.ts";
-import type { Value } from "../proto/v0.0/types/google/protobuf/Value.ts";
-import type { WatchSandboxesEvent__Output as WatchEvent } from "../proto/v0.0/types/openshell/compute/v1/WatchSandboxesEvent.ts";
+import { status as Code } from "@grpc/grpc-js";
+import type { ServiceError } from "@grpc/grpc-js";
+import { codeName, unary } from "../proto/contract.ts";
+import { settles } from "./engine/lab.ts";
+import {
+  bootEngine,
+  bridgeAddress,
+  call,
+  closeLab,
+  containerName,
+  Driver,
+  driver,
+  engine,
+  engineFailure,
+  eventually,
+  FIRST_PARTY,
+  flagsFor,
+  home,
+  inspect,
+  killEngine,
+  NETWORK,
+  openLab,
+  options,
+  outcome,
+  REAL_ENGINE,
+  remains,
+  runDriver,
+  sandbox,
+  SANDBOX_IMAGE,
+  startDriver,
+  struct,
+  SUBJECT,
+  SUPERVISOR_IMAGE,
+  Tap,
+  Watcher,
+  workspace,
+} from "./driver/lab.ts";
+import { StubbornCall } from "./driver/stubborn-call.ts";
 
-const FIRST_PARTY = process.env.OPENSHELL_DRIVER_BIN ?? "";
-const REAL_ENGINE = process.env.DRIVER_TEST_PODMAN_SOCKET ?? "";
-const SUBJECT = FIRST_PARTY ? "openshell-driver-podman" : "fakes/driver.ts";
-const SANDBOX_IMAGE = "localhost/driver-test/sandbox:1";
-const SUPERVISOR_IMAGE = "localhost/driver-test/supervisor:1";
-const NETWORK = `driver-test-${process.pid}`;
-const DEADLINE_MS = 8_000;
 // Far above our own deadlines: when one of bun's passes, bun kills every child of this process.
 setDefaultTimeout(60_000);
 
-// ---------------------------------------------------------------------------------------------------------------
-// The engine
-// ---------------------------------------------------------------------------------------------------------------
+beforeAll(openLab);
 
-let home: string;
-let engineSocket: string;
-let engineProcess: Bun.Subprocess | null = null;
-
-async function eventually<Result>(
-  what: string,
-  look: () => Promise<Result> | Result,
-  ms = DEADLINE_MS,
-): Promise<NonNullable<Result>> {
-  const deadline = Date.now() + ms;
-  for (;;) {
-    const seen = await look();
-    if (seen) return seen;
-    if (Date.now() > deadline)
-      throw new Error(`${what}: not within ${ms} ms, last seen ${JSON.stringify(seen)}`);
-    await Bun.sleep(5);
-  }
-}
-
-/** Looks until it sees what it should, and says what it saw last. */
-async function settles<Seen>(
-  look: () => Promise<Seen> | Seen,
-  expected: Seen,
-  ms = DEADLINE_MS,
-): Promise<void> {
-  const deadline = Date.now() + ms;
-  for (;;) {
-    const seen = await look();
-    if (Bun.deepEquals(seen, expected)) return;
-    if (Date.now() > deadline) return expect<unknown>(seen).toEqual(expected);
-    await Bun.sleep(5);
-  }
-}
-
-async function startEngine(): Promise<void> {
-  const root = join(home, "engine");
-  engineProcess = Bun.spawn(
-    [
-      process.execPath,
-      `${import.meta.dir}/engine.ts`,
-      "--root",
-      root,
-      "system",
-      "service",
-      "--time=0",
-      `unix://${engineSocket}`,
-    ],
-    { stdio: ["ignore", "inherit", "inherit"], env: { PATH: process.env.PATH ?? "" } },
-  );
-  await eventually("the engine's socket", () => existsSync(engineSocket));
-}
-
-/** One call to the engine; the answer's text, and its JSON if it is some. */
-async function engine(
-  method: string,
-  path: string,
-  body?: unknown,
-): Promise<{ status: number; text: string }> {
-  const raw = body instanceof Uint8Array;
-  const response = await fetch(`http://d/v4.0.0/libpod${path}`, {
-    unix: engineSocket,
-    method,
-    keepalive: false,
-    ...(body !== undefined && {
-      body: raw ? body : JSON.stringify(body),
-      headers: { "content-type": raw ? "application/x-tar" : "application/json" },
-    }),
-    signal: AbortSignal.timeout(DEADLINE_MS),
-  });
-  return { status: response.status, text: await response.text() };
-}
-
-interface Container {
-  Id: string;
-  Name: string;
-  State: { Status: string; Pid: number; StartedAt: string };
-  Config: { Env: string[]; Labels: Record<string, string> };
-  HostConfig: { Memory: number; CpuQuota: number };
-}
-
-const inspect = async (name: string): Promise<Container> =>
-  JSON.parse((await engine("GET", `/containers/${name}/json`)).text) as Container;
-
-/** The host's address on the sandboxes' network. */
-async function bridgeAddress(): Promise<string | undefined> {
-  const { text } = await engine("GET", `/networks/${NETWORK}/json`);
-  return (JSON.parse(text) as { subnets: { gateway: string }[] }).subnets[0]?.gateway;
-}
-
-async function importImage(reference: string, tree: string): Promise<void> {
-  const tar = Bun.spawnSync(["tar", "-c", "-C", tree, "."]);
-  const { status, text } = await engine(
-    "POST",
-    `/images/import?reference=${reference}`,
-    new Uint8Array(tar.stdout),
-  );
-  if (status !== 200) throw new Error(`import of ${reference}: ${status} ${text}`);
-}
-
-/** A supervisor that notes in the workspace that it ran, and stops when told to. */
-const SUPERVISOR = `#!/bin/sh
-trap 'exit 0' TERM
-echo run >>"$OPENSHELL_FAKE_ROOT/sandbox/runs"
-if [ -e "$OPENSHELL_FAKE_ROOT/sandbox/quit" ]; then exit 7; fi
-while :; do sleep 0.02; done
-`;
-
-async function importImages(): Promise<void> {
-  const [sandbox, supervisor] = [join(home, "sandbox-tree"), join(home, "supervisor-tree")];
-  mkdirSync(join(sandbox, "bin"), { recursive: true });
-  mkdirSync(supervisor);
-  writeFileSync(join(supervisor, "openshell-sandbox"), SUPERVISOR, { mode: 0o755 });
-  if (REAL_ENGINE) {
-    const busybox =
-      Bun.which("busybox") ?? "busybox (apt: busybox-static) is needed to make an image for Podman";
-    cpSync(busybox, join(sandbox, "bin/busybox"));
-    for (const applet of ["sh", "sleep", "test", "cat"]) symlinkSync("busybox", join(sandbox, "bin", applet));
-  }
-  await importImage(SANDBOX_IMAGE, sandbox);
-  await importImage(SUPERVISOR_IMAGE, supervisor);
-}
-
-// ---------------------------------------------------------------------------------------------------------------
-// The driver
-// ---------------------------------------------------------------------------------------------------------------
-
-class Driver implements AsyncDisposable {
-  constructor(
-    readonly socket: string,
-    readonly process: Bun.Subprocess<"ignore", "pipe", "pipe">,
-    readonly client: ComputeDriverClient,
-  ) {}
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    this.client.close();
-    this.process.kill("SIGKILL");
-    await this.process.exited;
-  }
-}
-
-const drivers: Driver[] = [];
-
-function spawnDriver(
-  flags: string[],
-  env: Record<string, string> = {},
-): Bun.Subprocess<"ignore", "pipe", "pipe"> {
-  const command = FIRST_PARTY ? [FIRST_PARTY] : [process.execPath, `${import.meta.dir}/driver.ts`];
-  return Bun.spawn([...command, ...flags], {
-    stdio: ["ignore", "pipe", "pipe"],
-    env: { PATH: process.env.PATH ?? "", HOME: home, OPENSHELL_TELEMETRY_ENABLED: "false", ...env },
-  });
-}
-
-let sockets = 0;
-
-/** Flags of the test's driver; what is given here wins. */
-function flagsFor(given: Record<string, string> = {}): { socket: string; flags: string[] } {
-  const socket = join(home, `d${++sockets}`, "driver.sock");
-  const all = {
-    "bind-socket": socket,
-    "podman-socket": engineSocket,
-    "network-name": NETWORK,
-    "sandbox-image": SANDBOX_IMAGE,
-    "supervisor-image": SUPERVISOR_IMAGE,
-    "sandbox-image-pull-policy": "missing",
-    "gateway-port": "17999",
-    "stop-timeout": "1",
-    // Nobody reads its log while it runs.
-    "log-level": "warn",
-    ...given,
-  };
-  return {
-    socket: all["bind-socket"],
-    flags: Object.entries(all).flatMap(([name, value]) => [`--${name}`, value]),
-  };
-}
-
-async function startDriver(given: Record<string, string> = {}): Promise<Driver> {
-  const { socket, flags } = flagsFor(given);
-  const before = lstatSync(socket, { throwIfNoEntry: false })?.birthtimeMs;
-  const child = spawnDriver(flags);
-  await eventually(`the driver's socket ${socket}`, () => {
-    if (child.exitCode !== null) throw new Error(`the driver exited with ${child.exitCode}`);
-    const file = lstatSync(socket, { throwIfNoEntry: false });
-    return file?.isSocket() && file.birthtimeMs !== before && (file.mode & 0o777) === 0o600;
-  });
-  const { ComputeDriver } = computeDriver();
-  const client = new ComputeDriver(`unix:${socket}`, credentials.createInsecure());
-  const started = new Driver(socket, child, client);
-  drivers.push(started);
-  return started;
-}
-
-/** Runs a driver that is expected to end by itself. */
-async function runDriver(
-  flags: string[],
-  env: Record<string, string> = {},
-): Promise<{ code: number; output: string }> {
-  const child = spawnDriver(flags, env);
-  const timer = setTimeout(() => child.kill("SIGKILL"), DEADLINE_MS);
-  const [out, err, code] = await Promise.all([
-    new Response(child.stdout).text(),
-    new Response(child.stderr).text(),
-    child.exited,
-  ]);
-  clearTimeout(timer);
-  return { code, output: out + err };
-}
-
-const options = { deadlineMs: DEADLINE_MS };
-let driver: Driver;
-const call = {
-  create: (sandbox: DriverSandbox | null, { client } = driver) =>
-    unary(client, client.CreateSandbox, { sandbox }, options),
-  validate: (sandbox: DriverSandbox | null, { client } = driver) =>
-    unary(client, client.ValidateSandboxCreate, { sandbox }, options),
-  get: async (id: string, { client } = driver) =>
-    (await unary(client, client.GetSandbox, { sandbox_id: id }, options)).sandbox,
-  list: async ({ client } = driver) => (await unary(client, client.ListSandboxes, {}, options)).sandboxes,
-  stop: (id: string, { client } = driver) => unary(client, client.StopSandbox, { sandbox_id: id }, options),
-  start: (id: string, { client } = driver) => unary(client, client.StartSandbox, { sandbox_id: id }, options),
-  delete: async (id: string, { client } = driver) =>
-    (await unary(client, client.DeleteSandbox, { sandbox_id: id }, options)).deleted,
-};
-
-/** The status that a call ends with, as "CODE: message". */
-const outcome = async (answer: Promise<unknown>): Promise<string> =>
-  answer.then(
-    () => "OK",
-    (error: ServiceError) => `${codeName(error.code)}: ${error.details}`,
-  );
-
-/** A watcher that keeps all it is sent. */
-class Watcher implements Disposable {
-  readonly events: WatchEvent[] = [];
-  end: ServiceError | "end" | null = null;
-  private readonly stream: ClientReadableStream<WatchEvent>;
-
-  constructor({ client } = driver) {
-    this.stream = client.WatchSandboxes({});
-    void this.read();
-  }
-
-  private async read(): Promise<void> {
-    try {
-      for await (const event of streaming(this.stream)) this.events.push(event);
-      this.end = "end";
-    } catch (error) {
-      this.end = error as ServiceError;
-    }
-  }
-
-  /** The Ready condition's reason of each snapshot, and "Deleted". */
-  story(id: string): string[] {
-    return this.events.flatMap((event) => {
-      if (event.deleted?.sandbox_id === id) return ["Deleted"];
-      const { sandbox } = event.sandbox ?? {};
-      return sandbox?.id === id ? [sandbox.status?.conditions[0]?.reason ?? "none"] : [];
-    });
-  }
-
-  sees(id: string, reason: string): Promise<unknown> {
-    return eventually(`${reason} of ${id}, seen ${this.story(id).join(", ")}`, () =>
-      this.story(id).includes(reason),
-    );
-  }
-
-  [Symbol.dispose](): void {
-    this.stream.cancel();
-  }
-}
-
-/**
- * One call over plain HTTP/2 frames, by a client that pays no heed to GOAWAY and never hangs up, as the gateway's. The
- * one in grpc-js drops its connection when it is told to go away.
- */
-class StubbornCall implements Disposable {
-  private readonly connection;
-  closed = false;
-
-  constructor(socket: string, method: string, message: Uint8Array) {
-    const frame = (type: number, flags: number, stream: number, payload: Uint8Array): Buffer => {
-      const header = Buffer.alloc(9);
-      header.writeUIntBE(payload.length, 0, 3);
-      header.set([type, flags], 3);
-      header.writeUInt32BE(stream, 5);
-      return Buffer.concat([header, payload]);
-    };
-    const text = (value: string): Buffer => Buffer.concat([Buffer.from([value.length]), Buffer.from(value)]);
-    const headers = Object.entries({
-      ":method": "POST",
-      ":scheme": "http",
-      ":path": `/openshell.compute.v1.ComputeDriver/${method}`,
-      ":authority": "[::]:50051",
-      "content-type": "application/grpc",
-      te: "trailers",
-    }).map(([name, value]) => Buffer.concat([Buffer.from([0]), text(name), text(value)]));
-    const body = Buffer.concat([Buffer.from([0, 0, 0, 0, message.length]), message]);
-    this.connection = connect(socket);
-    this.connection.on("close", () => (this.closed = true));
-    this.connection.on("error", () => {});
-    let received = Buffer.alloc(0);
-    this.connection.on("data", (chunk: Buffer) => {
-      received = Buffer.concat([received, chunk]);
-      while (received.length >= 9 && received.length >= 9 + received.readUIntBE(0, 3)) {
-        const end = 9 + received.readUIntBE(0, 3);
-        const [type, flags] = [received[3], received[4]];
-        // A server asks with PING whether the client has seen its GOAWAY.
-        if (type === 6 && flags === 0) this.connection.write(frame(6, 1, 0, received.subarray(9, end)));
-        received = received.subarray(end);
-      }
-    });
-    this.connection.write(
-      Buffer.concat([
-        Buffer.from("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
-        frame(4, 0, 0, new Uint8Array()),
-        frame(1, 4, 1, Buffer.concat(headers)),
-        frame(0, 1, 1, body),
-        frame(4, 1, 0, new Uint8Array()),
-      ]),
-    );
-  }
-
-  [Symbol.dispose](): void {
-    this.connection.destroy();
-  }
-}
-
-let serial = 0;
-
-function sandbox(changes: Partial<DriverSandbox> = {}): DriverSandbox & { id: string; name: string } {
-  const name = `t${++serial}`;
-  return {
-    id: crypto.randomUUID(),
-    name,
-    workspace: "default",
-    spec: { sandbox_token: "header.payload.signature", command: ["sleep", "1000"], template: {} },
-    ...changes,
-  } as DriverSandbox & { id: string; name: string };
-}
-
-const containerName = ({ id, name, workspace }: DriverSandbox): string =>
-  `openshell-${workspace}--${name}-${id}`;
-
-/** What the engine holds of a sandbox. */
-async function remains(id: string): Promise<string[]> {
-  const [containers, volumes, secrets] = await Promise.all([
-    engine(
-      "GET",
-      `/containers/json?all=true&filters=${encodeURIComponent(JSON.stringify({ label: [`openshell.ai/sandbox-id=${id}`] }))}`,
-    ),
-    engine("GET", "/volumes/json"),
-    engine("GET", "/secrets/json"),
-  ]);
-  return [
-    ...(JSON.parse(containers.text) as { Names: string[] }[]).map(({ Names }) => `container ${Names[0]}`),
-    ...(JSON.parse(volumes.text) as { Name: string }[])
-      .filter(({ Name }) => Name.includes(id))
-      .map(({ Name }) => `volume ${Name}`),
-    ...(JSON.parse(secrets.text) as { Spec: { Name: string } }[])
-      .filter(({ Spec }) => Spec.Name.includes(id))
-      .map(({ Spec }) => `secret ${Spec.Name}`),
-  ].map((line) => line.replace(id, "ID"));
-}
-
-/** A file of the sandbox's workspace. */
-async function workspace(id: string): Promise<string> {
-  const { text } = await engine("GET", `/volumes/openshell-sandbox-${id}-workspace/json`);
-  return (JSON.parse(text) as { Mountpoint: string }).Mountpoint;
-}
-
-const struct = (fields: Record<string, unknown>): Struct => ({
-  fields: Object.fromEntries(Object.entries(fields).map(([key, value]) => [key, toValue(value)])),
-});
-
-function toValue(value: unknown): Value {
-  if (Array.isArray(value)) return { listValue: { values: value.map(toValue) } };
-  if (typeof value === "string") return { stringValue: value };
-  if (typeof value === "number") return { numberValue: value };
-  if (typeof value === "boolean") return { boolValue: value };
-  return value === null
-    ? { nullValue: "NULL_VALUE" }
-    : { structValue: struct(value as Record<string, unknown>) };
-}
-
-/** Bun sends headers with the first bytes only, and an event stream may have none for long. */
-async function* afterBlankLine(events: ReadableStream<Uint8Array> | null): AsyncGenerator<Uint8Array> {
-  yield Buffer.from("\n");
-  if (events) yield* events;
-}
-
-/** An engine that stands before the engine, and may change what it says. */
-class Tap implements Disposable {
-  readonly socket = join(home, `tap${++sockets}.sock`);
-  readonly calls: { method: string; path: string; body: string }[] = [];
-  answer: (method: string, path: string) => Promise<Response | null> | Response | null = () => null;
-  private readonly server = Bun.serve({
-    unix: this.socket,
-    ...({ idleTimeout: 0 } as object),
-    fetch: async (request) => {
-      const { pathname, search } = new URL(request.url);
-      const body = await request.text();
-      this.calls.push({ method: request.method, path: pathname, body });
-      const instead = await this.answer(request.method, pathname);
-      if (instead) return instead;
-      const headers = { "content-type": request.headers.get("content-type") ?? "application/json" };
-      const response = await fetch(`http://localhost${pathname}${search}`, {
-        unix: engineSocket,
-        keepalive: false,
-        method: request.method,
-        headers,
-        signal: request.signal,
-        ...(body && { body }),
-      });
-      const events = pathname.endsWith("/events") ? afterBlankLine(response.body) : response.body;
-      return new Response(events, { status: response.status, headers: response.headers });
-    },
-  });
-
-  [Symbol.dispose](): void {
-    void this.server.stop(true);
-  }
-}
-
-const engineFailure = (message: string): Response =>
-  Response.json({ cause: message, message, response: 500 }, { status: 500 });
-
-// ---------------------------------------------------------------------------------------------------------------
-
-beforeAll(async () => {
-  home = mkdtempSync(join(tmpdir(), "drv-"));
-  engineSocket = REAL_ENGINE || join(home, "engine.sock");
-  if (!REAL_ENGINE) await startEngine();
-  await importImages();
-  driver = await startDriver();
-});
-
-afterAll(async () => {
-  for (const one of drivers) await one[Symbol.asyncDispose]();
-  // An engine that is gone must not keep the rest from being taken away.
-  await engine("DELETE", `/networks/${NETWORK}?force=true`).catch(() => null);
-  engineProcess?.kill("SIGTERM");
-  const code = await engineProcess?.exited;
-  const marked = Bun.spawnSync([
-    "ps",
-    ...(process.platform === "linux" ? ["axeww"] : ["-axEww"]),
-    "-o",
-    "command=",
-  ]).stdout.toString();
-  const left = marked.split("\n").filter((line) => line.includes(`OPENSHELL_FAKE_ROOT=${home}`));
-  rmSync(home, { recursive: true, force: true });
-  expect(left).toEqual([]);
-  if (engineProcess) expect(code).toBe(0);
-});
+afterAll(async () => expect(await closeLab()).toEqual({ left: [], code: 0 }));
 
 /** No test leaves a sandbox. */
 afterEach(async () => {
@@ -1252,14 +807,12 @@ describe(`${SUBJECT}: watch`, () => {
       const { Pid } = (await inspect(containerName(asked))).State;
       using watcher = new Watcher();
       await watcher.sees(asked.id, "HealthCheckStarting");
-      engineProcess?.kill("SIGKILL");
-      await engineProcess?.exited;
+      await killEngine();
       await eventually("the watch's end", () => watcher.end);
       expect((watcher.end as ServiceError).code).toBe(Code.INTERNAL);
       expect(await outcome(call.get(asked.id))).toStartWith("INTERNAL: connection error");
       expect(await outcome(call.list())).toStartWith("INTERNAL: connection error");
-      rmSync(engineSocket);
-      await startEngine();
+      await bootEngine();
       using again = new Watcher();
       await again.sees(asked.id, "HealthCheckStarting");
       expect((await inspect(containerName(asked))).State.Pid).toBe(Pid);

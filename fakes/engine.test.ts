@@ -16,42 +16,25 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import {
+  DEADLINE_MS,
+  engineCommand,
+  processes,
+  processesBelow,
+  settles,
+  startEngine,
+  tarOf,
+} from "./engine/lab.ts";
 
 // Far above our own deadlines: when one of bun's passes, bun kills every child of this process.
 setDefaultTimeout(60_000);
-const DEADLINE_MS = 8_000;
 
 let home: string;
 let socket: string;
 let engineProcess: Bun.Subprocess;
 
-/** Looks until it sees what it should, and says what it saw last. */
-async function settles<Seen>(look: () => Promise<Seen> | Seen, expected: Seen): Promise<void> {
-  const deadline = Date.now() + DEADLINE_MS;
-  for (;;) {
-    const seen = await look();
-    if (Bun.deepEquals(seen, expected)) return;
-    if (Date.now() > deadline) return expect<unknown>(seen).toEqual(expected);
-    await Bun.sleep(2);
-  }
-}
-
-const command = (...words: string[]): string[] => [
-  process.execPath,
-  `${import.meta.dir}/engine.ts`,
-  ...words,
-];
-
-async function startEngine(): Promise<void> {
-  rmSync(socket, { force: true });
-  engineProcess = Bun.spawn(
-    command("--root", join(home, "root"), "system", "service", "--time=0", `unix://${socket}`),
-    {
-      stdio: ["ignore", "inherit", "inherit"],
-      env: { PATH: process.env.PATH ?? "" },
-    },
-  );
-  await settles(() => existsSync(socket), true);
+async function restartEngine(): Promise<void> {
+  engineProcess = await startEngine(join(home, "root"), socket);
 }
 
 async function stopEngine(signal: NodeJS.Signals): Promise<number> {
@@ -117,8 +100,7 @@ async function makeImage(reference: string, files: Record<string, string>, query
     if (content.startsWith("-> ")) symlinkSync(content.slice(3), join(tree, path));
     else writeFileSync(join(tree, path), content, { mode: 0o755 });
   }
-  const tar = Bun.spawnSync(["tar", "-c", "-C", tree, "."]).stdout;
-  return call("POST", `/images/import?reference=${reference}${query}`, new Uint8Array(tar));
+  return call("POST", `/images/import?reference=${reference}${query}`, tarOf(tree));
 }
 
 /** A container that runs a shell script; the script finds its files under $R. */
@@ -161,34 +143,22 @@ async function story(id: string): Promise<string[]> {
     .map(({ Action }) => Action);
 }
 
-/** Every process with its environment, one a line. */
-const processes = (): string[] =>
-  Bun.spawnSync([
-    "ps",
-    ...(process.platform === "linux" ? ["axeww"] : ["-axEww"]),
-    "-o",
-    "pid=,stat=,command=",
-  ])
-    .stdout.toString()
-    .split("\n")
-    .filter((line) => !/^\s*\d+\s+Z/.test(line));
-const processesOf = (id: string): string[] =>
-  processes().filter((line) => line.includes(`OPENSHELL_FAKE_ROOT=${rootOf(id)}`));
+const processesOf = (id: string): string[] => processesBelow(rootOf(id));
 
 beforeAll(async () => {
   home = mkdtempSync(join(tmpdir(), "eng-"));
   socket = join(home, "engine.sock");
-  await startEngine();
+  await restartEngine();
   await makeImage("localhost/shell:1", { "bin/run": '#!/bin/sh\nexec /bin/sh -c "$1"\n' });
 });
 
 afterAll(async () => {
   // A test that failed may have left none; containers need one to end.
-  if (engineProcess.exitCode !== null || engineProcess.signalCode !== null) await startEngine();
+  if (engineProcess.exitCode !== null || engineProcess.signalCode !== null) await restartEngine();
   const left = (await get<{ Names: string[] }[]>("/containers/json?all=true")).map(({ Names }) => Names[0]);
   for (const name of left) await remove(name as string);
   const code = await stopEngine("SIGTERM");
-  const strays = processes().filter((line) => line.includes(`OPENSHELL_FAKE_ROOT=${home}`));
+  const strays = processesBelow(home);
   rmSync(home, { recursive: true, force: true });
   expect({ left, strays, code }).toEqual({ left: [], strays: [], code: 0 });
 });
@@ -229,7 +199,7 @@ describe("the service", () => {
       'Error: invalid argument "soon" for "--time"',
     ],
   ])("%j exits with %d", async (words, code, output) => {
-    const child = Bun.spawn(command(...words), { stdout: "pipe", stderr: "pipe" });
+    const child = Bun.spawn(engineCommand(...words), { stdout: "pipe", stderr: "pipe" });
     const said = (await new Response(child.stdout).text()) + (await new Response(child.stderr).text());
     expect(await child.exited).toBe(code);
     expect(said).toStartWith(output);
@@ -237,7 +207,7 @@ describe("the service", () => {
   });
 
   test("ends when it was idle for the time it was given", async () => {
-    const words = command(
+    const words = engineCommand(
       "--root",
       join(home, "idle"),
       "system",
@@ -709,7 +679,7 @@ describe("the engine's own end", () => {
     process.kill(pid, "SIGTERM");
     await settles(() => processesOf(ends), []);
     expect(processesOf(goesOn)).not.toEqual([]);
-    await startEngine();
+    await restartEngine();
     expect((await inspect("goes-on")).State).toEqual(before.State);
     await settles(async () => (await inspect("ends")).State.ExitCode, 3);
     expect(await story(ends)).toEqual(["create", "init", "start", "die", "cleanup"]);
@@ -726,7 +696,7 @@ describe("the engine's own end", () => {
     expect(existsSync(socket)).toBe(false);
     await stream.text().catch(() => "cut off");
     expect(processesOf(id)).not.toEqual([]);
-    await startEngine();
+    await restartEngine();
     expect(await status("stays")).toBe("running");
     await remove("stays");
     expect(processesOf(id)).toEqual([]);
