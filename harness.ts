@@ -62,7 +62,7 @@ export const SETTINGS = [
   ["stop-timeout",    "OPENSHELL_E2E_STOP_TIMEOUT",   "seconds", "1",     "how long the driver lets a sandbox stop by itself, in seconds"],
   ["run-dir",         "OPENSHELL_E2E_RUN_DIR",        "folder",  "",      "where runs keep sockets and state; short, private, default in the temporary folder"],
   ["reports",         "OPENSHELL_E2E_REPORTS",        "text",    "reports", "where the logs of a run go when it ends"],
-  ["parallel",        "OPENSHELL_E2E_PARALLEL",       "count",   "",      "scenarios at a time; default 4, or 1 when gateway and driver are both real"],
+  ["parallel",        "OPENSHELL_E2E_PARALLEL",       "count",   "",      "scenarios at a time; default 4, or 1 with a real gateway"],
   ["attach",          "OPENSHELL_E2E_ATTACH",         "flag",    "1",     "use a stack that `bun harness.ts up` keeps; 0 never does"],
 ] as const satisfies readonly (readonly [string, string, Kind, string, string])[];
 
@@ -1158,13 +1158,11 @@ export const parts: Parts = (() => {
 /** Above every deadline of ours before and after a body: the first start may pull an image. Bun's own default is 5 s. */
 const BEFORE_AND_AFTER_MS = 720_000;
 /**
- * How many scenarios run at a time. Most of a scenario is waiting for processes, but a busy first-party driver can
- * report the end of a stopped sandbox after it was started again, and the gateway then takes the sandbox for failed.
+ * How many scenarios run at a time. Most of a scenario is waiting for processes, but a busy real gateway can read the
+ * report of a sandbox's end after the sandbox was started again, and then takes it for failed.
  */
-export function scenariosAtATime(settings: Settings): number {
-  const { gateway, driver } = findParts(settings);
-  return Number(settings.parallel) || (gateway.real && driver.real ? 1 : 4);
-}
+export const scenariosAtATime = (settings: Settings): number =>
+  Number(settings.parallel) || (findParts(settings).gateway.real ? 1 : 4);
 
 /**
  * A requirement with its stable id, and its proof, which may run beside others of its file. Sandboxes and stacks that

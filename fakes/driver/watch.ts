@@ -38,6 +38,8 @@ export class Watch {
    * otherwise because StopSandbox has reported it. Events of it may still be on their way.
    */
   readonly #fences = new Map<string, { finishedAt: string; restarted: boolean }>();
+  /** The end that all watchers were told last, by sandbox. */
+  readonly #reportedEnds = new Map<string, string>();
   #subscription: Promise<void> | null = null;
 
   /** @param onVanished told of every sandbox whose container is gone, whoever removed it */
@@ -138,12 +140,14 @@ export class Watch {
     const stale = hasExited(container) && fence?.finishedAt === container.State.FinishedAt;
     // A new watcher has not seen the end of a stopped sandbox; but once it is restarted, nobody may.
     if (stale && (fence.restarted || !first)) return;
+    if (hasExited(container) && !first) this.#reportedEnds.set(sandbox.id, container.State.FinishedAt);
     this.#send({ sandbox: { sandbox } }, first);
   }
 
   #gone(containerId: string, sandboxId: string): void {
     if (!this.#known.delete(containerId)) return;
     this.#fences.delete(sandboxId);
+    this.#reportedEnds.delete(sandboxId);
     this.#send({ deleted: { sandbox_id: sandboxId } });
     this.onVanished(sandboxId);
   }
@@ -154,10 +158,13 @@ export class Watch {
 
   // What the driver itself does to a sandbox
 
-  /** Reports a stopped container now, and its end only this once. Resolves when it is sent. */
+  /**
+   * Reports a stopped container, unless the engine's own event was faster, and its end only this once: a gateway that
+   * reads it after the next StartSandbox takes the sandbox for failed. Resolves when it is sent.
+   */
   stopped(container: Inspect, sandboxId: string): Promise<void> {
     return this.#enqueue(sandboxId, () => {
-      this.#report(container);
+      if (this.#reportedEnds.get(sandboxId) !== container.State.FinishedAt) this.#report(container);
       this.#fences.set(sandboxId, { finishedAt: container.State.FinishedAt, restarted: false });
     });
   }
