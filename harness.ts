@@ -62,7 +62,7 @@ export const SETTINGS = [
   ["stop-timeout",    "OPENSHELL_E2E_STOP_TIMEOUT",   "seconds", "1",     "how long the driver lets a sandbox stop by itself, in seconds"],
   ["run-dir",         "OPENSHELL_E2E_RUN_DIR",        "folder",  "",      "where runs keep sockets and state; short, private, default in the temporary folder"],
   ["reports",         "OPENSHELL_E2E_REPORTS",        "text",    "reports", "where the logs of a run go when it ends"],
-  ["parallel",        "OPENSHELL_E2E_PARALLEL",       "count",   "",      "scenarios at a time; default 4, or 1 with a real gateway"],
+  ["parallel",        "OPENSHELL_E2E_PARALLEL",       "count",   "",      "scenarios at a time; default 4, or 1 with a real gateway or engine"],
   ["attach",          "OPENSHELL_E2E_ATTACH",         "flag",    "1",     "use a stack that `bun harness.ts up` keeps; 0 never does"],
 ] as const satisfies readonly (readonly [string, string, Kind, string, string])[];
 
@@ -1159,10 +1159,13 @@ export const parts: Parts = (() => {
 const BEFORE_AND_AFTER_MS = 720_000;
 /**
  * How many scenarios run at a time. Most of a scenario is waiting for processes, but a busy real gateway can read the
- * report of a sandbox's end after the sandbox was started again, and then takes it for failed.
+ * report of a sandbox's end after the sandbox was started again, and then takes it for failed; and a busy Podman can
+ * fail to remove a container that is just ending.
  */
-export const scenariosAtATime = (settings: Settings): number =>
-  Number(settings.parallel) || (findParts(settings).gateway.real ? 1 : 4);
+export function scenariosAtATime(settings: Settings): number {
+  const { gateway, engine } = findParts(settings);
+  return Number(settings.parallel) || (gateway.real || engine.real ? 1 : 4);
+}
 
 /**
  * A requirement with its stable id, and its proof, which may run beside others of its file. Sandboxes and stacks that
