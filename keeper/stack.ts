@@ -179,7 +179,8 @@ export class Stack {
     const order = this.spec.order ?? "driver-first";
     try {
       this.port = await freePort();
-      this.healthPort = await freePort();
+      do this.healthPort = await freePort();
+      while (this.healthPort === this.port);
       if (this.spec.tls) await this.#makeCertificates();
       this.#writeConfig();
       if (order === "gateway-first") this.#spawnGateway();
@@ -443,8 +444,9 @@ export class Stack {
     await this.gateway?.stop(GATEWAY_GRACE_MS);
     await this.driver?.stop(DRIVER_GRACE_MS);
     this.tap?.close();
-    // With its driver ended, a start that is still under way ends too, and makes nothing more on the engine.
+    // A start that is still under way ends now, or has its driver ended: nothing more may be made on the engine.
     await this.#starting;
+    await this.driver?.stop(DRIVER_GRACE_MS);
     const { engine } = this.setup;
     if (engine)
       await removeBelongings(engine, await belongings(engine, [this.network], [...this.#sandboxIds]));
