@@ -10,6 +10,8 @@
  *     container's tree. Then the token, TLS files, the working folder and HOME are looked up in that folder, but commands
  *     see the host's file system: they reach the workspace by relative paths. They inherit the variable, by which
  *     fakes/engine.ts finds them. OPENSHELL_FAKE_HOSTS (`name=ip,...`) stands for the container's /etc/hosts.
+ *
+ * The parts: settings; run; gateway and log; user and processes; main-process; session, relays, ssh.
  */
 import { readFlags, readSettings, UsageError, USAGE } from "./supervisor/settings.ts";
 
