@@ -79,7 +79,7 @@ export class Keeper {
   async #compileFakes(): Promise<void> {
     const { parts, commands } = this.setup;
     const compile = async (place: "gateway" | "driver") => {
-      if (!parts[place].real) commands[place] = [(await compiledFake(place)).path];
+      if (!parts[place].real) commands[place] = (await compiledFake(place)).command;
     };
     await Promise.all([compile("gateway"), compile("driver")]);
   }
@@ -129,8 +129,8 @@ export class Keeper {
     const { parts, setup } = { parts: this.setup.parts, setup: this.setup };
     if (!parts.engine.real) {
       const image = join(setup.run.folder, "images");
-      const { path } = await compiledFake("supervisor");
-      const launcher = `#!/bin/sh\nexec '${path}' "$@"\n`;
+      const { command } = await compiledFake("supervisor");
+      const launcher = `#!/bin/sh\nexec ${command.map((word) => `'${word}'`).join(" ")} "$@"\n`;
       mkdirSync(join(image, "sandbox"), { recursive: true });
       mkdirSync(join(image, "supervisor"));
       writeFileSync(join(image, "supervisor", "openshell-sandbox"), launcher, { mode: 0o755 });

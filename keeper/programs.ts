@@ -12,6 +12,8 @@ import { HarnessError } from "../harness.ts";
 const ROOT = join(import.meta.dir, "..");
 const CACHE = join(ROOT, "node_modules", ".cache", "openshell-e2e");
 const KEPT = 3;
+/** A fake is over before a compiler of hot code pays: without one, a life takes two thirds of the CPU time. */
+const WITHOUT_JIT = "BUN_JSC_useJIT=0";
 
 /** A digest of all that a fake is made of: their sources, the contract, the locked packages, and Bun itself. */
 function digestOfFakes(): string {
@@ -26,14 +28,15 @@ function digestOfFakes(): string {
 
 /**
  * The compiled program of a fake, made now if there is none of its present sources.
- * @returns its path, and the digest that it was made from.
+ * @returns its path, the command line that starts it, and the digest that it was made from.
  */
 export async function compiledFake(
   name: "gateway" | "driver" | "supervisor",
-): Promise<{ path: string; digest: string }> {
+): Promise<{ path: string; command: string[]; digest: string }> {
   const digest = digestOfFakes();
   const path = join(CACHE, `${name}-${digest}`);
-  if (isFile(path)) return { path, digest };
+  const compiled = { path, command: ["/usr/bin/env", WITHOUT_JIT, path], digest };
+  if (isFile(path)) return compiled;
   mkdirSync(CACHE, { recursive: true });
   prune(`${name}-`);
   // Several runs may compile at once: each under a name of its own, and the last one to be done stays.
@@ -51,13 +54,13 @@ export async function compiledFake(
   if ((await compiler.exited) !== 0)
     throw new HarnessError(`fakes/${name}.ts does not compile:\n${said.trim()}`);
   renameSync(fresh, path);
-  return { path, digest };
+  return compiled;
 }
 
 /** Removes all but the newest few: an older one may still be at work, in a stack that `up` keeps. */
 function prune(prefix: string): void {
   const files = readdirSync(CACHE)
-    .filter((file) => file.startsWith(prefix))
+    .filter((file) => file.startsWith(prefix) || file.startsWith(`.${prefix}`))
     .map((file) => join(CACHE, file));
   const byAge = files.toSorted((a, b) => statSync(b).mtimeMs - statSync(a).mtimeMs);
   for (const old of byAge.slice(KEPT)) rmSync(old, { force: true });

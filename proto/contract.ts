@@ -24,7 +24,6 @@ import type { ProtoGrpcType as OpenShellPackage } from "./v0.0/types/openshell.t
 function load<Package>(packageName: string, texts: string[]): Package {
   const root = protobuf.Root.fromJSON(protobuf.common.get("google/protobuf/struct.proto")!);
   for (const text of texts) protobuf.parse(text, root, { keepCase: true });
-  root.resolveAll();
   const services = root.lookup(packageName) as protobuf.Namespace;
   return grpc.loadPackageDefinition(
     Object.fromEntries(
@@ -38,8 +37,8 @@ function load<Package>(packageName: string, texts: string[]): Package {
 function serviceDefinition(service: protobuf.Service): grpc.ServiceDefinition {
   return Object.fromEntries(
     service.methodsArray.map((method) => {
-      const request = codec(method.resolvedRequestType!);
-      const response = codec(method.resolvedResponseType!);
+      const request = codec(() => resolved(method).resolvedRequestType!);
+      const response = codec(() => resolved(method).resolvedResponseType!);
       const definition: grpc.MethodDefinition<object, object> & { originalName: string } = {
         path: `/${service.fullName.slice(1)}/${method.name}`,
         originalName: method.name.charAt(0).toLowerCase() + method.name.slice(1),
@@ -55,11 +54,20 @@ function serviceDefinition(service: protobuf.Service): grpc.ServiceDefinition {
   );
 }
 
-function codec(type: protobuf.Type) {
+const resolved = (method: protobuf.Method) => method.resolve() as protobuf.Method;
+
+/** A type is looked up when it is first used: a process uses few of all that there are. */
+function codec(typeOf: () => protobuf.Type) {
   const options = { longs: String, enums: String, defaults: true, oneofs: true };
   return {
-    serialize: (message: object): Buffer => Buffer.from(type.encode(type.fromObject(message)).finish()),
-    deserialize: (bytes: Buffer): object => type.toObject(type.decode(bytes), options),
+    serialize(message: object): Buffer {
+      const type = typeOf();
+      return Buffer.from(type.encode(type.fromObject(message)).finish());
+    },
+    deserialize(bytes: Buffer): object {
+      const type = typeOf();
+      return type.toObject(type.decode(bytes), options);
+    },
   };
 }
 

@@ -68,7 +68,7 @@ export async function openRelay(
   gateway: Gateway,
   session: SessionCall,
   open: RelayOpen__Output,
-  server: Server,
+  server: () => Promise<Server>,
   log: Log,
 ) {
   const { channel_id } = open;
@@ -76,13 +76,14 @@ export async function openRelay(
     session.write({ relay_open_result: { channel_id, success, error } });
   try {
     const target = open.target === "tcp" ? await dialLoopback(open.tcp!) : undefined;
+    const ssh = target ? undefined : await server();
     answer(true);
     const call = gateway.client.relayStream(gateway.metadata());
     call.write({ init: { channel_id } });
     const relay = relayStream(call);
     relay.on("error", (error) => log.write("debug", `relay: ${error.message}`));
     if (target) bridge(relay, target);
-    else server.injectSocket(relay as Socket);
+    else ssh!.injectSocket(relay as Socket);
   } catch (error) {
     log.write("warn", `relay refused: ${describe(error)}`);
     answer(false, describe(error));

@@ -9,7 +9,7 @@ import { reportMainExit, startMain } from "./main-process.ts";
 import { Processes } from "./processes.ts";
 import { holdSession } from "./session.ts";
 import type { Settings } from "./settings.ts";
-import { startSsh } from "./ssh.ts";
+import { sshServer } from "./ssh.ts";
 import { findUser, mainEnvironment } from "./user.ts";
 
 /** Between SIGTERM and SIGKILL when the supervisor stops, in milliseconds. */
@@ -41,8 +41,8 @@ export async function run(settings: Settings, onSignal: (end: () => void) => voi
     });
     let ended = false;
     void exit.then(() => (ended = true));
-    const server = await startSsh({ settings, processes, log });
     // A sandbox whose main process is over already never becomes Ready.
+    const server = sshServer({ settings, processes, log });
     if (!ended) void holdSession({ gateway, hello, server, log, stopped: stopped.signal });
     const exit_code = await exit;
     // Not a failure of the main process: a gateway that is shutting down itself would take it for one.

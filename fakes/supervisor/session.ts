@@ -15,7 +15,7 @@ import { openRelay, type SessionCall } from "./relays.ts";
 interface SessionContext {
   gateway: Gateway;
   hello: { sandbox_id: string; instance_id: string };
-  server: Server;
+  server: () => Promise<Server>;
   log: Log;
   stopped: AbortSignal;
 }

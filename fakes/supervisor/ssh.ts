@@ -23,8 +23,14 @@ interface Shells {
   log: Log;
 }
 
-/** The sandbox's SSH server: any user, no password, since only the gateway can open a relay to it. */
-export async function startSsh(shells: Shells): Promise<Server> {
+/** The sandbox's SSH server, made for the first relay: most sandboxes never run a command. */
+export function sshServer(shells: Shells): () => Promise<Server> {
+  let server: Promise<Server> | undefined;
+  return () => (server ??= startSsh(shells));
+}
+
+/** Takes any user without a password, since only the gateway can open a relay to it. */
+async function startSsh(shells: Shells): Promise<Server> {
   const ssh2 = (await import("ssh2")).default;
   let hostKey: string;
   // ssh2 1.17 takes one in 270 of the keys that it makes itself for malformed.
