@@ -24,16 +24,18 @@ import { unary } from "../proto/contract.ts";
 import { describeBelonging, Engine, removeBelongings } from "./engine.ts";
 import { Child, cleanEnvironment } from "./process.ts";
 import { compiledFake } from "./programs.ts";
-import { type Setup, Stack, type StackInfo, type StackSpec } from "./stack.ts";
+import { type DriverContext, type Setup, Stack, type StackInfo, type StackSpec } from "./stack.ts";
 import type { Call, Rule } from "./tap.ts";
 
 const FAKE_SANDBOX_IMAGE = "localhost/openshell-e2e/sandbox:fake";
+const PROBE_IMAGE = "localhost/openshell-e2e/probe";
 const FAKE_SUPERVISOR_IMAGE = "localhost/openshell-e2e/supervisor:fake";
 
 /** Owns the programs of a run. Its public methods are what can be asked over the control socket. */
 export class Keeper {
   readonly #stacks = new Map<number, Stack>();
   #engineProcess: Child | undefined;
+  #probe: Promise<string> | undefined;
   #nextStack = 1;
   #closing: Promise<string[]> | undefined;
 
@@ -54,6 +56,7 @@ export class Keeper {
       commands: { gateway: parts.gateway.command, driver: parts.driver.command },
       sandboxImage: parts.engine.real ? settings.sandboxImage : FAKE_SANDBOX_IMAGE,
       supervisorImage: parts.supervisor.real ? settings.supervisorImage : FAKE_SUPERVISOR_IMAGE,
+      probeImage: () => keeper.#importProbe(),
     };
     const keeper = new Keeper(setup);
     try {
@@ -149,6 +152,21 @@ export class Keeper {
     if (!parts.supervisor.real) setup.supervisorImage = await importFakeSupervisor(engine, setup.run);
   }
 
+  #importProbe(): Promise<string> {
+    return (this.#probe ??= (async () => {
+      const { run } = this.setup;
+      const engine = this.setup.engine!;
+      const text = readFileSync(join(import.meta.dir, "probe.sh"), "utf8");
+      const reference = `${PROBE_IMAGE}:${new Bun.CryptoHasher("sha256").update(text).digest("hex").slice(0, 16)}`;
+      if (await engine.hasImage(reference)) return reference;
+      const folder = join(run.folder, "probe-image");
+      mkdirSync(folder);
+      writeFileSync(join(folder, "openshell-sandbox"), text, { mode: 0o755 });
+      await engine.importImage(reference, await tarOf(folder));
+      return reference;
+    })());
+  }
+
   /** Who and where this run is. */
   hello() {
     const { run, parts, sandboxImage, supervisorImage } = this.setup;
@@ -199,6 +217,32 @@ export class Keeper {
     if (!child) throw new HarnessError(`${who}: it was never started`);
     if (what === "kill") child.kill("SIGKILL");
     return child.stop(20_000);
+  }
+
+  /** Starts one more driver process of a stack. Resolves with its number, at once. */
+  async startOtherDriver(id: number, differing: Partial<DriverContext>): Promise<number> {
+    const stack = this.#stack(id);
+    await stack.startOtherDriver(differing);
+    return stack.otherDrivers.length;
+  }
+
+  /** How a driver process is: number 0 is the stack's own. Resolves with its end, such as "exit code 0", once it ended. */
+  driverState(id: number, number: number): { pid: number; ended?: string; command: string; tail: string } {
+    const driver = this.#driver(id, number);
+    const { pid, ending } = driver;
+    return { pid, ended: ending, command: driver.argv.join(" "), tail: driver.tail() };
+  }
+
+  /** Sends a signal to a driver process. */
+  signalDriver(id: number, number: number, name: NodeJS.Signals): void {
+    this.#driver(id, number).kill(name);
+  }
+
+  #driver(id: number, number: number): Child {
+    const { driver, otherDrivers } = this.#stack(id);
+    const child = number === 0 ? driver : otherDrivers[number - 1];
+    if (!child) throw new HarnessError(`There is no driver ${number}`);
+    return child;
   }
 
   info(id: number): StackInfo {
@@ -357,6 +401,9 @@ const API = [
   "startStack",
   "stopStack",
   "control",
+  "startOtherDriver",
+  "driverState",
+  "signalDriver",
   "info",
   "calls",
   "lastCall",

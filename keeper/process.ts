@@ -54,7 +54,7 @@ export class Child {
       return await eventually(probe, {
         what: `${this.name}: ${what}`,
         deadlineMs,
-        failed: () => (this.alive ? undefined : `it ended with ${this.#ending()}`),
+        failed: () => (this.alive ? undefined : `it ended with ${this.ending}`),
       });
     } catch (error) {
       throw new HarnessError(`${(error as Error).message}\n${this.describe()}`);
@@ -67,8 +67,10 @@ export class Child {
     return `  command: ${this.argv.join(" ")}\n${tail ? indent(tail, "  | ") : "  (its log is empty)"}`;
   }
 
-  #ending(): string {
+  /** How it ended, such as "exit code 0" or "signal SIGKILL"; undefined while it runs. */
+  get ending(): string | undefined {
     const { exitCode, signalCode } = this.#process;
+    if (this.alive) return undefined;
     return signalCode ? `signal ${signalCode}` : `exit code ${exitCode}`;
   }
 
@@ -82,7 +84,7 @@ export class Child {
     const timer = setTimeout(() => this.kill("SIGKILL"), graceMs);
     await this.exited;
     clearTimeout(timer);
-    return this.#ending();
+    return this.ending!;
   }
 }
 

@@ -103,8 +103,10 @@ export interface StackSpec {
   gatewayArgs?: string[];
   /** Added to the gateway's environment, in the same way. */
   gatewayEnv?: Record<string, string>;
-  /** Which of the two is started first; "gateway-only" starts no driver at all. */
-  order?: "driver-first" | "gateway-first" | "gateway-only";
+  /** Which of the two is started first, or which one alone. */
+  order?: "driver-first" | "gateway-first" | "gateway-only" | "driver-only";
+  /** Sandboxes run the probe, which tells what it was given and wants no gateway, in the supervisor's place. */
+  probe?: boolean;
   /** How long the gateway may take to answer, in milliseconds. */
   deadlineMs?: number;
 }
@@ -138,6 +140,8 @@ export interface Setup {
   rootless: boolean;
   sandboxImage: string;
   supervisorImage: string;
+  /** Puts the probe's image on the engine, once. */
+  probeImage: () => Promise<string>;
 }
 
 const GATEWAY_DEADLINE_MS = 20_000;
@@ -155,6 +159,8 @@ export class Stack {
   tap: Tap | undefined;
   gateway: Child | undefined;
   driver: Child | undefined;
+  /** Driver processes beside the stack's own, for whoever tries how one starts and ends. */
+  readonly otherDrivers: Child[] = [];
   port = 0;
   healthPort = 0;
   #tls: StackInfo["tls"];
@@ -186,6 +192,10 @@ export class Stack {
       if (order === "gateway-first") this.#spawnGateway();
       const driver = order === "gateway-only" ? Promise.resolve() : this.#startDriverOnNetwork();
       this.#starting = Promise.allSettled([driver]);
+      if (order === "driver-only") {
+        await driver;
+        return this.info;
+      }
       if (this.spec.tap !== false && order === "driver-first") {
         // The tap lets nothing through before the driver is ready, so the gateway need not wait to be started.
         this.tap = await this.#openTap(driver);
@@ -238,8 +248,29 @@ export class Stack {
 
   /** Starts the driver and waits until it answers. */
   async startDriver(): Promise<void> {
-    const { run, settings, parts, commands, engine, sandboxImage, supervisorImage } = this.setup;
-    const state = join(this.folder, "driver-home");
+    const driver = (this.driver = await this.#launchDriver({}, "driver"));
+    await driver.ready(
+      () => {
+        if (!existsSync(this.driverSocket)) throw new Error(`${this.driverSocket} does not exist`);
+      },
+      "bind its socket",
+      DRIVER_DEADLINE_MS,
+    );
+    await this.#askDriver(driver);
+    await this.tap?.reconnected(5_000);
+  }
+
+  /** Starts one more driver process, told `differing` things; whether it gets anywhere is for the caller to see. */
+  async startOtherDriver(differing: Partial<DriverContext>): Promise<Child> {
+    const driver = await this.#launchDriver(differing, `driver-${this.otherDrivers.length + 2}`);
+    this.otherDrivers.push(driver);
+    return driver;
+  }
+
+  async #launchDriver(differing: Partial<DriverContext>, name: string): Promise<Child> {
+    const { run, settings, parts, commands, engine, sandboxImage, probeImage } = this.setup;
+    const supervisorImage = this.spec.probe && engine ? await probeImage() : this.setup.supervisorImage;
+    const state = join(this.folder, `${name}-home`);
     const scheme = this.spec.tls ? "https" : "http";
     const context: DriverContext = {
       socket: this.driverSocket,
@@ -254,6 +285,7 @@ export class Stack {
       tls_ca: this.#tls?.ca ?? "",
       tls_cert: this.#tls?.cert ?? "",
       tls_key: this.#tls?.key ?? "",
+      ...differing,
     };
     const seen = settings.driverEnv
       .split(",")
@@ -262,17 +294,7 @@ export class Stack {
     const passed = Object.fromEntries(seen.map((name) => [name, process.env[name] ?? ""]));
     const environment = { ...cleanEnvironment(run, state), ...passed };
     const argv = profileOf(settings, parts)(commands.driver, context);
-    const driver = Child.start("driver", argv, environment, this.#log("driver"));
-    this.driver = driver;
-    await driver.ready(
-      () => {
-        if (!existsSync(this.driverSocket)) throw new Error(`${this.driverSocket} does not exist`);
-      },
-      "bind its socket",
-      DRIVER_DEADLINE_MS,
-    );
-    await this.#askDriver(driver);
-    await this.tap?.reconnected(5_000);
+    return Child.start(name, argv, environment, this.#log(name));
   }
 
   #openTap(driverReady: Promise<unknown>): Promise<Tap> {
@@ -442,7 +464,7 @@ export class Stack {
    */
   async stop(): Promise<void> {
     await this.gateway?.stop(GATEWAY_GRACE_MS);
-    await this.driver?.stop(DRIVER_GRACE_MS);
+    await Promise.all([this.driver, ...this.otherDrivers].map((driver) => driver?.stop(DRIVER_GRACE_MS)));
     this.tap?.close();
     // A start that is still under way ends now, or has its driver ended: nothing more may be made on the engine.
     await this.#starting;

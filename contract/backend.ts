@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/**
+ * What stands behind a driver, as far as a check must look there or interfere: list what a sandbox has, kill its
+ * workload, remove it behind the driver's back, and, where it can, tell what the workload was given.
+ */
+import { Engine, removeBelongings, type Belonging } from "../keeper/engine.ts";
+
+/** What a sandbox's workload was given, as its backend and its probe tell. */
+export interface Workload {
+  /** Whether its compute runs. */
+  running: boolean;
+  /** When its compute was last started; differs after each start. */
+  started: string;
+  labels: Record<string, string>;
+  /** The command line of the container. */
+  command: string[];
+  /** The container's environment as the backend shows it. */
+  environment: Record<string, string>;
+  /** Of the container: microseconds of CPU a period, the period, and bytes of memory. 0 is unlimited. */
+  limits: { cpuQuota: number; cpuPeriod: number; memory: number };
+  /** What the probe printed; unset when something else stands in the supervisor's place. */
+  probe?: Probe;
+}
+
+/** What keeper/probe.sh tells of itself. */
+export interface Probe {
+  environment: Record<string, string>;
+  arguments: string[];
+  /** The token file's mode in octal and the SHA-256 of its content; unset without a file. */
+  token?: { mode: string; sha256: string };
+  /** How often it was started in this workspace. */
+  starts: number;
+}
+
+/** What checks may ask of a backend. Each method is there only if this backend can do it. */
+export interface Backend {
+  name: string;
+  /** All that there is of a sandbox, a line each. */
+  list?: (id: string) => Promise<string[]>;
+  /** Ends the workload as a crash would. */
+  kill?: (id: string) => Promise<void>;
+  /** Removes the workload, without the driver. */
+  remove?: (id: string) => Promise<void>;
+  inspect?: (id: string) => Promise<Workload>;
+}
+
+interface Inspected {
+  Id: string;
+  State: { Status: string; StartedAt: string };
+  Path: string;
+  Args: string[];
+  Config: { Labels: Record<string, string>; Env: string[] };
+  HostConfig: { CpuQuota: number; CpuPeriod: number; Memory: number };
+}
+
+/** A Podman service, real or fake. Sandboxes are found by the label that carries their id. */
+export function podman(engine: Engine): Backend {
+  const find = async (id: string) => {
+    const query = { all: "true", filters: JSON.stringify({ label: [`openshell.ai/sandbox-id=${id}`] }) };
+    const found = await engine.call<{ Id: string }[] | null>("GET", "containers/json", { query });
+    return (found ?? []).map(({ Id }) => Id);
+  };
+  const one = async (id: string) => {
+    const [container] = await find(id);
+    if (!container) throw new Error(`podman has no container of sandbox ${id}`);
+    return container;
+  };
+  return {
+    name: "podman",
+    async list(id) {
+      const containers = (await find(id)).map((container) => `container ${container.slice(0, 12)}`);
+      const [volumes, secrets] = await Promise.all([engine.volumes(), engine.secrets()]);
+      const mine = (kind: string, names: string[]) =>
+        names.filter((name) => name.includes(id)).map((name) => `${kind} ${name}`);
+      return [...containers, ...mine("volume", volumes), ...mine("secret", secrets)];
+    },
+    async kill(id) {
+      await engine.call("POST", `containers/${await one(id)}/kill`, { query: { signal: "SIGKILL" } });
+    },
+    async remove(id) {
+      const containers = await find(id);
+      await removeBelongings(
+        engine,
+        containers.map((name): Belonging => ({ kind: "container", name })),
+      );
+    },
+    async inspect(id) {
+      const container = await one(id);
+      const [seen, lines] = await Promise.all([
+        engine.call<Inspected>("GET", `containers/${container}/json`),
+        engine.logs(container, 100),
+      ]);
+      return {
+        running: seen.State.Status === "running",
+        started: seen.State.StartedAt,
+        labels: seen.Config.Labels,
+        command: [seen.Path, ...seen.Args],
+        environment: fromPairs(seen.Config.Env),
+        limits: {
+          cpuQuota: seen.HostConfig.CpuQuota,
+          cpuPeriod: seen.HostConfig.CpuPeriod,
+          memory: seen.HostConfig.Memory,
+        },
+        probe: readProbe(lines),
+      };
+    },
+  };
+}
+
+/** A backend of commands, in which `{id}` stands for the sandbox's id; run without a shell. */
+export function commands(given: { list?: string; kill?: string; remove?: string }): Backend {
+  const run = async (command: string, id: string): Promise<string> => {
+    const argv = command.split(/\s+/).map((word) => word.replaceAll("{id}", id));
+    const child = Bun.spawn(argv, { stdin: "ignore", stdout: "pipe", stderr: "pipe", timeout: 30_000 });
+    const [output, errors] = await Promise.all([child.stdout.text(), child.stderr.text()]);
+    if ((await child.exited) !== 0)
+      throw new Error(`${argv.join(" ")}: exit code ${child.exitCode}: ${errors.trim()}`);
+    return output;
+  };
+  const { list, kill, remove } = given;
+  return {
+    name: "commands",
+    ...(list && {
+      list: async (id) => (await run(list, id)).split("\n").filter((line) => line.includes(id)),
+    }),
+    ...(kill && { kill: async (id) => void (await run(kill, id)) }),
+    ...(remove && { remove: async (id) => void (await run(remove, id)) }),
+  };
+}
+
+const fromPairs = (pairs: string[]): Record<string, string> =>
+  Object.fromEntries(pairs.map((pair) => pair.split(/=(.*)/s).slice(0, 2) as [string, string]));
+
+/** The probe's lines of the container's last start. */
+function readProbe(lines: string[]): Probe | undefined {
+  const last = (name: string) =>
+    lines.findLast((line) => line.startsWith(`probe ${name} `))?.slice(`probe ${name} `.length);
+  const starts = last("starts");
+  if (starts === undefined) return undefined;
+  const decoded = (name: string) => Buffer.from(last(name) ?? "", "base64").toString();
+  const [mode = "", sha256 = ""] = last("token")?.split(" ") ?? [];
+  return {
+    environment: fromPairs(decoded("environment").split("\0").filter(Boolean)),
+    arguments: decoded("arguments").split("\n").slice(0, -1),
+    token: sha256 ? { mode, sha256 } : undefined,
+    starts: Number(starts),
+  };
+}

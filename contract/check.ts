@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/**
+ * What a check of the driver contract is, and the words in which it finds a driver right or wrong.
+ *
+ * The checks themselves are in scenarios/driver-contract, a file for each group of rules.
+ */
+import type { Trial } from "./trial.ts";
+
+/** MUST: the gateway depends on it, or the contract states it. SHOULD: every driver of upstream's does it. */
+export type Level = "MUST" | "SHOULD";
+
+/** A rule of the contract, why it matters, and its proof. */
+export interface Check {
+  /** Stable, such as "DC-45". */
+  id: string;
+  /** The letter and the subject of its group, such as "E Get and List". */
+  group: string;
+  level: Level;
+  /** The rule as a sentence. */
+  rule: string;
+  /** Where the rule comes from. */
+  source: string;
+  /** What users meet when a driver breaks it. */
+  harm: string;
+  /** It starts, ends or floods drivers or the engine: nothing else runs beside it. */
+  alone: boolean;
+  /** What its body may take, in milliseconds. */
+  deadlineMs: number;
+  body: (trial: Trial) => Promise<void>;
+}
+
+/** Every check that is loaded, in the order of the files. */
+export const checks: Check[] = [];
+
+type About = Pick<Check, "source" | "harm"> & Partial<Pick<Check, "alone" | "deadlineMs">>;
+
+/** The checks of one group: `const check = group("E Get and List")`, and then `check("DC-45", "MUST", …)`. */
+export function group(name: string) {
+  return (id: string, level: Level, rule: string, about: About, body: Check["body"]): void => {
+    if (checks.some((known) => known.id === id)) throw new Error(`There are two checks ${id}`);
+    checks.push({ id, group: name, level, rule, alone: false, deadlineMs: 20_000, ...about, body });
+  };
+}
+
+// Findings
+
+/** The driver broke the rule. */
+export class Violation extends Error {
+  constructor(
+    readonly expected: string,
+    readonly seen: string,
+  ) {
+    super(`expected ${expected}\n     saw ${seen}`);
+  }
+}
+
+/** The rule cannot be asked of this driver, or not here; the message says why. */
+export class NotApplicable extends Error {}
+
+/** A value as it is shown in a finding, in one line of bounded length. */
+export function show(value: unknown): string {
+  const text = typeof value === "string" ? value : Bun.inspect(value, { depth: 6, compact: true });
+  const line = text.replace(/\s*\n\s*/g, " ");
+  return line.length > 400 ? `${line.slice(0, 400)}…` : line;
+}
+
+/** @throws Violation unless it holds. */
+export function holds(fact: boolean, expected: string, seen: unknown): asserts fact {
+  if (!fact) throw new Violation(expected, show(seen));
+}
+
+/** @throws Violation unless both are deeply equal. `what` names the thing, such as "the snapshot's name". */
+export function same(what: string, seen: unknown, expected: unknown): void {
+  if (!Bun.deepEquals(seen, expected)) throw new Violation(`${what}: ${show(expected)}`, show(seen));
+}
+
+/**
+ * Waits for a call to be refused.
+ * @returns the refusal, for a look at its message.
+ * @throws Violation when the call succeeds or fails with none of `codes`.
+ */
+export async function refuses(call: Promise<unknown>, ...codes: string[]): Promise<Refused> {
+  const wanted = codes.join(" or ");
+  const answer = await call.catch((error: unknown) => {
+    if (error instanceof Refused) return error;
+    throw error;
+  });
+  if (!(answer instanceof Refused)) throw new Violation(wanted, `OK ${show(answer)}`);
+  if (!codes.includes(answer.code)) throw new Violation(wanted, answer.message);
+  return answer;
+}
+
+/** A call that a driver answered with an error status. */
+export class Refused extends Error {
+  constructor(
+    readonly method: string,
+    /** The status' name, such as "NOT_FOUND". */
+    readonly code: string,
+    readonly details: string,
+  ) {
+    super(`${code}: ${details}`);
+  }
+}

@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/**
+ * A client of a driver that asks as a gateway asks: over HTTP/2 cleartext on a Unix socket, with `traceparent` in the
+ * metadata, an `:authority` that says nothing, and id and name both set. It keeps what it called, as evidence.
+ */
+import * as grpc from "@grpc/grpc-js";
+import { codeName, computeDriver, unary } from "../proto/contract.ts";
+import type { ComputeDriverClient } from "../proto/v0.0/types/openshell/compute/v1/ComputeDriver.ts";
+import type { DriverSandbox } from "../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
+import type { DriverSandbox__Output as Snapshot } from "../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
+import type { WatchSandboxesEvent__Output as Event } from "../proto/v0.0/types/openshell/compute/v1/WatchSandboxesEvent.ts";
+import { redact } from "../keeper/tap.ts";
+import { Refused, show, Violation } from "./check.ts";
+
+export type { Event, Snapshot };
+
+/** How long a driver may take to answer, in milliseconds, unless a rule says otherwise. The gateway itself waits for ever. */
+export const ANSWER_MS = 10_000;
+
+/** One call, as evidence: a line of text. `at` is in milliseconds since the first. */
+export interface Asked {
+  at: number;
+  text: string;
+}
+
+/** Who a call is about: a gateway always sends both. */
+export interface Ref {
+  id: string;
+  name: string;
+}
+
+const KEPT_CALLS = 40;
+
+/** One connection to a driver. */
+export class Driver {
+  readonly client: ComputeDriverClient;
+  readonly asked: Asked[] = [];
+  readonly #began = performance.now();
+  readonly #watches = new Set<Watch>();
+
+  constructor(readonly socket: string) {
+    this.client = new (computeDriver().ComputeDriver)(`unix:${socket}`, grpc.credentials.createInsecure(), {
+      // What tonic sends, the library that the gateway dials with.
+      "grpc.default_authority": "[::]:50051",
+      "grpc.initial_reconnect_backoff_ms": 20,
+      "grpc.max_reconnect_backoff_ms": 100,
+      // A connection of its own, as every gateway has.
+      "grpc.use_local_subchannel_pool": 1,
+    });
+  }
+
+  close(): void {
+    for (const watch of this.#watches) watch.close();
+    this.client.close();
+  }
+
+  getCapabilities = (deadlineMs?: number) =>
+    this.#ask("GetCapabilities", this.client.GetCapabilities, {}, deadlineMs);
+  getListenerRequirements = () =>
+    this.#ask("GetGatewayListenerRequirements", this.client.GetGatewayListenerRequirements, {});
+  validate = (sandbox: DriverSandbox | null, deadlineMs?: number) =>
+    this.#ask("ValidateSandboxCreate", this.client.ValidateSandboxCreate, { sandbox }, deadlineMs);
+  create = (sandbox: DriverSandbox | null, deadlineMs?: number) =>
+    this.#ask("CreateSandbox", this.client.CreateSandbox, { sandbox }, deadlineMs);
+  stop = (who: Ref, deadlineMs?: number) =>
+    this.#ask("StopSandbox", this.client.StopSandbox, request(who), deadlineMs);
+  start = (who: Ref, deadlineMs?: number) =>
+    this.#ask("StartSandbox", this.client.StartSandbox, request(who), deadlineMs);
+  ensureWorkspace = (workspace: string) =>
+    this.#ask("EnsureWorkspace", this.client.EnsureWorkspace, { workspace });
+  deleteWorkspace = (workspace: string) =>
+    this.#ask("DeleteWorkspace", this.client.DeleteWorkspace, { workspace });
+
+  /** Deletes a sandbox. @returns what the driver says: whether there was one. */
+  async delete(who: Ref, deadlineMs?: number): Promise<boolean> {
+    return (await this.#ask("DeleteSandbox", this.client.DeleteSandbox, request(who), deadlineMs)).deleted;
+  }
+
+  /** The sandbox as the driver has it. @throws Refused with NOT_FOUND when it has none. */
+  async get(who: Ref): Promise<Snapshot> {
+    const { sandbox } = await this.#ask("GetSandbox", this.client.GetSandbox, request(who));
+    if (!sandbox) throw new Violation("a sandbox, or NOT_FOUND", "OK without a sandbox");
+    return sandbox;
+  }
+
+  async list(): Promise<Snapshot[]> {
+    return (await this.#ask("ListSandboxes", this.client.ListSandboxes, {})).sandboxes;
+  }
+
+  /** Opens a watch; it is over when it or the connection is closed. */
+  watch(): Watch {
+    const watch = new Watch(this.client.WatchSandboxes({}, metadata()), (text) => this.#note(text));
+    this.#watches.add(watch);
+    return watch;
+  }
+
+  async #ask<Request, Response>(
+    name: string,
+    method: (request: Request, callback: grpc.requestCallback<Response>) => grpc.ClientUnaryCall,
+    message: Request,
+    deadlineMs = ANSWER_MS,
+  ): Promise<Response> {
+    const began = performance.now();
+    const note = (outcome: string) =>
+      this.#note(
+        `${name} ${show(redact(message))} → ${outcome} (${Math.round(performance.now() - began)} ms)`,
+      );
+    try {
+      const response = await unary(this.client, method, message, { deadlineMs, metadata: metadata() });
+      note(`OK ${show(redact(response))}`);
+      return response;
+    } catch (error) {
+      const { code, details } = error as grpc.ServiceError;
+      if (typeof code !== "number") throw error;
+      note(`${codeName(code)} ${details}`);
+      const said = code === grpc.status.DEADLINE_EXCEEDED ? `no answer within ${deadlineMs} ms` : details;
+      throw new Refused(name, codeName(code), said);
+    }
+  }
+
+  #note(text: string): void {
+    this.asked.push({ at: performance.now() - this.#began, text });
+    if (this.asked.length > KEPT_CALLS) this.asked.shift();
+  }
+}
+
+const request = ({ id, name }: Ref) => ({ sandbox_id: id, sandbox_name: name });
+
+function metadata(): grpc.Metadata {
+  const trace = crypto.randomUUID().replaceAll("-", "");
+  const metadata = new grpc.Metadata();
+  metadata.set("traceparent", `00-${trace}-${trace.slice(0, 16)}-01`);
+  return metadata;
+}
+
+// Watches
+
+/** An open watch, and all that came over it. */
+export class Watch {
+  readonly events: Event[] = [];
+  /** How it ended, such as "OK" or "UNAVAILABLE: …"; unset while it is open. */
+  ended: string | undefined;
+  /** Resolves when the driver has begun to answer. */
+  readonly began: Promise<void>;
+  readonly #call: grpc.ClientReadableStream<Event>;
+  #changed = Promise.withResolvers<void>();
+
+  constructor(call: grpc.ClientReadableStream<Event>, note: (text: string) => void) {
+    this.#call = call;
+    this.began = new Promise((resolve) => call.once("metadata", () => resolve()));
+    call.on("data", (event: Event) => {
+      this.events.push(event);
+      note(`WatchSandboxes ⇠ ${describeEvent(event)}`);
+      this.#change();
+    });
+    call.on("error", () => {});
+    call.on("status", ({ code, details }: grpc.StatusObject) => {
+      this.ended = code === grpc.status.OK ? "OK" : `${codeName(code)}: ${details}`;
+      note(`WatchSandboxes ended: ${this.ended}`);
+      this.#change();
+    });
+  }
+
+  #change(): void {
+    this.#changed.resolve();
+    this.#changed = Promise.withResolvers();
+  }
+
+  /** The snapshots of one sandbox, oldest first. */
+  of(id: string): Snapshot[] {
+    return this.events.flatMap(({ sandbox }) => (sandbox?.sandbox?.id === id ? [sandbox.sandbox] : []));
+  }
+
+  /** Whether it was said that this sandbox is gone. */
+  deleted(id: string): boolean {
+    return this.events.some(({ deleted }) => deleted?.sandbox_id === id);
+  }
+
+  /**
+   * Waits until `seen` is true of what came so far.
+   * @throws Violation when it is not within `deadlineMs`, or when the watch ends before.
+   */
+  async until(what: string, seen: () => boolean, deadlineMs = ANSWER_MS): Promise<void> {
+    const deadline = performance.now() + deadlineMs;
+    while (!seen()) {
+      const left = deadline - performance.now();
+      const last = this.events.slice(-3).map(describeEvent).join("; ") || "no event";
+      if (this.ended !== undefined)
+        throw new Violation(what, `the watch ended with ${this.ended}, after ${last}`);
+      if (left <= 0) throw new Violation(`${what} within ${deadlineMs} ms`, last);
+      await Promise.race([this.#changed.promise, Bun.sleep(Math.min(left, 250))]);
+    }
+  }
+
+  close(): void {
+    this.#call.cancel();
+  }
+}
+
+/** An event in a few words. */
+export function describeEvent({ sandbox, deleted, platform_event }: Event): string {
+  if (deleted) return `deleted ${deleted.sandbox_id}`;
+  if (platform_event) return `platform event ${platform_event.event?.reason} of ${platform_event.sandbox_id}`;
+  if (!sandbox?.sandbox) return "an event without content";
+  return describeSnapshot(sandbox.sandbox);
+}
+
+/** A snapshot in a few words: "box (5f3a…) Ready=False/ContainerExited". */
+export function describeSnapshot({ id, name, status }: Snapshot): string {
+  const conditions =
+    status?.conditions.map(({ type, status, reason }) => `${type}=${status}/${reason}`) ?? [];
+  return [`${name} (${id})`, ...conditions, status ? "" : "no status", status?.deleting ? "deleting" : ""]
+    .filter(Boolean)
+    .join(" ");
+}
+
+// The gateway's rules
+
+/** Reasons of Ready=False that a gateway takes for progress; every other one is a final Error (gateway 0.0.112). */
+const TRANSIENT = new Set(
+  "reconcilererror dependenciesnotready supervisornotconnected starting containerstarting containercreated healthcheckstarting inspectfailed".split(
+    " ",
+  ),
+);
+const STOPPED = new Set(["containerexited", "containerstopped"]);
+
+/** What a gateway makes of a snapshot of a sandbox that it wants to run (gateway 0.0.112, derive_phase). */
+export function phaseOf({
+  status,
+}: Snapshot): "UNKNOWN" | "DELETING" | "STOPPED" | "READY" | "ERROR" | "PROVISIONING" {
+  if (!status) return "UNKNOWN";
+  if (status.deleting) return "DELETING";
+  const is = (text: string, word: string) => text.toLowerCase() === word;
+  if (status.conditions.some(({ type, status }) => is(type, "suspended") && is(status, "true")))
+    return "STOPPED";
+  const ready = status.conditions.find(({ type }) => type === "Ready");
+  if (ready && is(ready.status, "true")) return "READY";
+  if (ready && is(ready.status, "false"))
+    return TRANSIENT.has(ready.reason.toLowerCase()) ? "PROVISIONING" : "ERROR";
+  return "PROVISIONING";
+}
+
+/** Whether a gateway that waits for a sandbox to stop takes this for its stop. */
+export const isStopped = (snapshot: Snapshot): boolean =>
+  phaseOf(snapshot) === "STOPPED" ||
+  (snapshot.status?.conditions ?? []).some(
+    ({ status, reason }) => status.toLowerCase() === "false" && STOPPED.has(reason.toLowerCase()),
+  );
+
+/** Whether a gateway would show a sandbox with this snapshot as coming up or up. */
+export const isUp = (snapshot: Snapshot): boolean => ["PROVISIONING", "READY"].includes(phaseOf(snapshot));

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** The driver that is checked: one that the harness starts, or one that runs already. */
+import { existsSync, statSync } from "node:fs";
+import { resolve } from "node:path";
+import { type Connection, HarnessError, type Settings } from "../harness.ts";
+import { Engine } from "../keeper/engine.ts";
+import { type Backend, commands, podman } from "./backend.ts";
+import type { Subject } from "./trial.ts";
+
+/** How a check may look behind the driver: `--backend podman`, or commands. */
+export interface BackendChoice {
+  backend?: string;
+  "backend-list"?: string;
+  "backend-kill"?: string;
+  "backend-remove"?: string;
+}
+
+/** Beside the driver's own stop timeout. */
+const STOP_MARGIN_MS = 10_000;
+
+/** Starts the driver that the settings name, without a gateway, and finds out what can be done to it. */
+export async function startSubject(
+  keeper: Connection,
+  settings: Settings,
+  choice: BackendChoice = {},
+): Promise<Subject> {
+  const stack = await keeper.call("startStack", { order: "driver-only", tap: false, probe: true });
+  const { sandboxImage } = await keeper.call("hello");
+  const { engineSocket, driverSocket } = stack;
+  return {
+    socket: driverSocket,
+    directSocket: driverSocket,
+    backend: chooseBackend(choice, engineSocket),
+    image: engineSocket ? sandboxImage : settings.sandboxImage,
+    stopMs: Number(settings.stopTimeout) * 1_000 + STOP_MARGIN_MS,
+    owned: { keeper, stack, hasPodmanSocket: engineSocket !== "" },
+  };
+}
+
+/** A driver that somebody else started. @throws HarnessError when nothing is there. */
+export function runningSubject(path: string, settings: Settings, choice: BackendChoice): Subject {
+  const socket = resolve(path);
+  if (!existsSync(socket) || !statSync(socket).isSocket())
+    throw new HarnessError(`--socket: ${socket} is not a socket`);
+  return {
+    socket,
+    directSocket: socket,
+    backend: chooseBackend(choice, settings.podmanSocket),
+    image: settings.sandboxImage,
+    stopMs: Number(settings.stopTimeout) * 1_000 + STOP_MARGIN_MS,
+  };
+}
+
+function chooseBackend(choice: BackendChoice, engineSocket: string): Backend | undefined {
+  const { backend, "backend-list": list, "backend-kill": kill, "backend-remove": remove } = choice;
+  if (list || kill || remove) {
+    if (backend) throw new HarnessError("--backend and --backend-list, -kill or -remove exclude each other");
+    return commands({ list, kill, remove });
+  }
+  if (backend && backend !== "podman") throw new HarnessError(`--backend: podman is known, got ${backend}`);
+  if (backend && !engineSocket)
+    throw new HarnessError(
+      "--backend podman: OPENSHELL_PODMAN_SOCKET must name the Podman that the driver uses",
+    );
+  return engineSocket ? podman(new Engine(engineSocket)) : undefined;
+}

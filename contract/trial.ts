@@ -1,0 +1,389 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/**
+ * What the body of a check is given: a driver to ask, sandboxes of its own, and a backend to look into. Whatever it
+ * makes is removed when it ends, last made first.
+ */
+import { createHash, randomBytes } from "node:crypto";
+import { connect, createServer, type Socket } from "node:net";
+import { mkdirSync, rmSync } from "node:fs";
+import { join } from "node:path";
+import { eventually, type Connection } from "../harness.ts";
+import type { DriverContext, StackInfo } from "../keeper/stack.ts";
+import type { DriverSandbox } from "../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
+import type { DriverSandboxSpec } from "../proto/v0.0/types/openshell/compute/v1/DriverSandboxSpec.ts";
+import type { Backend, Probe, Workload } from "./backend.ts";
+import { holds, NotApplicable, Refused, same, Violation } from "./check.ts";
+import { type Asked, Driver, describeSnapshot, isStopped, isUp, type Ref, type Snapshot } from "./driver.ts";
+
+/** The driver that is checked, and what the harness can do to it. */
+export interface Subject {
+  /** Where it serves. */
+  socket: string;
+  /** The same driver, with nothing broken in between: for what the harness does on its own account. */
+  directSocket: string;
+  backend: Backend | undefined;
+  /** The image that sandboxes ask for; empty for the driver's default. */
+  image: string;
+  /** How a sandbox can be stopped at most, in milliseconds: the driver's stop timeout, and time for the rest. */
+  stopMs: number;
+  /** The keeper's stack that the driver is part of; unset when somebody else started it. */
+  owned?: { keeper: Connection; stack: StackInfo; hasPodmanSocket: boolean };
+}
+
+/** How long a sandbox may take to run, in milliseconds; the image is there already. */
+const UP_MS = 15_000;
+
+/** One check's run. */
+export class Trial {
+  /** The connection that most checks ask over. */
+  readonly driver: Driver;
+  readonly #undo: (() => Promise<void> | void)[] = [];
+  readonly #drivers: Driver[] = [];
+  #own: Driver | undefined;
+
+  constructor(readonly subject: Subject) {
+    this.driver = this.connect();
+  }
+
+  /** Says that the rule cannot be asked here, and why. */
+  skip(reason: string): never {
+    throw new NotApplicable(reason);
+  }
+
+  /** Has something done when the check ends, before everything that was deferred earlier. */
+  defer(undo: () => Promise<void> | void): void {
+    this.#undo.push(undo);
+  }
+
+  /** Every call that the check made, oldest first. */
+  get asked(): Asked[] {
+    return this.#drivers.flatMap(({ asked }) => asked).toSorted((a, b) => a.at - b.at);
+  }
+
+  /** One more connection to the driver, or to another one. */
+  connect(socket = this.subject.socket): Driver {
+    const driver = new Driver(socket);
+    this.#drivers.push(driver);
+    return driver;
+  }
+
+  /** Undoes everything. Resolves with what went wrong with that, a line each; the rest is undone all the same. */
+  async end(): Promise<string[]> {
+    const problems: string[] = [];
+    for (const undo of this.#undo.toReversed()) {
+      try {
+        await undo();
+      } catch (error) {
+        problems.push((error as Error).message);
+      }
+    }
+    for (const driver of this.#drivers) driver.close();
+    this.#own?.close();
+    return problems;
+  }
+
+  // Sandboxes
+
+  /** A sandbox as a gateway asks for it, with an id and a name that nobody else has. Nothing is created. */
+  sandbox(spec: DriverSandboxSpec = {}, rest: Partial<DriverSandbox> = {}): DriverSandbox & Ref {
+    const { template, ...others } = spec;
+    return {
+      id: crypto.randomUUID(),
+      name: `dc-${randomBytes(5).toString("hex")}`,
+      namespace: "",
+      workspace: "default",
+      status: {},
+      spec: {
+        command: ["sleep", "2147483"],
+        sandbox_token: this.token(),
+        template: { image: this.subject.image, ...template },
+        ...others,
+      },
+      ...rest,
+    };
+  }
+
+  /** A token of a JWT's form, which opens nothing. */
+  token(): string {
+    const part = (value: object) => Buffer.from(JSON.stringify(value)).toString("base64url");
+    return `${part({ alg: "EdDSA", typ: "JWT" })}.${part({ sub: crypto.randomUUID() })}.${randomBytes(48).toString("base64url")}`;
+  }
+
+  /** Has the driver create it, and removes it at the end: what is left in the backend then is a finding of its own. */
+  async create(sandbox: DriverSandbox & Ref = this.sandbox(), over = this.driver): Promise<Box> {
+    await this.forget(sandbox);
+    await over.create(sandbox, UP_MS);
+    return new Box(this, sandbox, over);
+  }
+
+  /** The same, and waits until its compute is up. */
+  async running(sandbox: DriverSandbox & Ref = this.sandbox(), over = this.driver): Promise<Box> {
+    const box = await this.create(sandbox, over);
+    await box.up();
+    return box;
+  }
+
+  /** Removes a sandbox at the end, whether or not it was ever made. */
+  async forget(who: Ref): Promise<void> {
+    const { owned, backend, directSocket, stopMs } = this.subject;
+    await owned?.keeper.call("remember", owned.stack.id, who.id);
+    this.defer(async () => {
+      this.#own ??= new Driver(directSocket);
+      await this.#own.delete(who, stopMs);
+      if (!backend?.list) return;
+      const none = async () => {
+        const left = await backend.list!(who.id);
+        if (left.length > 0) throw new Error(left.join(", "));
+      };
+      // A driver may answer before its backend has let go of the last volume.
+      await eventually(none, { what: `nothing left of ${who.name}`, deadlineMs: 3_000 }).catch(
+        async (error) => {
+          if (owned) await owned.keeper.call("removeLeftovers", owned.stack.id, [who.id]);
+          else await backend.remove?.(who.id);
+          throw error;
+        },
+      );
+    });
+  }
+
+  // Backend
+
+  /** A power over the backend. @throws NotApplicable, with what would give it, when there is none. */
+  backend<Power extends "list" | "kill" | "remove" | "inspect">(power: Power): NonNullable<Backend[Power]> {
+    const found = this.subject.backend?.[power];
+    if (found) return found as NonNullable<Backend[Power]>;
+    const flag =
+      power === "inspect" ? "--backend podman" : `--backend podman or --backend-${power} 'CMD {id}'`;
+    return this.skip(`nobody can ${power} in the driver's backend: ${flag} would`);
+  }
+
+  // Other drivers
+
+  /** Starts one more driver of the same kind, told `differing` things. It is ended with the check. */
+  async startDriver(differing: Partial<DriverContext> = {}): Promise<DriverProcess> {
+    const { owned } = this.subject;
+    if (!owned)
+      return this.skip("the driver was started by somebody else: --driver 'CMD' lets the harness start one");
+    if ("podman_socket" in differing && !owned.hasPodmanSocket)
+      return this.skip("the driver's command has no {podman_socket}, so its backend cannot be moved");
+    const { keeper, stack } = owned;
+    const socket = differing.socket ?? join(this.folder(), "driver.sock");
+    const number = await keeper.call("startOtherDriver", stack.id, { ...differing, socket });
+    const driver = new DriverProcess(keeper, stack.id, number, socket);
+    this.defer(() => driver.kill());
+    return driver;
+  }
+
+  /** A private folder of this check's own, on disk until it ends. */
+  folder(): string {
+    const { owned } = this.subject;
+    if (!owned)
+      return this.skip("the driver was started by somebody else: --driver 'CMD' lets the harness start one");
+    const folder = join(owned.stack.folder, randomBytes(3).toString("hex"));
+    mkdirSync(folder, { mode: 0o700 });
+    this.defer(() => rmSync(folder, { recursive: true, force: true }));
+    return folder;
+  }
+
+  /** The engine behind a socket of our own, which can be cut: for a driver that is to lose its backend. */
+  async engineBehindSocket(): Promise<Severable> {
+    const engineSocket = this.subject.owned?.stack.engineSocket;
+    if (!engineSocket) return this.skip("the harness does not know the driver's engine");
+    const severable = new Severable(join(this.folder(), "engine.sock"), engineSocket);
+    await severable.restore();
+    this.defer(() => severable.cut());
+    return severable;
+  }
+}
+
+/** A sandbox that a check had created. */
+export class Box implements Ref {
+  readonly id: string;
+  readonly name: string;
+  readonly workspace: string;
+
+  constructor(
+    readonly trial: Trial,
+    readonly asked: DriverSandbox & Ref,
+    readonly driver: Driver,
+  ) {
+    this.id = asked.id;
+    this.name = asked.name;
+    this.workspace = asked.workspace ?? "";
+  }
+
+  get = (): Promise<Snapshot> => this.driver.get(this);
+  stop = () => this.driver.stop(this, this.trial.subject.stopMs);
+  start = () => this.driver.start(this, UP_MS);
+  delete = () => this.driver.delete(this, this.trial.subject.stopMs);
+
+  /** Its snapshot in ListSandboxes; undefined if it is not listed. */
+  async listed(): Promise<Snapshot | undefined> {
+    return (await this.driver.list()).find(({ id }) => id === this.id);
+  }
+
+  /** Waits until its snapshot is as `seen` wants it. @throws Violation with the last one. */
+  async until(what: string, seen: (snapshot: Snapshot) => boolean, deadlineMs = UP_MS): Promise<Snapshot> {
+    let last = "nothing";
+    const look = async () => {
+      const snapshot = await this.get();
+      last = describeSnapshot(snapshot);
+      if (!seen(snapshot)) throw new Error(last);
+      return snapshot;
+    };
+    return eventually(look, { what, deadlineMs }).catch((error: unknown) => {
+      if (error instanceof Refused) throw error;
+      throw new Violation(`${what} within ${deadlineMs} ms`, last === "nothing" ? String(error) : last);
+    });
+  }
+
+  /** Waits until its compute is up: for the probe's word where there is one, for the backend's, or the driver's. */
+  async up(): Promise<Snapshot> {
+    const inspect = this.trial.subject.backend?.inspect;
+    if (inspect) {
+      const running = async () => {
+        const { running, probe } = await inspect(this.id);
+        if (!running) throw new Error("it does not run");
+        return probe;
+      };
+      await eventually(running, { what: `${this.name}: its container to run`, deadlineMs: UP_MS });
+    }
+    return this.until("a sandbox that is up", isUp);
+  }
+
+  /** Waits until a gateway would take it for stopped. */
+  stopped = (): Promise<Snapshot> => this.until("a sandbox that a gateway takes for stopped", isStopped);
+
+  /** What its workload was given. */
+  workload = (): Promise<Workload> => this.trial.backend("inspect")(this.id);
+
+  /** What the probe in it was given; waits until it told, `starts` times. */
+  async probe(starts = 1): Promise<Probe> {
+    const inspect = this.trial.backend("inspect");
+    if (this.trial.subject.owned === undefined)
+      this.trial.skip("the supervisor is the driver's own, and does not tell what it was given");
+    const told = async () => {
+      const { probe } = await inspect(this.id);
+      if (!probe || probe.starts < starts) throw new Error(`it told ${probe?.starts ?? 0} times`);
+      return probe;
+    };
+    return eventually(told, {
+      what: `the probe in ${this.name} to tell what it was given`,
+      deadlineMs: UP_MS,
+    });
+  }
+}
+
+/** A driver process that a check started. */
+export class DriverProcess {
+  constructor(
+    readonly keeper: Connection,
+    readonly stack: number,
+    readonly number: number,
+    readonly socket: string,
+  ) {}
+
+  state = () => this.keeper.call("driverState", this.stack, this.number);
+
+  async signal(name: NodeJS.Signals): Promise<void> {
+    await this.keeper.call("signalDriver", this.stack, this.number, name);
+  }
+
+  /** Waits until it ended. Resolves with how, such as "exit code 0". @throws Violation after `deadlineMs`. */
+  async ended(deadlineMs: number): Promise<string> {
+    const look = async () => {
+      const { ended, tail } = await this.state();
+      if (ended === undefined)
+        throw new Error(`it runs; its log ends with ${JSON.stringify(tail.slice(-200))}`);
+      return ended;
+    };
+    return eventually(look, { what: "the driver to end", deadlineMs }).catch((error: Error) => {
+      throw new Violation(
+        `the driver to end within ${deadlineMs} ms`,
+        error.message.split("last seen: ")[1] ?? "",
+      );
+    });
+  }
+
+  async kill(): Promise<void> {
+    await this.signal("SIGKILL");
+    await this.ended(5_000);
+  }
+
+  /** Waits until it answers. @throws Violation, with its end and its log's tail, when it does not. */
+  async answers(trial: Trial, deadlineMs = 30_000): Promise<Driver> {
+    const driver = trial.connect(this.socket);
+    const failed = async () => {
+      const { ended, tail } = await this.state();
+      return ended && `it ended with ${ended}: ${tail.slice(-300)}`;
+    };
+    const waiting = { what: "a driver that answers GetCapabilities", deadlineMs, failed };
+    await eventually(() => driver.getCapabilities(2_000), waiting).catch((error: Error) => {
+      throw new Violation(`a driver that answers within ${deadlineMs} ms`, error.message);
+    });
+    return driver;
+  }
+}
+
+/** A socket in front of the engine's that can be cut and restored. */
+class Severable {
+  readonly #open = new Set<Socket>();
+  #server: ReturnType<typeof createServer> | undefined;
+
+  constructor(
+    readonly socket: string,
+    readonly upstream: string,
+  ) {}
+
+  async restore(): Promise<void> {
+    const server = createServer((near) => {
+      const far = connect(this.upstream);
+      for (const [one, other] of [
+        [near, far],
+        [far, near],
+      ] as const) {
+        this.#open.add(one);
+        one.on("error", () => other.destroy());
+        one.on("close", () => {
+          this.#open.delete(one);
+          other.destroy();
+        });
+        one.pipe(other);
+      }
+    });
+    this.#server = server;
+    await new Promise<void>((resolve, reject) => server.once("error", reject).listen(this.socket, resolve));
+  }
+
+  /** Nobody listens any more, and every connection breaks. */
+  cut(): void {
+    this.#server?.close();
+    for (const socket of this.#open) socket.destroy();
+    rmSync(this.socket, { force: true });
+  }
+}
+
+/** Repeats `look` until it is true. @throws Violation, with what `seen` says then, after `deadlineMs`. */
+export async function becomes(
+  what: string,
+  look: () => boolean | Promise<boolean>,
+  seen: () => unknown,
+  deadlineMs = 5_000,
+): Promise<void> {
+  const attempt = async () => {
+    if (!(await look())) throw new Error("not yet");
+  };
+  await eventually(attempt, { what, deadlineMs }).catch(() =>
+    holds(false, `${what} within ${deadlineMs} ms`, seen()),
+  );
+}
+
+export const sha256 = (text: string): string => createHash("sha256").update(text).digest("hex");
+
+/** @throws Violation unless two snapshots say the same to a gateway: id, name, deleting, and the phase that follows. */
+export function agree(what: string, one: Snapshot, other: Snapshot): void {
+  const said = ({ id, name, status }: Snapshot) => ({ id, name, deleting: status?.deleting ?? false });
+  same(what, said(one), said(other));
+  same(`${what}: up`, isUp(one), isUp(other));
+}

@@ -1,0 +1,14 @@
+#!/bin/sh
+# The probe: stands where the supervisor does when a driver is checked without a gateway. It prints, once, what the
+# driver gave it, for the container's log, and then waits to be stopped. The token itself is never printed.
+trap 'exit 0' TERM INT
+token="$OPENSHELL_FAKE_ROOT$OPENSHELL_SANDBOX_TOKEN_FILE"
+workdir="$OPENSHELL_FAKE_ROOT/sandbox"
+echo started >>"$workdir/.openshell-probe"
+encode() { base64 | tr -d '\n'; }
+echo "probe environment $(env -0 | encode)"
+echo "probe arguments $(printf '%s\n' "$@" | encode)"
+[ -f "$token" ] && echo "probe token $(stat -Lc '%a' "$token") $(sha256sum <"$token" | cut -d' ' -f1)"
+echo "probe starts $(wc -l <"$workdir/.openshell-probe" | tr -d ' ')"
+sleep 2147483 &
+wait
