@@ -73,8 +73,8 @@ export type Settings = Record<CamelCase<(typeof SETTINGS)[number][0]>, string>;
 export const camelCase = (name: string): string =>
   name.replace(/-(.)/g, (_, letter: string) => letter.toUpperCase());
 
-/** Flags that a verb has beside the settings. */
-type OwnFlags = Record<string, { type: "string"; short?: string }>;
+/** Flags that a verb has beside the settings. One that is given several times is a list, comma separated. */
+type OwnFlags = Record<string, { type: "string" | "boolean"; short?: string; multiple?: boolean }>;
 
 /**
  * Reads the settings from flags and environment.
@@ -110,7 +110,7 @@ export function readSettings(
   }
   const own = Object.keys(ownFlags).flatMap((name) => {
     const value = parsed.values[name];
-    return typeof value === "string" ? [[name, value] as const] : [];
+    return value === undefined ? [] : [[name, value === true ? "1" : String(value)] as const];
   });
   return { settings: settings as Settings, args: parsed.positionals, own: Object.fromEntries(own) };
 }
@@ -1255,6 +1255,18 @@ const VERBS: Record<string, OwnFlags> = {
   doctor: {},
   sweep: { run: { type: "string" } },
   bench: {},
+  mutants: { only: { type: "string" } },
+  check: {
+    driver: { type: "string" },
+    socket: { type: "string" },
+    only: { type: "string", multiple: true },
+    list: { type: "boolean" },
+    backend: { type: "string" },
+    "backend-list": { type: "string" },
+    "backend-kill": { type: "string" },
+    "backend-remove": { type: "string" },
+    table: { type: "string" },
+  },
   help: {},
   keep: {},
 };

@@ -43,6 +43,16 @@ export function group(name: string) {
   };
 }
 
+let patience = 1;
+
+/** What a deadline is for now, in milliseconds: mutants that answer nothing are waited for less long. */
+export const patient = (deadlineMs: number): number => deadlineMs * patience;
+
+/** Makes every wait for a driver longer or shorter, by this factor. */
+export function setPatience(factor: number): void {
+  patience = factor;
+}
+
 // Findings
 
 /** The driver broke the rule. */

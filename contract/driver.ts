@@ -11,7 +11,7 @@ import type { DriverSandbox } from "../proto/v0.0/types/openshell/compute/v1/Dri
 import type { DriverSandbox__Output as Snapshot } from "../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
 import type { WatchSandboxesEvent__Output as Event } from "../proto/v0.0/types/openshell/compute/v1/WatchSandboxesEvent.ts";
 import { redact } from "../keeper/tap.ts";
-import { Refused, show, Violation } from "./check.ts";
+import { patient, Refused, show, Violation } from "./check.ts";
 
 export type { Event, Snapshot };
 
@@ -99,8 +99,9 @@ export class Driver {
     name: string,
     method: (request: Request, callback: grpc.requestCallback<Response>) => grpc.ClientUnaryCall,
     message: Request,
-    deadlineMs = ANSWER_MS,
+    longestMs = ANSWER_MS,
   ): Promise<Response> {
+    const deadlineMs = patient(longestMs);
     const began = performance.now();
     const note = (outcome: string) =>
       this.#note(
@@ -181,7 +182,8 @@ export class Watch {
    * Waits until `seen` is true of what came so far.
    * @throws Violation when it is not within `deadlineMs`, or when the watch ends before.
    */
-  async until(what: string, seen: () => boolean, deadlineMs = ANSWER_MS): Promise<void> {
+  async until(what: string, seen: () => boolean, longestMs = ANSWER_MS): Promise<void> {
+    const deadlineMs = patient(longestMs);
     const deadline = performance.now() + deadlineMs;
     while (!seen()) {
       const left = deadline - performance.now();

@@ -13,7 +13,7 @@ import type { DriverContext, StackInfo } from "../keeper/stack.ts";
 import type { DriverSandbox } from "../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
 import type { DriverSandboxSpec } from "../proto/v0.0/types/openshell/compute/v1/DriverSandboxSpec.ts";
 import type { Backend, Probe, Workload } from "./backend.ts";
-import { holds, NotApplicable, Refused, same, Violation } from "./check.ts";
+import { holds, NotApplicable, patient, Refused, same, Violation } from "./check.ts";
 import { type Asked, Driver, describeSnapshot, isStopped, isUp, type Ref, type Snapshot } from "./driver.ts";
 
 /** The driver that is checked, and what the harness can do to it. */
@@ -224,7 +224,8 @@ export class Box implements Ref {
   }
 
   /** Waits until its snapshot is as `seen` wants it. @throws Violation with the last one. */
-  async until(what: string, seen: (snapshot: Snapshot) => boolean, deadlineMs = UP_MS): Promise<Snapshot> {
+  async until(what: string, seen: (snapshot: Snapshot) => boolean, longestMs = UP_MS): Promise<Snapshot> {
+    const deadlineMs = patient(longestMs);
     let last = "nothing";
     const look = async () => {
       const snapshot = await this.get();
@@ -247,7 +248,7 @@ export class Box implements Ref {
         if (!running) throw new Error("it does not run");
         return probe;
       };
-      await eventually(running, { what: `${this.name}: its container to run`, deadlineMs: UP_MS });
+      await eventually(running, { what: `${this.name}: its container to run`, deadlineMs: patient(UP_MS) });
     }
     return this.until("a sandbox that is up", isUp);
   }
@@ -369,8 +370,9 @@ export async function becomes(
   what: string,
   look: () => boolean | Promise<boolean>,
   seen: () => unknown,
-  deadlineMs = 5_000,
+  longestMs = 5_000,
 ): Promise<void> {
+  const deadlineMs = patient(longestMs);
   const attempt = async () => {
     if (!(await look())) throw new Error("not yet");
   };

@@ -8,8 +8,10 @@
  * at them, with secret fields redacted, so an idle tap costs a copy of a reference.
  */
 import * as grpc from "@grpc/grpc-js";
+import type { MethodDefinition } from "@grpc/proto-loader";
 import { chmodSync, unlinkSync } from "node:fs";
 import { codeName, computeDriver } from "../proto/contract.ts";
+import type { ComputeDriverDefinition } from "../proto/v0.0/types/openshell/compute/v1/ComputeDriver.ts";
 
 /** One call as it crossed the socket. Times are in milliseconds, `at` since the tap was opened. */
 export interface Call {
@@ -40,6 +42,59 @@ export interface Rule {
   response?: Record<string, unknown>;
 }
 
+// Interceptors: what a rule cannot say, for whoever has the tap in its own process
+
+/** The contract's methods by name, without the index signature that grpc-js wants. */
+type Methods = {
+  [M in keyof ComputeDriverDefinition as string extends M ? never : M]: ComputeDriverDefinition[M];
+};
+type Answer<M extends keyof Methods> =
+  Methods[M] extends MethodDefinition<infer _, infer Response, infer __, infer ___> ? Response : never;
+type Seen<M extends keyof Methods> =
+  Methods[M] extends MethodDefinition<infer _, infer __, infer Request, infer ___> ? Request : never;
+type Heard<M extends keyof Methods> =
+  Methods[M] extends MethodDefinition<infer _, infer __, infer ___, infer Response> ? Response : never;
+
+/** What the decoded request does not show of a call. */
+export interface RawCall {
+  request: Buffer;
+  metadata: grpc.Metadata;
+  /** The `:authority` that the caller named. */
+  authority: string;
+}
+
+/** A watch that an interceptor holds. */
+export interface TappedWatch {
+  /** Which watch of this tap it is; the first is 1. */
+  number: number;
+  send(event: Answer<"WatchSandboxes">): void;
+  /** Ends it, with OK unless told otherwise. */
+  end(code?: grpc.status, details?: string): void;
+  /** Keeps back the response's headers until something is sent. */
+  holdHeaders(): void;
+}
+
+/**
+ * Answers calls in the driver's place. A unary method's may `pass` the call on, as it is or changed, any number of
+ * times, and throws `{ code, details }` to refuse it. A watch's is told of the watch, and returns what is to be done
+ * with each of the driver's events.
+ */
+export type Interceptors = {
+  [M in Exclude<keyof Methods, "WatchSandboxes">]?: (
+    request: Seen<M>,
+    pass: (request?: Seen<M>) => Promise<Heard<M>>,
+    raw: RawCall,
+  ) => Promise<Answer<M>>;
+} & {
+  WatchSandboxes?: (watch: TappedWatch, raw: RawCall) => (event: Heard<"WatchSandboxes">) => void;
+};
+
+type UnaryInterceptor = (
+  request: object,
+  pass: (request?: object) => Promise<object>,
+  raw: RawCall,
+) => Promise<object>;
+
 /** Fields marked `secret` in the contract (proto/v0.0, option 50001), redacted wherever they show up. */
 export const SECRET_FIELDS: ReadonlySet<string> = new Set(["sandbox_token", "token"]);
 
@@ -68,6 +123,9 @@ const asIs = (bytes: Buffer): Buffer => bytes;
 /** An open tap. `close` ends every call that is under way and removes the socket. */
 export class Tap {
   rules: Rule[] = [];
+  /** What answers in the driver's place, by method. */
+  intercept: Interceptors = {};
+  #watches = 0;
   readonly #records: Crossing[] = [];
   readonly #opened = performance.now();
   readonly #driverReady: Promise<boolean>;
@@ -178,6 +236,9 @@ export class Tap {
     if (this.#mustHold(rule) && (await this.#held(record, rule, call))) return;
     if (rule?.fail) return reply(this.#end(record, rule.fail.code, rule.fail.message));
 
+    const interceptor = this.intercept[name as keyof Interceptors] as UnaryInterceptor | undefined;
+    if (interceptor) return this.#intercepted(interceptor, record, method, call, reply);
+
     const upstream = this.upstream.makeUnaryRequest(
       method.path,
       asIs,
@@ -194,6 +255,39 @@ export class Tap {
       },
     );
     call.on("cancelled", () => upstream.cancel());
+  }
+
+  async #intercepted(
+    interceptor: UnaryInterceptor,
+    record: Crossing,
+    method: grpc.MethodDefinition<object, object>,
+    call: grpc.ServerUnaryCall<Buffer, Buffer>,
+    reply: grpc.sendUnaryData<Buffer>,
+  ): Promise<void> {
+    const request = method.requestDeserialize(call.request);
+    const pass = (message = request) =>
+      new Promise<object>((resolve, reject) => {
+        const { path, requestSerialize, responseDeserialize } = method;
+        const options = { deadline: call.getDeadline() };
+        this.upstream.makeUnaryRequest(
+          path,
+          requestSerialize,
+          responseDeserialize,
+          message,
+          call.metadata,
+          options,
+          (error, response) => (error ? reject(error) : resolve(response!)),
+        );
+      });
+    try {
+      const answer = method.responseSerialize(await interceptor(request, pass, rawCall(call)));
+      record.responses.push(answer);
+      this.#end(record, grpc.status.OK);
+      reply(null, answer);
+    } catch (error) {
+      const { code = grpc.status.UNKNOWN, details = String(error) } = error as Partial<grpc.ServiceError>;
+      reply(this.#end(record, code, details));
+    }
   }
 
   async #stream(
@@ -215,16 +309,38 @@ export class Tap {
     );
     call.on("cancelled", () => upstream.cancel());
     call.on("drain", () => upstream.resume());
-    upstream.on("metadata", (metadata: grpc.Metadata) => call.sendMetadata(metadata));
-    upstream.on("data", (message: Buffer) => {
-      const item = overlay(method, message, rule);
+    let headersHeld = false;
+    let over = false;
+    const send = (item: Buffer) => {
+      if (over) return;
       record.responses.push(item);
       if (record.responses.length > KEPT_RESPONSES) record.responses.shift();
       if (!call.write(item)) upstream.pause();
-    });
+    };
+    const watch: TappedWatch = {
+      number: ++this.#watches,
+      send: (event) => send(method.responseSerialize(event)),
+      end: (code = grpc.status.OK, details = "") => {
+        if (over) return;
+        over = true;
+        upstream.cancel();
+        const ended = this.#end(record, code, details);
+        if (code === grpc.status.OK) call.end();
+        else call.emit("error", ended);
+      },
+      holdHeaders: () => (headersHeld = true),
+    };
+    const onEvent = this.intercept.WatchSandboxes?.(watch, rawCall(call));
+    upstream.on("metadata", (metadata: grpc.Metadata) => headersHeld || call.sendMetadata(metadata));
+    upstream.on("data", (message: Buffer) =>
+      onEvent
+        ? onEvent(method.responseDeserialize(message) as Heard<"WatchSandboxes">)
+        : send(overlay(method, message, rule)),
+    );
     // The status event follows, with the same code; without a listener an error event would end the process.
     upstream.on("error", () => {});
     upstream.on("status", (status: grpc.StatusObject) => {
+      if (over) return;
       const ended = this.#end(record, status.code, status.details, status.metadata);
       if (status.code === grpc.status.OK) call.end(status.metadata);
       else call.emit("error", ended);
@@ -274,6 +390,12 @@ export class Tap {
     return { code, details, metadata };
   }
 }
+
+const rawCall = (call: grpc.ServerUnaryCall<Buffer, Buffer> | grpc.ServerWritableStream<Buffer, Buffer>) => ({
+  request: call.request,
+  metadata: call.metadata,
+  authority: call.getHost(),
+});
 
 function sandboxIdOf(request: object): string {
   return (request as { sandbox?: { id?: string } | null }).sandbox?.id ?? "";

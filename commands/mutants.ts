@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/**
+ * `mutants [--only PATTERN]`: proves that the checks of the driver contract bite.
+ *
+ * Each mutant, a driver broken on purpose, is checked by every check that makes a call which the mutant breaks. It must
+ * be found by those that it names, and by no other; and every MUST must find at least one mutant.
+ */
+import { join } from "node:path";
+import { describeParts, EXIT, HarnessError, within, withKeeper } from "../harness.ts";
+import type { Command } from "../harness.ts";
+import { type Check, checks, setPatience } from "../contract/check.ts";
+import { loadChecks } from "../contract/load.ts";
+import { type Mutant, mutants } from "../contract/mutant.ts";
+import { type Outcome, runOne } from "../contract/runner.ts";
+import { startSubject } from "../contract/subject.ts";
+import type { Subject } from "../contract/trial.ts";
+import { type Interceptors, Tap } from "../keeper/tap.ts";
+
+/** Mutants that answer nothing must not cost a check its whole deadline; what looks odd is looked at again with all of it. */
+const PATIENCE = 0.1;
+const AT_A_TIME = 8;
+
+/** What came of a mutant. */
+interface Result {
+  mutant: Mutant;
+  found: string[];
+  ms: number;
+}
+
+export const command: Command = async (settings, args, { only }) => {
+  if (args.length > 0) throw new HarnessError(`mutants: unexpected ${args[0]}`);
+  await loadChecks();
+  for (const file of [...new Bun.Glob("*.ts").scanSync(MUTANTS)].toSorted())
+    await import(join(MUTANTS, file));
+  const chosen = mutants.filter(
+    ({ name, foundBy }) => !only || new RegExp(only).test([name, ...foundBy].join(" ")),
+  );
+  if (chosen.length === 0)
+    throw new HarnessError(`--only ${only}: no mutant has that in its name or its checks`);
+  const began = performance.now();
+  const { result, left } = await withKeeper(settings, async (keeper) => {
+    console.log(describeParts((await keeper.call("hello")).parts));
+    return hunt(chosen, await startSubject(keeper, settings));
+  });
+  for (const line of left) console.log(`left behind, removed: ${line}`);
+  const problems = [...result, ...(only ? [] : unproven(chosen))];
+  for (const problem of problems) console.log(problem);
+  const seconds = ((performance.now() - began) / 1_000).toFixed(1);
+  console.log(`mutants: ${chosen.length} mutants, ${problems.length} problems, ${seconds} s`);
+  if (problems.length > 0) return EXIT.failed;
+  return left.length > 0 ? EXIT.leftovers : EXIT.ok;
+};
+
+const MUTANTS = join(import.meta.dir, "..", "contract", "mutants");
+
+/** Checks all mutants. Resolves with what is wrong, a line each. */
+async function hunt(chosen: Mutant[], subject: Subject): Promise<string[]> {
+  setPatience(PATIENCE);
+  const methods = await methodsOf(checks, subject);
+  const results = new Map(chosen.map((mutant) => [mutant, { mutant, found: [] as string[], ms: 0 }]));
+  const pairs = chosen.flatMap((mutant) => {
+    const broken = Object.keys(mutant.make());
+    const touched = checks.filter((check) => broken.some((method) => methods.get(check)?.has(method)));
+    return touched.map((check) => ({ mutant, check }));
+  });
+  const [together, alone] = [
+    pairs.filter(({ check }) => !check.alone),
+    pairs.filter(({ check }) => check.alone),
+  ];
+  const problems: string[] = [];
+  const judge = async ({ mutant, check }: { mutant: Mutant; check: Check }) => {
+    const result = results.get(mutant)!;
+    const expected = mutant.foundBy.includes(check.id);
+    let outcome = await runThrough(check, subject, mutant.make());
+    if (wrong(outcome, expected)) outcome = await inPeace(() => runThrough(check, subject, mutant.make()));
+    result.ms += outcome.ms;
+    if (isFinding(outcome)) result.found.push(check.id);
+    if (wrong(outcome, expected)) problems.push(describe(mutant, outcome, expected));
+  };
+  await pool(together, AT_A_TIME, judge);
+  await pool(alone, 1, judge);
+  for (const result of results.values()) console.log(line(result));
+  for (const { mutant, found } of results.values()) {
+    const never = mutant.foundBy.filter(
+      (id) => !pairs.some((pair) => pair.mutant === mutant && pair.check.id === id),
+    );
+    for (const id of never) problems.push(`WRONG    ${mutant.name}: ${id} makes no call that it breaks`);
+    if (found.length === 0 && mutant.foundBy.length === 0)
+      problems.push(`WRONG    ${mutant.name}: names no check`);
+  }
+  return problems;
+}
+
+/** Which methods each check calls, found out by running them all against the driver as it is. */
+async function methodsOf(all: Check[], subject: Subject): Promise<Map<Check, Set<string>>> {
+  const methods = new Map<Check, Set<string>>();
+  const learn = async (check: Check) => {
+    let outcome = await runThrough(check, subject, {}, (called) => methods.set(check, called));
+    const bad = () => outcome.verdict === "fail" || outcome.verdict === "error";
+    if (bad())
+      outcome = await inPeace(() => runThrough(check, subject, {}, (called) => methods.set(check, called)));
+    if (bad()) throw new HarnessError(`${check.id} fails on the driver as it is: ${outcome.reason}`);
+  };
+  await pool(
+    all.filter(({ alone }) => !alone),
+    AT_A_TIME,
+    learn,
+  );
+  await pool(
+    all.filter(({ alone }) => alone),
+    1,
+    learn,
+  );
+  return methods;
+}
+
+let taps = 0;
+
+/** Runs a check through a tap of its own. */
+async function runThrough(
+  check: Check,
+  subject: Subject,
+  broken: Interceptors,
+  onCalls?: (methods: Set<string>) => void,
+): Promise<Outcome> {
+  const socket = join(subject.owned!.stack.folder, "tap", `${++taps}.sock`);
+  const tap = await Tap.open(socket, subject.directSocket, () => {}, Promise.resolve());
+  tap.intercept = broken;
+  try {
+    return await runOne(check, { ...subject, socket });
+  } finally {
+    onCalls?.(new Set(tap.calls().map(({ method }) => method)));
+    tap.close();
+  }
+}
+
+/** One at a time, and with all the patience that a check has. */
+let peace: Promise<unknown> = Promise.resolve();
+function inPeace<T>(work: () => Promise<T>): Promise<T> {
+  const turn = peace.then(async () => {
+    setPatience(1);
+    try {
+      return await within(120_000, "A mutant's check", work());
+    } finally {
+      setPatience(PATIENCE);
+    }
+  });
+  peace = turn.catch(() => {});
+  return turn;
+}
+
+async function pool<T>(items: T[], size: number, work: (item: T) => Promise<void>): Promise<void> {
+  const next = items.values();
+  const worker = async () => {
+    for (const item of next) await work(item);
+  };
+  await Promise.all(Array.from({ length: size }, worker));
+}
+
+const isFinding = ({ verdict, left }: Outcome): boolean => verdict === "fail" || left.length > 0;
+const wrong = (outcome: Outcome, expected: boolean): boolean =>
+  outcome.verdict === "error" || isFinding(outcome) !== expected;
+
+function describe({ name }: Mutant, { check, verdict, reason, left }: Outcome, expected: boolean): string {
+  if (verdict === "error") return `ERROR    ${name}: ${check.id}: ${reason}`;
+  if (expected) return `SURVIVED ${name}: ${check.id} did not find it (${verdict}${reason && `: ${reason}`})`;
+  return `WRONG    ${name}: ${check.id} found it, and is not named: ${[reason, ...left].filter(Boolean).join("; ")}`;
+}
+
+const line = ({ mutant, found, ms }: Result): string =>
+  `${mutant.foundBy.every((id) => found.includes(id)) ? "killed  " : "SURVIVED"} ${mutant.name} [${found.toSorted().join(" ")}] ${ms.toFixed(0)} ms`;
+
+/** The MUSTs that no mutant names: nobody knows whether they could fail. */
+function unproven(all: Mutant[]): string[] {
+  const named = new Set(all.flatMap(({ foundBy }) => foundBy));
+  return checks
+    .filter(({ id, level }) => level === "MUST" && !named.has(id))
+    .map(({ id, rule }) => `UNPROVEN ${id} ${rule}: no mutant names it`);
+}
