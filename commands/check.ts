@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/**
+ * `check --driver 'CMD' | --socket PATH`: does a driver keep the compute-driver contract? On its socket alone: the
+ * harness plays the gateway. Without either, the driver that the settings name is checked, or the fake.
+ */
+import { mkdirSync, writeFileSync } from "node:fs";
+import { join, relative, resolve } from "node:path";
+import { describeParts, EXIT, HarnessError, type Settings, withKeeper } from "../harness.ts";
+import type { Command } from "../harness.ts";
+import type { Check } from "../contract/check.ts";
+import { judge, type Judged } from "../contract/judge.ts";
+import { type Known, readKnown } from "../contract/known-failing.ts";
+import { loadChecks } from "../contract/load.ts";
+import { countsTable, explanation, markdown, oneLine, summary } from "../contract/report.ts";
+import { run } from "../contract/runner.ts";
+import { type BackendChoice, runningSubject, startSubject } from "../contract/subject.ts";
+import type { Subject } from "../contract/trial.ts";
+import { identify } from "../contract/versions.ts";
+
+/** Most of a check is waiting; a real engine does little at a time. */
+const AT_A_TIME = { fake: 8, real: 4 };
+
+export const command: Command = async (settings, args, own) => {
+  const { driver, socket, only, list } = own;
+  if (args.length > 0) throw new HarnessError(`check: unexpected ${args[0]}. See \`bun harness.ts help\``);
+  if (driver && socket)
+    throw new HarnessError("check: --driver starts a driver, --socket names one that runs: give one");
+  const checks = choose(await loadChecks(), only);
+  if (list) {
+    for (const { id, level, group, rule } of checks)
+      console.log(`${id.padEnd(6)} ${level.padEnd(6)} ${group}: ${rule}`);
+    return EXIT.ok;
+  }
+  const known = readKnown(new Set((await loadChecks()).map(({ id }) => id)));
+  const choice = own as BackendChoice;
+  if (socket) return checkAll(checks, runningSubject(socket, settings, choice), known, settings);
+
+  const started = driver ? { ...settings, driverCmd: driver } : settings;
+  const { result, left } = await withKeeper(started, async (keeper) => {
+    const { parts } = await keeper.call("hello");
+    console.log(describeParts({ ...parts, supervisor: { ...parts.supervisor, label: "probe" } }));
+    const subject = await startSubject(keeper, started, choice);
+    return checkAll(checks, subject, known, started, parts.engine.real ? AT_A_TIME.real : AT_A_TIME.fake);
+  });
+  for (const line of left) console.log(`left behind, removed: ${line}`);
+  return result === EXIT.ok && left.length > 0 ? EXIT.leftovers : result;
+};
+
+async function checkAll(
+  checks: Check[],
+  subject: Subject,
+  known: Known[],
+  settings: Settings,
+  parallel = AT_A_TIME.real,
+): Promise<number> {
+  const identity = await identify(subject.socket).catch((error: Error) => {
+    throw new HarnessError(
+      `The driver on ${subject.socket} does not answer GetCapabilities: ${error.message}`,
+    );
+  });
+  const { name, version, contract, serves } = identity;
+  console.log(`driver ${name} ${version} · contract ${contract}, serves ${serves}\n`);
+  const { owned } = subject;
+  const gone = async () =>
+    owned ? (await owned.keeper.call("driverState", owned.stack.id, 0)).ended : undefined;
+  const judged: Judged[] = [];
+  await run(checks, subject, {
+    parallel,
+    gone,
+    older: identity.missing,
+    onOutcome(outcome) {
+      const one = judge(outcome, known, identity);
+      judged.push(one);
+      console.log(oneLine(one));
+    },
+  });
+  const ordered = checks.map((check) => judged.find((one) => one.check === check)!);
+  for (const one of ordered.filter(({ verdict }) => verdict === "fail" || verdict === "error"))
+    console.log(`\n${explanation(one)}`);
+  console.log(`\n${countsTable(ordered)}\n`);
+  const file = join(resolve(settings.reports), "contract.md");
+  mkdirSync(resolve(settings.reports), { recursive: true });
+  writeFileSync(file, markdown(ordered, identity, new Date()));
+  console.log(`For the driver's README: ${relative(process.cwd(), file)}`);
+  console.log(summary(ordered));
+  const is = (verdict: string) => ordered.some((one) => one.verdict === verdict);
+  return is("error") ? EXIT.error : is("fail") ? EXIT.failed : EXIT.ok;
+}
+
+/** The checks that `--only` names: ids, ranges (`DC-70..79`) and groups (`E`), comma separated; all without it. */
+function choose(checks: Check[], only: string | undefined): Check[] {
+  if (!only) return checks;
+  const chosen = new Set<Check>();
+  for (const word of only.split(",").map((part) => part.trim())) {
+    const matching = checks.filter((check) => matches(check, word));
+    if (matching.length === 0)
+      throw new HarnessError(`--only ${word}: there is no such check. --list shows them`);
+    for (const check of matching) chosen.add(check);
+  }
+  return checks.filter((check) => chosen.has(check));
+}
+
+function matches({ id, group }: Check, word: string): boolean {
+  const [, prefix = "", first, last] = /^(\w+-)(\d+)\.\.(?:\w+-)?(\d+)$/.exec(word) ?? [];
+  if (first && last) {
+    const number = Number(id.slice(prefix.length));
+    return id.startsWith(prefix) && number >= Number(first) && number <= Number(last);
+  }
+  return id === word || group.split(" ")[0] === word;
+}

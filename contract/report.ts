@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** What a run of the checks says: on the terminal, and as a table for a driver's README. */
+import { indent } from "../harness.ts";
+import type { Judged } from "./judge.ts";
+import type { Identity } from "./versions.ts";
+
+const MARKS = {
+  pass: "pass",
+  fail: "FAIL",
+  known: "known",
+  skip: "skip",
+  older: "older",
+  error: "ERROR",
+} as const;
+const VERDICTS = ["pass", "fail", "known", "older", "skip", "error"] as const;
+const SHOWN_CALLS = 12;
+
+/** One line: verdict, id, level, rule and time. */
+export function oneLine({ verdict, reason, check, ms, left }: Judged): string {
+  const aside =
+    verdict === "skip" || verdict === "older" || verdict === "known" ? ` (${firstLine(reason)})` : "";
+  const leaves = left.length > 0 ? " and leaves something behind" : "";
+  const { id, level, rule } = check;
+  return `${MARKS[verdict].padEnd(5)} ${id.padEnd(6)} ${level.padEnd(6)} ${rule}${leaves}${aside} [${Math.round(ms)} ms]`;
+}
+
+/** All that is known of a check that did not pass: the rule and its source, what was seen, and the calls. */
+export function explanation({ check, verdict, reason, evidence, left }: Judged): string {
+  const calls = evidence.slice(-SHOWN_CALLS);
+  const cut = evidence.length - calls.length;
+  return [
+    `${MARKS[verdict]} ${check.id} ${check.level} ${check.rule}`,
+    `  source: ${check.source}`,
+    `  users:  ${check.harm}`,
+    ...(reason ? [indent(reason, "  ")] : []),
+    ...left.map((line) => `  left behind: ${line}`),
+    ...(calls.length > 0 ? [`  calls:${cut > 0 ? ` (${cut} earlier ones are not shown)` : ""}`] : []),
+    ...calls.map((call) => `    ${call}`),
+  ].join("\n");
+}
+
+/** Counts by group and verdict. */
+export function countsTable(outcomes: Judged[]): string {
+  const groups = [...new Set(outcomes.map(({ check }) => check.group))];
+  const count = (group: string | undefined, verdict: string) =>
+    outcomes.filter((one) => one.verdict === verdict && (!group || one.check.group === group)).length;
+  const row = (name: string, group?: string) =>
+    [name.padEnd(28), ...VERDICTS.map((verdict) => String(count(group, verdict) || "-").padStart(6))].join(
+      "",
+    );
+  const head = ["".padEnd(28), ...VERDICTS.map((verdict) => MARKS[verdict].padStart(6))].join("");
+  return [head, ...groups.map((group) => row(group, group)), row("all")].join("\n");
+}
+
+/** The last line: `driver-contract: 98 passed, 0 failed, …`. */
+export function summary(outcomes: Judged[]): string {
+  const of = (verdict: string) => outcomes.filter((one) => one.verdict === verdict).length;
+  const rest = (["known", "older", "error"] as const).flatMap((verdict) =>
+    of(verdict) > 0 ? [`, ${of(verdict)} ${WORDS[verdict]}`] : [],
+  );
+  return `driver-contract: ${of("pass")} passed, ${of("fail")} failed, ${of("skip")} skipped${rest.join("")}`;
+}
+
+const WORDS = { known: "known failing", older: "of a newer contract", error: "errors" } as const;
+
+/** The driver's conformance as Markdown, for its README. */
+export function markdown(outcomes: Judged[], driver: Identity, date: Date): string {
+  const levels = (["MUST", "SHOULD"] as const).map((level) => {
+    const of = outcomes.filter(({ check, verdict }) => check.level === level && verdict !== "skip");
+    return `${of.filter(({ verdict }) => verdict === "pass").length} of ${of.length} ${level}`;
+  });
+  const cell = (text: string) => text.replaceAll("|", "\\|");
+  const note = ({ verdict, reason }: Judged) => (verdict === "pass" ? "" : cell(firstLine(reason)));
+  return [
+    `## Contract conformance of ${driver.name} ${driver.version}`,
+    "",
+    `${levels.join(", ")} rules kept. Contract ${driver.contract}: serves ${driver.serves}.`,
+    `Checked on ${date.toISOString().slice(0, 10)} by \`bun harness.ts check\`.`,
+    "",
+    "| rule | level | verdict | |",
+    "|---|---|---|---|",
+    ...outcomes.map(
+      (one) =>
+        `| ${one.check.id} ${cell(one.check.rule)} | ${one.check.level} | ${MARKS[one.verdict]} | ${note(one)} |`,
+    ),
+    "",
+  ].join("\n");
+}
+
+const firstLine = (text: string): string => text.split("\n")[0] ?? "";
