@@ -1110,39 +1110,55 @@ interface SharedRun {
   /** The other shared stacks, by their spec. */
   others: Map<string, Promise<RunningStack>>;
   parts: Parts;
+}
+
+interface SharedKeeper {
+  keeper: Connection;
+  parts: Parts;
+  /** The stack that `up` keeps, when we are attached to it. */
+  kept: StackInfo | undefined;
   own: boolean;
 }
 
+let sharedConnection: Promise<SharedKeeper> | undefined;
 let shared: Promise<SharedRun> | undefined;
 
-/** The run's keeper and shared stack, started or attached to when the first scenario needs them. */
-export function sharedRun(): Promise<SharedRun> {
-  return (shared ??= (async () => {
+/** The run's keeper, started or attached to when the first test needs it. */
+export function sharedKeeper(): Promise<SharedKeeper> {
+  return (sharedConnection ??= (async () => {
     const { settings } = readSettings();
     const attached = await attach(settings);
     const keeper = attached ?? (await startKeeper(Run.create(settings)));
     const { parts, stack } = await keeper.call("hello");
     if (!process.env.OPENSHELL_E2E_ANNOUNCED) console.log(describeParts(parts));
-    const info = attached && stack ? stack : await keeper.call("startStack", {});
-    return { keeper, stack: new RunningStack(keeper, info), others: new Map(), parts, own: !attached };
-    // Every scenario would fail with the same words.
+    return { keeper, parts, kept: attached && stack, own: !attached };
+    // Every test would fail with the same words.
+  })().catch(fail));
+}
+
+/** The stack that scenarios share, started when the first of them needs it. */
+export function sharedRun(): Promise<SharedRun> {
+  return (shared ??= (async () => {
+    const { keeper, parts, kept } = await sharedKeeper();
+    const info = kept ?? (await keeper.call("startStack", {}));
+    return { keeper, parts, stack: new RunningStack(keeper, info), others: new Map() };
   })().catch(fail));
 }
 
 /** Ends the run, if one was begun. Resolves with what it left behind, a line each. Called once, by the preload. */
 export async function endRun(): Promise<string[]> {
-  if (!shared) return [];
-  const run = await shared.catch(() => undefined);
-  if (!run) return [];
-  const others = await Promise.allSettled(run.others.values());
+  if (!sharedConnection) return [];
+  const { keeper, own } = await sharedConnection;
+  const run = await shared;
+  const others = await Promise.allSettled(run?.others.values() ?? []);
   const stacks = [
-    run.stack,
+    ...(run ? [run.stack] : []),
     ...others.flatMap((other) => (other.status === "fulfilled" ? [other.value] : [])),
   ];
   const left = (await Promise.all(stacks.map((stack) => stack.cleanUp()))).flat();
   for (const stack of stacks) stack.gateway.close();
-  if (run.own) left.push(...(await run.keeper.call("close")));
-  run.keeper.close();
+  if (own) left.push(...(await keeper.call("close")));
+  keeper.close();
   return left;
 }
 
@@ -1190,7 +1206,8 @@ let atATime: number | undefined;
 let running = 0;
 const queue: (() => void)[] = [];
 
-async function inTurn(work: () => Promise<void>): Promise<void> {
+/** Does `work` when it is its turn: so many tests run at a time as the settings say. */
+export async function inTurn(work: () => Promise<void>): Promise<void> {
   if (running >= (atATime ??= scenariosAtATime(readSettings().settings)))
     await new Promise<void>((next) => queue.push(next));
   running++;

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** The checks of the driver contract as tests: of the driver that the settings name, or the fake. */
+import { expect, test } from "bun:test";
+import { loadChecks } from "../../contract/load.ts";
+import { judge } from "../../contract/judge.ts";
+import { readKnown } from "../../contract/known-failing.ts";
+import { explanation } from "../../contract/report.ts";
+import { runOne } from "../../contract/runner.ts";
+import { startSubject } from "../../contract/subject.ts";
+import { identify } from "../../contract/versions.ts";
+import { inTurn, readSettings, sharedKeeper } from "../../harness.ts";
+
+const checks = await loadChecks();
+const known = readKnown(new Set(checks.map(({ id }) => id)));
+
+/** The driver, started for the first check; the run's end stops it. */
+let started: ReturnType<typeof start> | undefined;
+async function start() {
+  const { keeper } = await sharedKeeper();
+  const subject = await startSubject(keeper, readSettings().settings);
+  return { subject, identity: await identify(subject.socket) };
+}
+
+for (const check of checks) {
+  const title = `${check.id} ${check.level} ${check.rule}`;
+  const prove = async () => {
+    const { subject, identity } = await (started ??= start());
+    const outcome = judge(await runOne(check, subject, { older: identity.missing }), known, identity);
+    // bun test has no word for it once a test has begun.
+    if (["skip", "older", "known"].includes(outcome.verdict))
+      console.log(`(${outcome.verdict}) ${check.id}: ${outcome.reason}`);
+    else expect(outcome.verdict, explanation(outcome)).toBe("pass");
+  };
+  if (check.alone) test(title, prove);
+  else test.concurrent(title, () => inTurn(prove));
+}
