@@ -39,10 +39,13 @@ export class Driver {
   readonly #began = performance.now();
   readonly #watches = new Set<Watch>();
 
-  constructor(readonly socket: string) {
+  /** @param authority what it names as `:authority`; by default what tonic does, the library that a gateway dials with */
+  constructor(
+    readonly socket: string,
+    authority = "[::]:50051",
+  ) {
     this.client = new (computeDriver().ComputeDriver)(`unix:${socket}`, grpc.credentials.createInsecure(), {
-      // What tonic sends, the library that the gateway dials with.
-      "grpc.default_authority": "[::]:50051",
+      "grpc.default_authority": authority,
       "grpc.initial_reconnect_backoff_ms": 20,
       "grpc.max_reconnect_backoff_ms": 100,
       // A connection of its own, as every gateway has.
@@ -88,6 +91,23 @@ export class Driver {
     return (await this.#ask("ListSandboxes", this.client.ListSandboxes, {})).sandboxes;
   }
 
+  /** A call whose request is these bytes, with more metadata: for what no generated code sends. */
+  async send(
+    name: "ValidateSandboxCreate" | "CreateSandbox" | "ListSandboxes",
+    request: Buffer,
+    more: Record<string, string | Buffer> = {},
+  ): Promise<void> {
+    const { path, responseDeserialize } = computeDriver().ComputeDriver.service[name];
+    const asIs = (bytes: Buffer) => bytes;
+    const method = (
+      ...[message, metadata, options, done]: [Buffer, grpc.Metadata, grpc.CallOptions, Done]
+    ) => {
+      for (const [key, value] of Object.entries(more)) metadata.set(key, value);
+      return this.client.makeUnaryRequest(path, asIs, responseDeserialize, message, metadata, options, done);
+    };
+    await this.#ask(name, method as unknown as UnaryMethod, request);
+  }
+
   /** Opens a watch; it is over when it or the connection is closed. */
   watch(): Watch {
     const watch = new Watch(this.client.WatchSandboxes({}, metadata()), (text) => this.#note(text));
@@ -125,6 +145,9 @@ export class Driver {
     if (this.asked.length > KEPT_CALLS) this.asked.shift();
   }
 }
+
+type Done = grpc.requestCallback<object>;
+type UnaryMethod = (request: Buffer, callback: Done) => grpc.ClientUnaryCall;
 
 const request = ({ id, name }: Ref) => ({ sandbox_id: id, sandbox_name: name });
 

@@ -27,6 +27,8 @@ export interface Subject {
   image: string;
   /** How a sandbox can be stopped at most, in milliseconds: the driver's stop timeout, and time for the rest. */
   stopMs: number;
+  /** Puts something between the checks and one more driver that serves on this socket. Resolves with what to dial. */
+  inFront?: (socket: string) => Promise<string>;
   /** The keeper's stack that the driver is part of; unset when somebody else started it. */
   owned?: { keeper: Connection; stack: StackInfo; hasPodmanSocket: boolean };
 }
@@ -62,8 +64,8 @@ export class Trial {
   }
 
   /** One more connection to the driver, or to another one. */
-  connect(socket = this.subject.socket): Driver {
-    const driver = new Driver(socket);
+  connect(socket = this.subject.socket, authority?: string): Driver {
+    const driver = new Driver(socket, authority);
     this.#drivers.push(driver);
     return driver;
   }
@@ -160,7 +162,10 @@ export class Trial {
 
   // Other drivers
 
-  /** Starts one more driver of the same kind, told `differing` things. It is ended with the check. */
+  /**
+   * Starts one more driver of the same kind, told `differing` things. It is ended with the check. What an earlier one
+   * was `told` starts it again: on the same socket, with the same state.
+   */
   async startDriver(differing: Partial<DriverContext> = {}): Promise<DriverProcess> {
     const { owned } = this.subject;
     if (!owned)
@@ -168,9 +173,11 @@ export class Trial {
     if ("podman_socket" in differing && !owned.hasPodmanSocket)
       return this.skip("the driver's command has no {podman_socket}, so its backend cannot be moved");
     const { keeper, stack } = owned;
-    const socket = differing.socket ?? join(this.folder(), "driver.sock");
-    const number = await keeper.call("startOtherDriver", stack.id, { ...differing, socket });
-    const driver = new DriverProcess(keeper, stack.id, number, socket);
+    const folder = this.folder();
+    const told = { socket: join(folder, "driver.sock"), state: join(folder, "state"), ...differing };
+    const number = await keeper.call("startOtherDriver", stack.id, told);
+    const front = (await this.subject.inFront?.(told.socket)) ?? told.socket;
+    const driver = new DriverProcess(keeper, stack.id, number, told, front);
     this.defer(() => driver.kill());
     return driver;
   }
@@ -282,8 +289,15 @@ export class DriverProcess {
     readonly keeper: Connection,
     readonly stack: number,
     readonly number: number,
-    readonly socket: string,
+    readonly told: Partial<DriverContext> & { socket: string },
+    /** Where checks dial it. */
+    readonly front: string,
   ) {}
+
+  /** Where it serves. */
+  get socket(): string {
+    return this.told.socket;
+  }
 
   state = () => this.keeper.call("driverState", this.stack, this.number);
 
@@ -323,14 +337,16 @@ export class DriverProcess {
     await eventually(() => driver.getCapabilities(2_000), waiting).catch((error: Error) => {
       throw new Violation(`a driver that answers within ${deadlineMs} ms`, error.message);
     });
-    return driver;
+    return this.front === this.socket ? driver : trial.connect(this.front);
   }
 }
 
-/** A socket in front of the engine's that can be cut and restored. */
+/** A socket in front of the engine's that can be cut and restored, or held up and released. */
 class Severable {
   readonly #open = new Set<Socket>();
   #server: ReturnType<typeof createServer> | undefined;
+  /** What is to be passed on to the engine once it is released; unset while nothing is held up. */
+  #held: (() => void)[] | undefined;
 
   constructor(
     readonly socket: string,
@@ -350,11 +366,34 @@ class Severable {
           this.#open.delete(one);
           other.destroy();
         });
-        one.pipe(other);
       }
+      near.on("data", (bytes) => this.#pass(() => far.write(bytes)));
+      near.on("end", () => this.#pass(() => far.end()));
+      far.pipe(near);
     });
     this.#server = server;
     await new Promise<void>((resolve, reject) => server.once("error", reject).listen(this.socket, resolve));
+  }
+
+  #pass(on: () => void): void {
+    if (this.#held) this.#held.push(on);
+    else on();
+  }
+
+  /** From now on the engine hears nothing: whoever asks it waits for an answer. */
+  hold(): void {
+    this.#held ??= [];
+  }
+
+  /** Whether the driver has asked for something that is held up. */
+  get asked(): boolean {
+    return Boolean(this.#held?.length);
+  }
+
+  release(): void {
+    const held = this.#held ?? [];
+    this.#held = undefined;
+    for (const pass of held) pass();
   }
 
   /** Nobody listens any more, and every connection breaks. */

@@ -220,10 +220,8 @@ export class Keeper {
   }
 
   /** Starts one more driver process of a stack. Resolves with its number, at once. */
-  async startOtherDriver(id: number, differing: Partial<DriverContext>): Promise<number> {
-    const stack = this.#stack(id);
-    await stack.startOtherDriver(differing);
-    return stack.otherDrivers.length;
+  startOtherDriver(id: number, differing: Partial<DriverContext>): Promise<number> {
+    return this.#stack(id).startOtherDriver(differing);
   }
 
   /** How a driver process is: number 0 is the stack's own. Resolves with its end, such as "exit code 0", once it ended. */
@@ -240,7 +238,7 @@ export class Keeper {
 
   #driver(id: number, number: number): Child {
     const { driver, otherDrivers } = this.#stack(id);
-    const child = number === 0 ? driver : otherDrivers[number - 1];
+    const child = number === 0 ? driver : otherDrivers.get(number);
     if (!child) throw new HarnessError(`There is no driver ${number}`);
     return child;
   }

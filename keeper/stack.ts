@@ -159,8 +159,9 @@ export class Stack {
   tap: Tap | undefined;
   gateway: Child | undefined;
   driver: Child | undefined;
-  /** Driver processes beside the stack's own, for whoever tries how one starts and ends. */
-  readonly otherDrivers: Child[] = [];
+  /** Driver processes beside the stack's own, by number, for whoever tries how one starts and ends. */
+  readonly otherDrivers = new Map<number, Child>();
+  #lastDriver = 0;
   port = 0;
   healthPort = 0;
   #tls: StackInfo["tls"];
@@ -180,7 +181,9 @@ export class Stack {
 
   /** Starts what the spec asks for; when that fails, nothing stays. */
   async start(): Promise<StackInfo> {
-    mkdirSync(join(this.folder, "driver"), { recursive: true, mode: 0o700 });
+    mkdirSync(this.folder, { recursive: true, mode: 0o700 });
+    // The driver is to make it private; until then the folder around it is.
+    mkdirSync(join(this.folder, "driver"), { mode: 0o755 });
     mkdirSync(join(this.folder, "tap"), { mode: 0o700 });
     const order = this.spec.order ?? "driver-first";
     try {
@@ -261,16 +264,16 @@ export class Stack {
   }
 
   /** Starts one more driver process, told `differing` things; whether it gets anywhere is for the caller to see. */
-  async startOtherDriver(differing: Partial<DriverContext>): Promise<Child> {
-    const driver = await this.#launchDriver(differing, `driver-${this.otherDrivers.length + 2}`);
-    this.otherDrivers.push(driver);
-    return driver;
+  async startOtherDriver(differing: Partial<DriverContext>): Promise<number> {
+    const number = ++this.#lastDriver;
+    this.otherDrivers.set(number, await this.#launchDriver(differing, `driver-${number + 1}`));
+    return number;
   }
 
   async #launchDriver(differing: Partial<DriverContext>, name: string): Promise<Child> {
     const { run, settings, parts, commands, engine, sandboxImage, probeImage } = this.setup;
     const supervisorImage = this.spec.probe && engine ? await probeImage() : this.setup.supervisorImage;
-    const state = join(this.folder, `${name}-home`);
+    const state = differing.state ?? join(this.folder, `${name}-home`);
     const scheme = this.spec.tls ? "https" : "http";
     const context: DriverContext = {
       socket: this.driverSocket,
@@ -464,7 +467,9 @@ export class Stack {
    */
   async stop(): Promise<void> {
     await this.gateway?.stop(GATEWAY_GRACE_MS);
-    await Promise.all([this.driver, ...this.otherDrivers].map((driver) => driver?.stop(DRIVER_GRACE_MS)));
+    await Promise.all(
+      [this.driver, ...this.otherDrivers.values()].map((driver) => driver?.stop(DRIVER_GRACE_MS)),
+    );
     this.tap?.close();
     // A start that is still under way ends now, or has its driver ended: nothing more may be made on the engine.
     await this.#starting;
