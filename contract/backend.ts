@@ -12,6 +12,8 @@ export interface Workload {
   running: boolean;
   /** When its compute was last started; differs after each start. */
   started: string;
+  /** How it ended last; 0 while it runs for the first time. */
+  exitCode: number;
   labels: Record<string, string>;
   /** The command line of the container. */
   command: string[];
@@ -47,7 +49,7 @@ export interface Backend {
 
 interface Inspected {
   Id: string;
-  State: { Status: string; StartedAt: string };
+  State: { Status: string; StartedAt: string; ExitCode: number };
   Path: string;
   Args: string[];
   Config: { Labels: Record<string, string>; Env: string[] };
@@ -94,6 +96,7 @@ export function podman(engine: Engine): Backend {
       return {
         running: seen.State.Status === "running",
         started: seen.State.StartedAt,
+        exitCode: seen.State.ExitCode,
         labels: seen.Config.Labels,
         command: [seen.Path, ...seen.Args],
         environment: fromPairs(seen.Config.Env),

@@ -2,6 +2,8 @@
 # The probe: stands where the supervisor does when a driver is checked without a gateway. It prints, once, what the
 # driver gave it, for the container's log, and then waits to be stopped. The token itself is never printed.
 trap 'exit 0' TERM INT
+# A check may want a workload that only SIGKILL ends.
+[ "$PROBE_IS_STUBBORN" = yes ] && trap '' TERM INT
 token="$OPENSHELL_FAKE_ROOT$OPENSHELL_SANDBOX_TOKEN_FILE"
 workdir="$OPENSHELL_FAKE_ROOT/sandbox"
 echo started >>"$workdir/.openshell-probe"
