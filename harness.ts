@@ -73,7 +73,7 @@ export type Settings = Record<CamelCase<(typeof SETTINGS)[number][0]>, string>;
 export const camelCase = (name: string): string =>
   name.replace(/-(.)/g, (_, letter: string) => letter.toUpperCase());
 
-/** Flags that a verb has beside the settings. One that is given several times is a list, comma separated. */
+/** Flags that a verb has beside the settings. One that is given several times is a list, a line each. */
 type OwnFlags = Record<string, { type: "string" | "boolean"; short?: string; multiple?: boolean }>;
 
 /**
@@ -110,7 +110,7 @@ export function readSettings(
   }
   const own = Object.keys(ownFlags).flatMap((name) => {
     const value = parsed.values[name];
-    return value === undefined ? [] : [[name, value === true ? "1" : String(value)] as const];
+    return value === undefined ? [] : [[name, value === true ? "1" : [value].flat().join("\n")] as const];
   });
   return { settings: settings as Settings, args: parsed.positionals, own: Object.fromEntries(own) };
 }
@@ -1267,7 +1267,7 @@ export type Command = (settings: Settings, args: string[], own: Record<string, s
 /** The verbs, and the flags that each has beside the settings. */
 const VERBS: Record<string, OwnFlags> = {
   test: { t: { type: "string", short: "t" } },
-  up: {},
+  up: { fault: { type: "string", multiple: true } },
   with: {},
   doctor: {},
   sweep: { run: { type: "string" } },
@@ -1282,7 +1282,6 @@ const VERBS: Record<string, OwnFlags> = {
     "backend-list": { type: "string" },
     "backend-kill": { type: "string" },
     "backend-remove": { type: "string" },
-    table: { type: "string" },
   },
   help: {},
   keep: {},

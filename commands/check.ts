@@ -88,11 +88,11 @@ async function checkAll(
   return is("error") ? EXIT.error : is("fail") ? EXIT.failed : EXIT.ok;
 }
 
-/** The checks that `--only` names: ids, ranges (`DC-70..79`) and groups (`E`), comma separated; all without it. */
+/** The checks that `--only` names: ids, ranges (`DC-70..79`) and groups (`E`), on lines or comma separated; all without it. */
 function choose(checks: Check[], only: string | undefined): Check[] {
   if (!only) return checks;
   const chosen = new Set<Check>();
-  for (const word of only.split(",").map((part) => part.trim())) {
+  for (const word of only.split(/[,\n]/).map((part) => part.trim())) {
     const matching = checks.filter((check) => matches(check, word));
     if (matching.length === 0)
       throw new HarnessError(`--only ${word}: there is no such check. --list shows them`);

@@ -2,13 +2,23 @@
 
 /** `help`: the verbs and every setting. */
 import { EXIT, SETTINGS } from "../harness.ts";
+import { FAULTS } from "../keeper/faults.ts";
 import type { Command } from "../harness.ts";
 
 const VERBS = `bun harness.ts VERB [settings]
 
   test [SUITE...]            run scenarios (of external-podman, say), or all tests
     [-t PATTERN] [-- ARGS]   only those whose title matches; ARGS go to bun test
+  check                      does a driver keep the contract, on its socket alone?
+    --driver CMD             one that the harness starts, with placeholders such as {socket}
+    --socket PATH            one that runs already; without either, the settings' driver, or the fake
+    --only DC-70..79         ids, ranges and groups (E); may be repeated
+    --list                   the rules, and nothing else
+    --backend podman         what can look behind a driver on --socket; or commands, with {id} for a sandbox:
+    --backend-list CMD  --backend-kill CMD  --backend-remove CMD
+  mutants [--only PATTERN]   prove that those checks bite, with drivers broken on purpose
   up                         keep a stack; bun test and \`with\` attach to it
+    --fault 'METHOD: WHAT'   have calls between gateway and driver go wrong; may be repeated
   with -- COMMAND            run any command against a stack
   doctor                     what is here, what is missing, and how to get it
   sweep                      remove what dead runs left
@@ -24,5 +34,7 @@ export const command: Command = async () => {
     const initial = fallback ? ` (${fallback})` : "";
     console.log(`  --${name.padEnd(width)}  ${variable.padEnd(variables)}  ${meaning}${initial}`);
   }
+  console.log(`\nFaults: METHOD: WHAT, and which calls: ', on call N', ', from call N' or ', N times'`);
+  for (const fault of FAULTS) console.log(`  ${fault}`);
   return EXIT.ok;
 };

@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/** `up`: keep a stack, to which `bun test` and `with` attach, until Ctrl-C or SIGTERM. */
+/** `up [--fault 'METHOD: WHAT']...`: keep a stack, to which `bun test` and `with` attach, until Ctrl-C or SIGTERM. */
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describeParts, EXIT, withKeeper } from "../harness.ts";
 import type { Command } from "../harness.ts";
+import { parseFault } from "../keeper/faults.ts";
 
-export const command: Command = async (settings) => {
+export const command: Command = async (settings, _args, { fault = "" }) => {
+  const faults = fault.split("\n").filter(Boolean).map(parseFault);
   const ended = Promise.withResolvers<void>();
   for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, () => ended.resolve());
   const { left } = await withKeeper(settings, async (keeper, run) => {
     console.log(describeParts((await keeper.call("hello")).parts));
     const stack = await keeper.call("startStack", {});
+    await keeper.call("rules", stack.id, faults);
     writeFileSync(join(run.folder, "up"), "");
     console.log(`gateway  ${stack.endpoint}   (OPENSHELL_GATEWAY_ENDPOINT)`);
     console.log(`driver   ${stack.driverSocket}`);

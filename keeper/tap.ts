@@ -9,7 +9,7 @@
  */
 import * as grpc from "@grpc/grpc-js";
 import type { MethodDefinition } from "@grpc/proto-loader";
-import { chmodSync, unlinkSync } from "node:fs";
+import { chmodSync, rmSync } from "node:fs";
 import { codeName, computeDriver } from "../proto/contract.ts";
 import type { ComputeDriverDefinition } from "../proto/v0.0/types/openshell/compute/v1/ComputeDriver.ts";
 
@@ -27,9 +27,14 @@ export interface Call {
   responses: unknown[];
 }
 
-/** What to do with calls of one method. Everything here can cross a control socket as JSON. */
+/**
+ * What to do with calls of one method that come from now on. Everything here can cross a control socket as JSON.
+ * keeper/faults.ts reads it from a line such as `StopSandbox: delay 3s`.
+ */
 export interface Rule {
   method: string;
+  /** The number of the first call that it applies to, counted from now; the very next one without it. */
+  from?: number;
   /** How many calls it applies to; without it, every one until the rules change. */
   times?: number;
   /** Wait this many milliseconds before passing the call on. */
@@ -38,6 +43,14 @@ export interface Rule {
   fail?: { code: number; message: string };
   /** Answer nothing until the caller gives up. */
   hang?: boolean;
+  /** Break all connections of the gateway when the call comes, and pass nothing on. */
+  drop?: boolean;
+  /** Pass the call on once more, for an answer that nobody gets; of a watch, send each event twice. */
+  duplicate?: boolean;
+  /** Of a watch: send each second event before the one that it followed, if it comes within REORDER_MS. */
+  reorder?: boolean;
+  /** Of a watch: end it after so many events, with this status or with OK. */
+  end?: { after: number; code?: number };
   /** Laid over each response, field by field; `null` unsets a field. */
   response?: Record<string, unknown>;
 }
@@ -98,6 +111,8 @@ type UnaryInterceptor = (
 /** Fields marked `secret` in the contract (proto/v0.0, option 50001), redacted wherever they show up. */
 export const SECRET_FIELDS: ReadonlySet<string> = new Set(["sandbox_token", "token"]);
 
+/** How long a reordered event is held back for the next one, in milliseconds. */
+const REORDER_MS = 200;
 const KEPT_CALLS = 5_000;
 const KEPT_RESPONSES = 1_000;
 const UNLIMITED = { "grpc.max_receive_message_length": -1, "grpc.max_send_message_length": -1 };
@@ -130,12 +145,12 @@ export class Tap {
   readonly #opened = performance.now();
   readonly #driverReady: Promise<boolean>;
   #driverIsReady = false;
+  #server: grpc.Server | undefined;
   #seq = 0;
 
   private constructor(
     readonly socket: string,
     readonly upstream: grpc.Client,
-    readonly server: grpc.Server,
     readonly onCreate: (sandboxId: string) => void,
     driverReady: Promise<unknown>,
   ) {
@@ -164,16 +179,27 @@ export class Tap {
       "grpc.initial_reconnect_backoff_ms": 20,
       "grpc.max_reconnect_backoff_ms": 50,
     });
-    const server = new grpc.Server(UNLIMITED);
-    const tap = new Tap(socket, client, server, onCreate, driverReady);
-    server.addService(...tap.#service());
+    const tap = new Tap(socket, client, onCreate, driverReady);
+    await tap.#listen();
+    return tap;
+  }
+
+  async #listen(): Promise<void> {
+    const server = (this.#server = new grpc.Server(UNLIMITED));
+    server.addService(...this.#service());
     await new Promise<void>((resolve, reject) =>
-      server.bindAsync(`unix:${socket}`, grpc.ServerCredentials.createInsecure(), (error) =>
+      server.bindAsync(`unix:${this.socket}`, grpc.ServerCredentials.createInsecure(), (error) =>
         error ? reject(error) : resolve(),
       ),
     );
-    chmodSync(socket, 0o600);
-    return tap;
+    chmodSync(this.socket, 0o600);
+  }
+
+  /** Breaks every connection, and takes new ones. */
+  async #drop(): Promise<void> {
+    this.#server?.forceShutdown();
+    rmSync(this.socket, { force: true });
+    await this.#listen();
   }
 
   /** Waits until the tap has found a driver that came back; calls before that would fail as if it were still gone. */
@@ -184,13 +210,10 @@ export class Tap {
   }
 
   close(): void {
-    this.server.forceShutdown();
+    this.#server?.forceShutdown();
     this.upstream.close();
-    try {
-      unlinkSync(this.socket);
-    } catch {
-      // The server removes it itself on some platforms.
-    }
+    // The server removes it itself on some platforms.
+    rmSync(this.socket, { force: true });
   }
 
   /** What crossed since call number `since`, oldest first, decoded and redacted. */
@@ -235,6 +258,7 @@ export class Tap {
     const rule = this.#rule(name);
     if (this.#mustHold(rule) && (await this.#held(record, rule, call))) return;
     if (rule?.fail) return reply(this.#end(record, rule.fail.code, rule.fail.message));
+    if (rule?.duplicate) this.#passAgain(method, call);
 
     const interceptor = this.intercept[name as keyof Interceptors] as UnaryInterceptor | undefined;
     if (interceptor) return this.#intercepted(interceptor, record, method, call, reply);
@@ -332,10 +356,9 @@ export class Tap {
     };
     const onEvent = this.intercept.WatchSandboxes?.(watch, rawCall(call));
     upstream.on("metadata", (metadata: grpc.Metadata) => headersHeld || call.sendMetadata(metadata));
+    const pass = byRule(rule, (item) => send(overlay(method, item, rule)), watch);
     upstream.on("data", (message: Buffer) =>
-      onEvent
-        ? onEvent(method.responseDeserialize(message) as Heard<"WatchSandboxes">)
-        : send(overlay(method, message, rule)),
+      onEvent ? onEvent(method.responseDeserialize(message) as Heard<"WatchSandboxes">) : pass(message),
     );
     // The status event follows, with the same code; without a listener an error event would end the process.
     upstream.on("error", () => {});
@@ -349,7 +372,7 @@ export class Tap {
 
   /** Most calls pass at once: waiting for nothing would cost each of them a turn of the event loop. */
   #mustHold(rule: Rule | undefined): boolean {
-    return !this.#driverIsReady || rule?.hang === true || Boolean(rule?.delayMs);
+    return !this.#driverIsReady || rule?.hang === true || rule?.drop === true || Boolean(rule?.delayMs);
   }
 
   /** Delays or hangs a call as its rule says; true when there is nothing left to do for it. */
@@ -361,15 +384,26 @@ export class Tap {
       }),
     );
     if (await Promise.race([gone, this.#driverReady])) return true;
-    if (rule?.hang) return gone;
+    if (rule?.drop) void this.#drop();
+    if (rule?.hang || rule?.drop) return gone;
     if (rule?.delayMs) return Promise.race([gone, Bun.sleep(rule.delayMs).then(() => false)]);
     return false;
   }
 
   #rule(method: string): Rule | undefined {
     const rule = this.rules.find((candidate) => candidate.method === method && candidate.times !== 0);
+    if (rule?.from !== undefined && --rule.from > 0) return undefined;
     if (rule?.times !== undefined) rule.times--;
     return rule;
+  }
+
+  /** The same call once more, whose answer nobody gets. */
+  #passAgain(
+    method: grpc.MethodDefinition<object, object>,
+    call: grpc.ServerUnaryCall<Buffer, Buffer>,
+  ): void {
+    const options = { deadline: call.getDeadline() };
+    this.upstream.makeUnaryRequest(method.path, asIs, asIs, call.request, call.metadata, options, () => {});
   }
 
   // Recording
@@ -399,6 +433,31 @@ const rawCall = (call: grpc.ServerUnaryCall<Buffer, Buffer> | grpc.ServerWritabl
 
 function sandboxIdOf(request: object): string {
   return (request as { sandbox?: { id?: string } | null }).sandbox?.id ?? "";
+}
+
+/** What a rule does to the events of a watch: sends them twice, in another order, or only the first few. */
+function byRule(rule: Rule | undefined, send: (event: Buffer) => void, watch: TappedWatch) {
+  const { duplicate, reorder, end } = rule ?? {};
+  let held: Buffer | undefined;
+  let left = end?.after ?? Infinity;
+  const pass = (event: Buffer) => {
+    if (left-- > 0) for (const copy of duplicate ? [event, event] : [event]) send(copy);
+    if (left <= 0) watch.end(end?.code);
+  };
+  const release = () => {
+    if (held) pass(held);
+    held = undefined;
+  };
+  if (left === 0) watch.end(end?.code);
+  if (!reorder) return pass;
+  return (event: Buffer) => {
+    if (held) {
+      pass(event);
+      return release();
+    }
+    held = event;
+    setTimeout(release, REORDER_MS);
+  };
 }
 
 function overlay(method: grpc.MethodDefinition<object, object>, message: Buffer, rule?: Rule): Buffer {

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** What the tap does to calls, in front of a driver that counts them. */
+import * as grpc from "@grpc/grpc-js";
+import { afterAll, beforeAll, beforeEach, expect, test } from "bun:test";
+import { mkdtempSync, rmSync, statSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { eventually, refusal, within } from "../harness.ts";
+import { computeDriver, unary } from "../proto/contract.ts";
+import type { ComputeDriverClient } from "../proto/v0.0/types/openshell/compute/v1/ComputeDriver.ts";
+import type { WatchSandboxesEvent } from "../proto/v0.0/types/openshell/compute/v1/WatchSandboxesEvent.ts";
+import { parseFault } from "./faults.ts";
+import { Tap } from "./tap.ts";
+
+const folder = mkdtempSync(join(tmpdir(), "tap-"));
+const driver = new grpc.Server();
+let seen: string[] = [];
+let events: string[] = ["a", "b", "c"];
+let tap: Tap;
+let client: ComputeDriverClient;
+
+beforeAll(async () => {
+  const answer =
+    (name: string, response: object): grpc.handleUnaryCall<object, object> =>
+    (_call, reply) => {
+      seen.push(name);
+      reply(null, response);
+    };
+  driver.addService(computeDriver().ComputeDriver.service, {
+    GetCapabilities: answer("GetCapabilities", { driver_name: "counting", driver_version: "1" }),
+    CreateSandbox: answer("CreateSandbox", {}),
+    StopSandbox: answer("StopSandbox", {}),
+    GetSandbox: answer("GetSandbox", { sandbox: { id: "1", name: "box", status: {} } }),
+    WatchSandboxes: (call: grpc.ServerWritableStream<object, WatchSandboxesEvent>) => {
+      for (const sandbox_id of events) call.write({ deleted: { sandbox_id } });
+      call.on("cancelled", () => {});
+    },
+  });
+  const bind = (error: Error | null) => error && expect.unreachable(error.message);
+  driver.bindAsync(`unix:${folder}/driver.sock`, grpc.ServerCredentials.createInsecure(), bind);
+  await eventually(() => statSync(`${folder}/driver.sock`), { what: "the driver's socket" });
+  tap = await Tap.open(`${folder}/tap.sock`, `${folder}/driver.sock`, () => {}, Promise.resolve());
+  client = new (computeDriver().ComputeDriver)(`unix:${folder}/tap.sock`, grpc.credentials.createInsecure(), {
+    "grpc.initial_reconnect_backoff_ms": 20,
+    "grpc.max_reconnect_backoff_ms": 50,
+  });
+});
+
+afterAll(() => {
+  client.close();
+  tap.close();
+  driver.forceShutdown();
+  rmSync(folder, { recursive: true });
+});
+
+beforeEach(() => {
+  seen = [];
+  events = ["a", "b", "c"];
+  tap.rules = [];
+  tap.intercept = {};
+});
+
+const faults = (...texts: string[]) => (tap.rules = texts.map(parseFault));
+const who = { sandbox_id: "1", sandbox_name: "box" };
+const stop = (deadlineMs = 2_000) => unary(client, client.StopSandbox, who, { deadlineMs });
+
+/** The ids that a watch has sent once there are `count`, or it ended. */
+async function watched(count: number): Promise<{ ids: string[]; ended: string | undefined }> {
+  const call = client.WatchSandboxes({});
+  const ids: string[] = [];
+  let ended: string | undefined;
+  call.on("error", () => {});
+  call.on("data", ({ deleted }) => ids.push(deleted.sandbox_id));
+  call.on("status", ({ code }: grpc.StatusObject) => (ended = grpc.status[code]));
+  const enough = () => {
+    if (ids.length < count && ended === undefined) throw new Error(`${ids.length} events`);
+  };
+  await eventually(enough, { what: `${count} events`, deadlineMs: 2_000 });
+  call.cancel();
+  return { ids, ended };
+}
+
+test("without a rule calls pass as they are, and are kept with what came back", async () => {
+  const since = tap.seq;
+  await stop();
+  expect(seen).toEqual(["StopSandbox"]);
+  expect(tap.calls(since)).toMatchObject([{ method: "StopSandbox", status: "OK", request: who }]);
+});
+
+test("the tap's socket is its user's alone", () => {
+  expect(statSync(`${folder}/tap.sock`).mode & 0o777).toBe(0o600);
+});
+
+test("a rule may speak of one call, of those from one on, or of some", async () => {
+  faults("StopSandbox: fail ABORTED, on call 2");
+  await stop();
+  expect((await refusal(stop())).code).toBe("ABORTED");
+  await stop();
+  faults("StopSandbox: fail ABORTED, 2 times");
+  expect([(await refusal(stop())).code, (await refusal(stop())).code]).toEqual(["ABORTED", "ABORTED"]);
+  await stop();
+  expect(seen).toHaveLength(3);
+});
+
+test("a delayed call reaches the driver later, a hanging one never", async () => {
+  faults("StopSandbox: delay 150ms once");
+  const began = performance.now();
+  await stop();
+  expect(performance.now() - began).toBeGreaterThanOrEqual(149);
+  faults("StopSandbox: hang");
+  expect((await refusal(stop(100))).code).toBe("DEADLINE_EXCEEDED");
+  expect(seen).toHaveLength(1);
+});
+
+test("a dropped connection is an error to all its calls, and the next one works", async () => {
+  const call = client.WatchSandboxes({});
+  const broken = new Promise<number>((resolve) => {
+    call.on("error", () => {});
+    call.on("data", () => {});
+    call.on("status", ({ code }: grpc.StatusObject) => resolve(code));
+  });
+  faults("StopSandbox: drop once");
+  expect((await refusal(stop())).code).not.toBe("DEADLINE_EXCEEDED");
+  expect(await within(2_000, "the watch's end", broken)).not.toBe(grpc.status.OK);
+  await eventually(() => stop(500), { what: "a call after the drop" });
+  expect(seen).toEqual(["StopSandbox"]);
+});
+
+test("a duplicated call reaches the driver twice and is answered once", async () => {
+  faults("CreateSandbox: duplicate");
+  await unary(client, client.CreateSandbox, { sandbox: { id: "1" } }, { deadlineMs: 2_000 });
+  const twice = () => expect(seen).toEqual(["CreateSandbox", "CreateSandbox"]);
+  await eventually(twice, { what: "two calls at the driver" });
+});
+
+test("a field of the answer can be rewritten", async () => {
+  faults("GetSandbox: rewrite sandbox.status.deleting=true");
+  const { sandbox } = await unary(client, client.GetSandbox, who, { deadlineMs: 2_000 });
+  expect(sandbox).toMatchObject({ name: "box", status: { deleting: true } });
+});
+
+test("a watch's events can be doubled, and swapped where two come together", async () => {
+  faults("WatchSandboxes: duplicate");
+  expect((await watched(6)).ids).toEqual(["a", "a", "b", "b", "c", "c"]);
+  faults("WatchSandboxes: reorder");
+  expect((await watched(3)).ids).toEqual(["b", "a", "c"]);
+});
+
+test("a watch can be ended after some events, with OK or an error", async () => {
+  faults("WatchSandboxes: end after 2 events");
+  expect(await watched(9)).toEqual({ ids: ["a", "b"], ended: "OK" });
+  faults("WatchSandboxes: end after 0 events UNAVAILABLE");
+  expect(await watched(9)).toEqual({ ids: [], ended: "UNAVAILABLE" });
+});
+
+test("an interceptor answers in the driver's place, and may pass the call on", async () => {
+  tap.intercept = {
+    GetSandbox: async (request, pass) => {
+      const answer = await pass({ ...request, sandbox_id: "2" });
+      return { sandbox: { ...answer.sandbox!, name: "changed" } };
+    },
+    StopSandbox: async () => {
+      throw Object.assign(new Error(), { code: grpc.status.NOT_FOUND, details: "broken on purpose" });
+    },
+    WatchSandboxes: (watch) => () => watch.send({ deleted: { sandbox_id: "never" } }),
+  };
+  const { sandbox } = await unary(client, client.GetSandbox, who, { deadlineMs: 2_000 });
+  expect(sandbox?.name).toBe("changed");
+  expect(await refusal(stop())).toEqual({ code: "NOT_FOUND", message: "broken on purpose" });
+  expect(seen).toEqual(["GetSandbox"]);
+  expect((await watched(3)).ids).toEqual(["never", "never", "never"]);
+});
