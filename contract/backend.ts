@@ -45,6 +45,8 @@ export interface Backend {
   /** Removes the workload, without the driver. */
   remove?: (id: string) => Promise<void>;
   inspect?: (id: string) => Promise<Workload>;
+  /** Whether a limit of CPU or memory is anything here: a kernel without these controllers has none, and Podman drops it. */
+  limits?: () => Promise<boolean>;
 }
 
 interface Inspected {
@@ -86,6 +88,10 @@ export function podman(engine: Engine): Backend {
         engine,
         containers.map((name): Belonging => ({ kind: "container", name })),
       );
+    },
+    async limits() {
+      const { host } = await engine.call<{ host: { cgroupControllers?: string[] | null } }>("GET", "info");
+      return ["cpu", "memory"].every((controller) => host.cgroupControllers?.includes(controller));
     },
     async inspect(id) {
       const container = await one(id);

@@ -6,6 +6,8 @@ trap 'exit 0' TERM INT
 [ "$PROBE_IS_STUBBORN" = yes ] && trap '' TERM INT
 token="$OPENSHELL_FAKE_ROOT$OPENSHELL_SANDBOX_TOKEN_FILE"
 workdir="$OPENSHELL_FAKE_ROOT/sandbox"
+# The workspace may be another user's, and root here may lack the capability to write everywhere.
+chmod o+rwx "$workdir"
 echo started >>"$workdir/.openshell-probe"
 encode() { base64 | tr -d '\n'; }
 echo "probe environment $(env -0 | encode)"

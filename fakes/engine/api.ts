@@ -179,6 +179,7 @@ export class Api {
         kernel: release(),
         cgroupManager: "cgroupfs",
         cgroupVersion: "v2",
+        cgroupControllers: ["cpu", "io", "memory", "pids"],
         networkBackend: "netavark",
         rootlessNetworkCmd: "pasta",
         eventLogger: "file",
