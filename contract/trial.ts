@@ -6,7 +6,7 @@
  */
 import { createHash, randomBytes } from "node:crypto";
 import { connect, createServer, type Socket } from "node:net";
-import { mkdirSync, rmSync } from "node:fs";
+import { existsSync, mkdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { eventually, type Connection } from "../harness.ts";
 import type { DriverContext, StackInfo } from "../keeper/stack.ts";
@@ -334,19 +334,31 @@ export class DriverProcess {
       return ended && `it ended with ${ended}: ${tail.slice(-300)}`;
     };
     const waiting = { what: "a driver that answers GetCapabilities", deadlineMs, failed };
-    await eventually(() => driver.getCapabilities(2_000), waiting).catch((error: Error) => {
+    const ask = () => {
+      if (!existsSync(this.socket)) throw new Error(`${this.socket} does not exist`);
+      return driver.getCapabilities(2_000);
+    };
+    await eventually(ask, waiting).catch((error: Error) => {
       throw new Violation(`a driver that answers within ${deadlineMs} ms`, error.message);
     });
     return this.front === this.socket ? driver : trial.connect(this.front);
   }
 }
 
-/** A socket in front of the engine's that can be cut and restored, or held up and released. */
+const REFUSAL =
+  "HTTP/1.1 500 Internal Server Error\r\nconnection: close\r\n\r\n" +
+  JSON.stringify({ cause: "broken", message: "broken on purpose", response: 500 });
+
+/** A socket in front of the engine's that can be cut and restored, held up and released, or made to refuse. */
 class Severable {
   readonly #open = new Set<Socket>();
   #server: ReturnType<typeof createServer> | undefined;
   /** What is to be passed on to the engine once it is released; unset while nothing is held up. */
   #held: (() => void)[] | undefined;
+  /** Requests that begin like this are answered with 500, and never reach the engine. */
+  refuse: RegExp | undefined;
+  /** How many were. */
+  refused = 0;
 
   constructor(
     readonly socket: string,
@@ -367,7 +379,12 @@ class Severable {
           other.destroy();
         });
       }
-      near.on("data", (bytes) => this.#pass(() => far.write(bytes)));
+      near.on("data", (bytes: Buffer) => {
+        if (this.refuse?.test(bytes.toString("latin1"))) {
+          this.refused++;
+          near.end(REFUSAL);
+        } else this.#pass(() => far.write(bytes));
+      });
       near.on("end", () => this.#pass(() => far.end()));
       far.pipe(near);
     });
