@@ -72,8 +72,8 @@ async function hunt(chosen: Mutant[], subject: Subject): Promise<string[]> {
   const judge = async ({ mutant, check }: { mutant: Mutant; check: Check }) => {
     const result = results.get(mutant)!;
     const expected = mutant.foundBy.includes(check.id);
-    let outcome = await runThrough(check, subject, mutant.make());
-    if (wrong(outcome, expected)) outcome = await inPeace(() => runThrough(check, subject, mutant.make()));
+    let outcome = await runThrough(check, subject, mutant.make);
+    if (wrong(outcome, expected)) outcome = await inPeace(() => runThrough(check, subject, mutant.make));
     result.ms += outcome.ms;
     if (isFinding(outcome)) result.found.push(check.id);
     if (wrong(outcome, expected)) problems.push(describe(mutant, outcome, expected));
@@ -96,10 +96,22 @@ async function hunt(chosen: Mutant[], subject: Subject): Promise<string[]> {
 async function methodsOf(all: Check[], subject: Subject): Promise<Map<Check, Set<string>>> {
   const methods = new Map<Check, Set<string>>();
   const learn = async (check: Check) => {
-    let outcome = await runThrough(check, subject, {}, (called) => methods.set(check, called));
+    let outcome = await runThrough(
+      check,
+      subject,
+      () => ({}),
+      (called) => methods.set(check, called),
+    );
     const bad = () => outcome.verdict === "fail" || outcome.verdict === "error";
     if (bad())
-      outcome = await inPeace(() => runThrough(check, subject, {}, (called) => methods.set(check, called)));
+      outcome = await inPeace(() =>
+        runThrough(
+          check,
+          subject,
+          () => ({}),
+          (called) => methods.set(check, called),
+        ),
+      );
     if (bad()) throw new HarnessError(`${check.id} fails on the driver as it is: ${outcome.reason}`);
   };
   await pool(
@@ -117,21 +129,27 @@ async function methodsOf(all: Check[], subject: Subject): Promise<Map<Check, Set
 
 let taps = 0;
 
-/** Runs a check through a tap of its own. */
+/** Runs a check through taps of its own: one before the driver, and one before each driver that the check starts. */
 async function runThrough(
   check: Check,
   subject: Subject,
-  broken: Interceptors,
+  broken: () => Interceptors,
   onCalls?: (methods: Set<string>) => void,
 ): Promise<Outcome> {
-  const socket = join(subject.owned!.stack.folder, "tap", `${++taps}.sock`);
-  const tap = await Tap.open(socket, subject.directSocket, () => {}, Promise.resolve());
-  tap.intercept = broken;
+  const opened: Tap[] = [];
+  const inFront = async (driver: string): Promise<string> => {
+    const socket = join(subject.owned!.stack.folder, "tap", `${++taps}.sock`);
+    const tap = await Tap.open(socket, driver, () => {}, Promise.resolve());
+    // Made anew: what a driver keeps in its memory is gone when it is started again.
+    tap.intercept = broken();
+    opened.push(tap);
+    return socket;
+  };
   try {
-    return await runOne(check, { ...subject, socket });
+    return await runOne(check, { ...subject, socket: await inFront(subject.directSocket), inFront });
   } finally {
-    onCalls?.(new Set(tap.calls().map(({ method }) => method)));
-    tap.close();
+    onCalls?.(new Set(opened.flatMap((tap) => tap.calls().map(({ method }) => method))));
+    for (const tap of opened) tap.close();
   }
 }
 
