@@ -53,7 +53,7 @@ check(
     harm: "A stop whose answer was lost can never be repeated: the sandbox stays Stopping for ever.",
   },
   async (trial) => {
-    const box = await trial.running();
+    const box = await trial.create();
     await box.stop();
     await box.stop();
     await box.stopped();
@@ -127,7 +127,7 @@ check(
     harm: "A gateway that missed StopSandbox's answer shows the sandbox as failed instead of stopped.",
   },
   async (trial) => {
-    const box = await trial.running();
+    const box = await trial.create();
     await box.stop();
     await box.stopped();
     const listed = await box.listed();
