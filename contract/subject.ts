@@ -34,7 +34,12 @@ export async function startSubject(
     backend: chooseBackend(choice, engineSocket),
     image: engineSocket ? sandboxImage : settings.sandboxImage,
     stopMs: Number(settings.stopTimeout) * 1_000 + STOP_MARGIN_MS,
-    owned: { keeper, stack, hasPodmanSocket: engineSocket !== "" },
+    owned: {
+      keeper,
+      stack,
+      hasPodmanSocket: engineSocket !== "",
+      isolates: !settings.driverCmd || /\{(network|state)\}/.test(settings.driverCmd),
+    },
   };
 }
 

@@ -30,7 +30,13 @@ export interface Subject {
   /** Puts something between the checks and one more driver that serves on this socket. Resolves with what to dial. */
   inFront?: (socket: string) => Promise<string>;
   /** The keeper's stack that the driver is part of; unset when somebody else started it. */
-  owned?: { keeper: Connection; stack: StackInfo; hasPodmanSocket: boolean };
+  owned?: {
+    keeper: Connection;
+    stack: StackInfo;
+    hasPodmanSocket: boolean;
+    /** Whether its command tells one installation from another. */
+    isolates: boolean;
+  };
 }
 
 /** How long a sandbox may take to run, in milliseconds; the image is there already. */
@@ -170,6 +176,10 @@ export class Trial {
     const { owned } = this.subject;
     if (!owned)
       return this.skip("the driver was started by somebody else: --driver 'CMD' lets the harness start one");
+    if ("network" in differing && !owned.isolates)
+      return this.skip(
+        "the driver's command has neither {network} nor {state}: nothing tells two of them apart",
+      );
     if ("podman_socket" in differing && !owned.hasPodmanSocket)
       return this.skip("the driver's command has no {podman_socket}, so its backend cannot be moved");
     const { keeper, stack } = owned;
