@@ -61,6 +61,9 @@ export interface Rule {
 type Methods = {
   [M in keyof ComputeDriverDefinition as string extends M ? never : M]: ComputeDriverDefinition[M];
 };
+type Unary = Exclude<keyof Methods, "WatchSandboxes">;
+type Sent<M extends keyof Methods> =
+  Methods[M] extends MethodDefinition<infer Request, infer _, infer __, infer ___> ? Request : never;
 type Answer<M extends keyof Methods> =
   Methods[M] extends MethodDefinition<infer _, infer Response, infer __, infer ___> ? Response : never;
 type Seen<M extends keyof Methods> =
@@ -74,6 +77,8 @@ export interface RawCall {
   metadata: grpc.Metadata;
   /** The `:authority` that the caller named. */
   authority: string;
+  /** Makes one more call of the driver. */
+  ask<M extends Unary>(method: M, request: Sent<M>): Promise<Heard<M>>;
 }
 
 /** A watch that an interceptor holds. */
@@ -93,7 +98,7 @@ export interface TappedWatch {
  * with each of the driver's events.
  */
 export type Interceptors = {
-  [M in Exclude<keyof Methods, "WatchSandboxes">]?: (
+  [M in Unary]?: (
     request: Seen<M>,
     pass: (request?: Seen<M>) => Promise<Heard<M>>,
     raw: RawCall,
@@ -120,6 +125,8 @@ const UNLIMITED = { "grpc.max_receive_message_length": -1, "grpc.max_send_messag
 interface Cancellable {
   once(event: "cancelled", listener: () => void): unknown;
 }
+
+type ServedCall = grpc.ServerUnaryCall<Buffer, Buffer> | grpc.ServerWritableStream<Buffer, Buffer>;
 
 interface Crossing {
   seq: number;
@@ -289,22 +296,9 @@ export class Tap {
     reply: grpc.sendUnaryData<Buffer>,
   ): Promise<void> {
     const request = method.requestDeserialize(call.request);
-    const pass = (message = request) =>
-      new Promise<object>((resolve, reject) => {
-        const { path, requestSerialize, responseDeserialize } = method;
-        const options = { deadline: call.getDeadline() };
-        this.upstream.makeUnaryRequest(
-          path,
-          requestSerialize,
-          responseDeserialize,
-          message,
-          call.metadata,
-          options,
-          (error, response) => (error ? reject(error) : resolve(response!)),
-        );
-      });
+    const pass = (message = request) => this.#ask(method, message, call);
     try {
-      const answer = method.responseSerialize(await interceptor(request, pass, rawCall(call)));
+      const answer = method.responseSerialize(await interceptor(request, pass, this.#rawCall(call)));
       record.responses.push(answer);
       this.#end(record, grpc.status.OK);
       reply(null, answer);
@@ -312,6 +306,35 @@ export class Tap {
       const { code = grpc.status.UNKNOWN, details = String(error) } = error as Partial<grpc.ServiceError>;
       reply(this.#end(record, code, details));
     }
+  }
+
+  /** Makes a call of the driver within another one. */
+  #ask(method: grpc.MethodDefinition<object, object>, request: object, within: ServedCall): Promise<object> {
+    const { path, requestSerialize, responseDeserialize } = method;
+    const options = { deadline: within.getDeadline() };
+    return new Promise((resolve, reject) =>
+      this.upstream.makeUnaryRequest(
+        path,
+        requestSerialize,
+        responseDeserialize,
+        request,
+        within.metadata,
+        options,
+        (error, response) => (error ? reject(error) : resolve(response!)),
+      ),
+    );
+  }
+
+  #rawCall(call: ServedCall): RawCall {
+    const { service } = computeDriver().ComputeDriver;
+    const ask = (name: Unary, request: object) =>
+      this.#ask(service[name] as unknown as grpc.MethodDefinition<object, object>, request, call);
+    return {
+      request: call.request,
+      metadata: call.metadata,
+      authority: call.getHost(),
+      ask: ask as RawCall["ask"],
+    };
   }
 
   async #stream(
@@ -354,7 +377,7 @@ export class Tap {
       },
       holdHeaders: () => (headersHeld = true),
     };
-    const onEvent = this.intercept.WatchSandboxes?.(watch, rawCall(call));
+    const onEvent = this.intercept.WatchSandboxes?.(watch, this.#rawCall(call));
     upstream.on("metadata", (metadata: grpc.Metadata) => headersHeld || call.sendMetadata(metadata));
     const pass = byRule(rule, (item) => send(overlay(method, item, rule)), watch);
     upstream.on("data", (message: Buffer) =>
@@ -424,12 +447,6 @@ export class Tap {
     return { code, details, metadata };
   }
 }
-
-const rawCall = (call: grpc.ServerUnaryCall<Buffer, Buffer> | grpc.ServerWritableStream<Buffer, Buffer>) => ({
-  request: call.request,
-  metadata: call.metadata,
-  authority: call.getHost(),
-});
 
 function sandboxIdOf(request: object): string {
   return (request as { sandbox?: { id?: string } | null }).sandbox?.id ?? "";
