@@ -1272,6 +1272,12 @@ const VERBS: Record<string, OwnFlags> = {
   doctor: {},
   sweep: { run: { type: "string" } },
   bench: {},
+  soak: {
+    sandboxes: { type: "string" },
+    minutes: { type: "string" },
+    chaos: { type: "boolean" },
+    seed: { type: "string" },
+  },
   mutants: { only: { type: "string" } },
   check: {
     driver: { type: "string" },

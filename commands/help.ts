@@ -20,6 +20,8 @@ const VERBS = `bun harness.ts VERB [settings]
   up                         keep a stack; bun test and \`with\` attach to it
     --fault 'METHOD: WHAT'   have calls between gateway and driver go wrong; may be repeated
   with -- COMMAND            run any command against a stack
+  soak                       many sandboxes live their lives: latencies, leaks, broken promises
+    [--sandboxes 200] [--parallel 16] [--minutes 10] [--chaos [--seed N]]
   doctor                     what is here, what is missing, and how to get it
   sweep                      remove what dead runs left
   bench                      measure the harness
