@@ -2,9 +2,10 @@
 
 /** What is left of a driver's sandboxes when the driver, or its backend, goes away and comes back. */
 import { statSync } from "node:fs";
-import { group, holds, refuses, Refused, same } from "../../contract/check.ts";
+import { group, holds, refuses, same } from "../../contract/check.ts";
 import { SlowWatch } from "../../contract/slow-watch.ts";
 import { agree, becomes, Box } from "../../contract/trial.ts";
+import { computeDriver } from "../../proto/contract.ts";
 
 const check = group("K Restart and recovery");
 
@@ -53,7 +54,7 @@ check(
     const after = await box.workload();
     same("whether it runs", after.running, true);
     same("when its compute was started", after.started, before.started);
-    same("deleted", await new Box(trial, box.asked, again).delete(), true);
+    await again.delete(box);
   },
 );
 
@@ -111,11 +112,12 @@ check(
     const list = trial.backend("list");
     const engine = await trial.engineBehindSocket();
     const process = await trial.startDriver({ podman_socket: engine.socket });
-    const driver = await process.answers(trial);
+    (await process.answers(trial)).close();
     const sandbox = trial.sandbox();
     await trial.forget(sandbox);
     engine.hold();
-    const created = driver.create(sandbox).catch((error: unknown) => error);
+    const { requestSerialize } = computeDriver().ComputeDriver.service.CreateSandbox;
+    using create = SlowWatch.call(process.socket, "CreateSandbox", requestSerialize({ sandbox }));
     await becomes(
       "a driver that asks its backend",
       () => engine.asked,
@@ -124,11 +126,15 @@ check(
     await process.signal("SIGTERM");
     engine.release();
 
-    const outcome = await created;
-    if (outcome instanceof Refused) {
-      await process.ended(15_000);
-      same(`what a create leaves that ended with ${outcome.code}`, await list(sandbox.id), []);
-    } else if (outcome instanceof Error) throw outcome;
+    await becomes(
+      "an end of the create",
+      () => create.over,
+      () => "none",
+      15_000,
+    );
+    if (create.events.length > 0) return;
+    await process.ended(15_000);
+    same("what a failed create leaves", await list(sandbox.id), []);
   },
 );
 
