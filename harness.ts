@@ -14,7 +14,15 @@
 import * as grpc from "@grpc/grpc-js";
 import { test } from "bun:test";
 import { randomBytes } from "node:crypto";
-import { accessSync, appendFileSync, constants, existsSync, readFileSync } from "node:fs";
+import {
+  accessSync,
+  appendFileSync,
+  constants,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  readFileSync,
+} from "node:fs";
 import { readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { connect as connectSocket, type Socket } from "node:net";
 import { tmpdir, userInfo } from "node:os";
@@ -239,7 +247,7 @@ export class Run {
 
   /**
    * A new run, of which nothing is on disk yet.
-   * @throws HarnessError when a socket's path in it would be too long for the kernel.
+   * @throws HarnessError when a socket's path in it would be too long for the kernel, or others could reach into it.
    */
   static create(settings: Settings): Run {
     const id = randomBytes(4).toString("hex");
@@ -251,6 +259,7 @@ export class Run {
           "  Set OPENSHELL_E2E_RUN_DIR to a shorter folder",
       );
     }
+    makePrivate(Run.root(settings));
     return run;
   }
 
@@ -262,9 +271,10 @@ export class Run {
   static all(settings: Settings): Run[] {
     const root = Run.root(settings);
     if (!existsSync(root)) return [];
-    return readdirSync(root)
-      .filter((name) => /^[0-9a-f]{8}$/.test(name))
-      .map((name) => Run.open(join(root, name)));
+    // A symbolic link is none of ours, wherever it leads.
+    return readdirSync(root, { withFileTypes: true })
+      .filter((entry) => entry.isDirectory() && /^[0-9a-f]{8}$/.test(entry.name))
+      .map(({ name }) => Run.open(join(root, name)));
   }
 
   get controlSocket(): string {
@@ -293,6 +303,27 @@ export class Run {
 
   remove(): void {
     rmSync(this.folder, { recursive: true, force: true });
+  }
+}
+
+/**
+ * Makes the folder of all runs, or makes sure that nobody else can exchange what is in it: in a shared temporary folder
+ * anybody may have made it first.
+ */
+function makePrivate(root: string): void {
+  const advice = "Set OPENSHELL_E2E_RUN_DIR to a folder of your own";
+  try {
+    mkdirSync(root, { recursive: true, mode: 0o700 });
+  } catch (error) {
+    throw new HarnessError(`The folder for runs cannot be made: ${(error as Error).message}. ${advice}`);
+  }
+  const { uid, mode } = statSync(root);
+  const isShared = (mode & 0o022) !== 0 && (mode & 0o1000) === 0;
+  if ((uid !== userInfo().uid && uid !== 0) || isShared || lstatSync(root).uid !== uid) {
+    const seen = `owner ${uid}, mode ${(mode & 0o7777).toString(8)}`;
+    throw new HarnessError(
+      `The folder for runs is not safe, others can write to it: ${root} (${seen}). ${advice}`,
+    );
   }
 }
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** A child process and what it is given: its own environment, its own log file, and an owner that stops it. */
-import { closeSync, mkdirSync, openSync } from "node:fs";
-import { join } from "node:path";
+import { closeSync, mkdirSync, openSync, statfsSync } from "node:fs";
+import { dirname, join } from "node:path";
 import { eventually, HarnessError, indent, RUN_MARK, type Run, tailOf } from "../harness.ts";
 
 /** A child process: its own environment, its own log file, and an owner that stops it. */
@@ -64,7 +64,8 @@ export class Child {
   /** Its command line and the tail of its log, for an error. */
   describe(): string {
     const tail = this.tail();
-    return `  command: ${this.argv.join(" ")}\n${tail ? indent(tail, "  | ") : "  (its log is empty)"}`;
+    const empty = isFull(dirname(this.log)) ? "no space left on the disk of its log" : "its log is empty";
+    return `  command: ${this.argv.join(" ")}\n${tail ? indent(tail, "  | ") : `  (${empty})`}`;
   }
 
   /** How it ended, such as "exit code 0" or "signal SIGKILL"; undefined while it runs. */
@@ -85,6 +86,15 @@ export class Child {
     await this.exited;
     clearTimeout(timer);
     return this.ending!;
+  }
+}
+
+/** Whether a user's file in that folder could not grow. */
+function isFull(folder: string): boolean {
+  try {
+    return statfsSync(folder).bavail === 0;
+  } catch {
+    return false;
   }
 }
 
