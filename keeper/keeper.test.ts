@@ -25,14 +25,17 @@ const GONE_MS = 5_000;
 
 type Held = StackInfo & { sandboxId: string };
 
-/** Starts a test process that holds a Ready sandbox, and waits until it does. */
-async function hold() {
-  const child = Bun.spawn([process.execPath, "test", "--timeout=600000", "./keeper/hold.fixture.ts"], {
+const startFixture = <Output extends "pipe" | "ignore">(stdout: Output) =>
+  Bun.spawn([process.execPath, "test", "--timeout=600000", "./keeper/hold.fixture.ts"], {
     cwd: ROOT,
     env: environment,
-    stdout: "pipe",
+    stdout,
     stderr: "ignore",
   });
+
+/** Starts a test process that holds a Ready sandbox, and waits until it does. */
+async function hold() {
+  const child = startFixture("pipe");
   let printed = "";
   for await (const chunk of child.stdout as unknown as AsyncIterable<Uint8Array>) {
     printed += Buffer.from(chunk).toString();
@@ -99,28 +102,49 @@ describe("after a SIGKILL of", () => {
   });
 });
 
-/** How many; `OPENSHELL_E2E_KILLS=100 bun test keeper` for a soak. */
-const KILLS = Number(process.env.OPENSHELL_E2E_KILLS ?? 6);
+/** How many kills; `bun run torture` does 200. */
+const KILLS = Number(process.env.OPENSHELL_E2E_KILLS ?? 9);
+const STATES = ["starting", "running", "stopping"] as const;
+const VICTIMS = ["the test process", "the keeper", "both"] as const;
+const kills = Array.from({ length: KILLS }, (_, index) => ({
+  kill: index + 1,
+  state: STATES[index % 3]!,
+  victims: VICTIMS[Math.floor(index / 3) % 3]!,
+}));
 
-test.each(Array.from({ length: KILLS }, (_, index) => index + 1))(
-  "kill %d at a random moment leaves nothing",
-  async () => {
-    const delay = Math.random() * 1_500;
-    const child = Bun.spawn([process.execPath, "test", "--timeout=600000", "./keeper/hold.fixture.ts"], {
-      cwd: ROOT,
-      env: environment,
-      stdout: "ignore",
-      stderr: "ignore",
-    });
-    await Bun.sleep(delay);
+test.each(kills)(
+  "kill $kill: $victims, while the stack is $state, leaves nothing",
+  async ({ state, victims }) => {
+    const child = await inState(state);
     const keeper = findKeeper();
-    const victims = [[child.pid], [keeper], [keeper, child.pid]][Math.floor(Math.random() * 3)] ?? [];
-    for (const pid of victims) if (pid) kill(pid);
-    if (victims[0] !== child.pid) child.kill("SIGKILL");
+    if (victims !== "the test process" && keeper) kill(keeper);
+    if (victims !== "the keeper") child.kill("SIGKILL");
+    await eventually(
+      () => {
+        // A test process whose keeper is gone ends by itself only once its test does.
+        if (victims === "the keeper") child.kill("SIGKILL");
+        if (isAlive(child.pid) && child.exitCode === null && child.signalCode === null)
+          throw new Error("it lives");
+      },
+      { what: "the test process has ended" },
+    );
     await nothingLeft();
     expect(findKeeper()).toBeUndefined();
   },
 );
+
+/** A test process whose stack is starting, is in the middle of a scenario, or is stopping, at no particular moment. */
+async function inState(state: (typeof STATES)[number]) {
+  if (state === "starting") {
+    const child = startFixture("ignore");
+    await Bun.sleep(Math.random() * 700);
+    return child;
+  }
+  const { child } = await hold();
+  if (state === "stopping") child.kill("SIGTERM");
+  await Bun.sleep(Math.random() * (state === "stopping" ? 150 : 50));
+  return child;
+}
 
 test("a kept stack outlives a test process that is killed, and loses that one's sandboxes", async () => {
   const kept = Bun.spawn([process.execPath, "harness.ts", "up"], {
