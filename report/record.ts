@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/**
+ * How a run is recorded: test process and keeper append what happens, a line of JSON each, to files in the run's folder.
+ * So whoever is killed, the other one, or the sweep after both, can still write down what was known: results.json.
+ */
+import { appendFileSync, mkdirSync, readdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
+import { cpus, totalmem } from "node:os";
+import { join } from "node:path";
+import {
+  type CallRecord,
+  count,
+  type Mark,
+  type PhaseRecord,
+  type ProcessSpan,
+  type Results,
+  type ScenarioResult,
+  type Standing,
+} from "./model.ts";
+
+/** What is recorded. Each `at` is in milliseconds since 1970 here; the results have it since the run's start. */
+export type Entry =
+  | { kind: "begin"; at: number; run: string; command: string; stack: Record<string, Standing> }
+  /** A scenario has begun; it is `cut` if nothing more is heard of it. */
+  | { kind: "running"; scenario: ScenarioResult }
+  | { kind: "scenario"; scenario: ScenarioResult }
+  | { kind: "process"; process: ProcessSpan }
+  | { kind: "ready" | "ended"; pid: number; at: number; ending?: string }
+  | { kind: "calls"; calls: CallRecord[] }
+  | { kind: "phase"; phase: PhaseRecord }
+  | { kind: "mark"; mark: Mark }
+  | { kind: "leftovers"; lines: string[] }
+  /** Everything was said: the run was not cut off. */
+  | { kind: "end"; at: number };
+
+/** Milliseconds since 1970, with fractions. The processes of a run share the machine's clock. */
+export const now = (): number => performance.timeOrigin + performance.now();
+
+let file: string | undefined;
+let waiting: Entry[] = [];
+
+/** Writes entries to that file of the run's folder from now on, and those that waited for it. */
+export function recordTo(folder: string, who: string): void {
+  file = join(folder, `records-${who}.jsonl`);
+  const before = waiting;
+  waiting = [];
+  for (const entry of before) record(entry);
+}
+
+/** Records something. It waits in memory while there is no run. A disk that is full must not fail a run. */
+export function record(entry: Entry): void {
+  if (!file) return void waiting.push(entry);
+  try {
+    appendFileSync(file, `${JSON.stringify(entry)}\n`, { mode: 0o600 });
+  } catch {
+    // What cannot be recorded is missing from the report, and from nothing else.
+  }
+}
+
+/** Everything that was recorded in a run's folder. The last line of a process that was killed may be half a line. */
+export function readRecords(folder: string): Entry[] {
+  const files = readdirSync(folder).filter((name) => /^records-.*\.jsonl$/.test(name));
+  return files.flatMap((name) =>
+    readFileSync(join(folder, name), "utf8")
+      .split("\n")
+      .flatMap((line) => parsed(line) ?? []),
+  );
+}
+
+function parsed(line: string): Entry | undefined {
+  try {
+    return line ? (JSON.parse(line) as Entry) : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+const NOTHING: Standing = { real: false, label: "unknown", program: "" };
+
+/**
+ * The results of a run, made of what was recorded; undefined if no scenario was.
+ * @param since leaves out what was recorded before, in milliseconds since 1970: for a run on a stack that others used.
+ */
+export function assemble(entries: Entry[], since = 0): Results | undefined {
+  const of = <Kind extends Entry["kind"]>(kind: Kind) =>
+    entries.filter((entry): entry is Extract<Entry, { kind: Kind }> => entry.kind === kind);
+  const begin = of("begin").at(-1);
+  const begun = Math.max(begin?.at ?? 0, since);
+  const done = new Map(of("scenario").map(({ scenario }) => [scenario.id, scenario]));
+  const scenarios = [...done.values()];
+  for (const { scenario } of of("running"))
+    if (!done.has(scenario.id))
+      scenarios.push({ ...scenario, verdict: "cut", reason: "the run was cut off" });
+  if (!begin || scenarios.length === 0) return undefined;
+
+  const relative = <Timed extends { at: number }>(item: Timed): Timed => ({
+    ...item,
+    at: round(item.at - begun),
+  });
+  const recent = <Timed extends { at: number }>(items: Timed[]): Timed[] =>
+    items.filter(({ at }) => at >= since).map(relative);
+  const endings = new Map(of("ended").map((entry) => [entry.pid, entry]));
+  const readiness = new Map(of("ready").map((entry) => [entry.pid, entry]));
+  const processes = of("process").map(({ process }) => {
+    const [ready, ended] = [readiness.get(process.pid), endings.get(process.pid)];
+    return {
+      ...relative(process),
+      ...(ready && { readyMs: round(ready.at - process.at) }),
+      ...(ended && { ms: round(ended.at - process.at), ending: ended.ending }),
+    };
+  });
+  const end = of("end").at(-1);
+  const calls = recent(of("calls").flatMap(({ calls }) => calls));
+  const last = Math.max(
+    0,
+    ...calls.map(({ at, ms = 0 }) => at + ms),
+    ...scenarios.map(({ at, ms }) => at - begun + ms),
+  );
+  return {
+    schema: 1,
+    run: {
+      id: begin.run,
+      startedAt: new Date(begun).toISOString(),
+      ms: round(end ? end.at - begun : last),
+      command: begin.command,
+      cutOff: !end,
+    },
+    stack: {
+      gateway: begin.stack.gateway ?? NOTHING,
+      driver: begin.stack.driver ?? NOTHING,
+      engine: begin.stack.engine ?? NOTHING,
+      supervisor: begin.stack.supervisor ?? NOTHING,
+    },
+    machine: {
+      os: process.platform,
+      arch: process.arch,
+      cpus: cpus().length,
+      memoryMb: Math.round(totalmem() / 2 ** 20),
+      bun: Bun.version,
+    },
+    contract: "0.0",
+    counts: count(scenarios),
+    leftovers: of("leftovers").flatMap(({ lines }) => lines),
+    scenarios: scenarios.map(relative),
+    processes,
+    calls: calls.toSorted((a, b) => a.at - b.at),
+    phases: recent(of("phase").map(({ phase }) => phase)),
+    marks: recent(of("mark").map(({ mark }) => mark)),
+  };
+}
+
+const round = (ms: number): number => Math.round(ms * 10) / 10;
+
+/** Writes results.json into the folder of reports, whole or not at all. Does nothing without a scenario. */
+export function writeResults(entries: Entry[], reports: string, since = 0): void {
+  const results = assemble(entries, since);
+  if (!results) return;
+  mkdirSync(reports, { recursive: true });
+  const target = join(reports, "results.json");
+  writeFileSync(`${target}.new`, JSON.stringify(results));
+  renameSync(`${target}.new`, target);
+}
