@@ -487,7 +487,8 @@ check(
     const sandbox = trial.sandbox();
     const later = Buffer.concat([field(1_000, "of a later contract"), field(1_001, 7)]);
     const template = field(6, field(1, sandbox.spec?.template?.image ?? ""), field(10, later), later);
-    const spec = field(4, template, field(9, later), field(12, "sleep"), field(12, "2147483"), later);
+    const command = [field(12, "sleep"), field(12, "2147483")];
+    const spec = field(4, template, field(9, later), field(11, trial.token()), ...command, later);
     const who = [field(1, sandbox.id), field(2, sandbox.name), field(6, "default")];
     const request = Buffer.concat([field(1, ...who, spec, field(5, later), later), later]);
     await trial.forget(sandbox);
