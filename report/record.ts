@@ -25,7 +25,8 @@ export type Entry =
   | { kind: "running"; scenario: ScenarioResult }
   | { kind: "scenario"; scenario: ScenarioResult }
   | { kind: "process"; process: ProcessSpan }
-  | { kind: "ready" | "ended"; pid: number; at: number; ending?: string }
+  | { kind: "ready"; pid: number; at: number }
+  | { kind: "ended"; pid: number; at: number; ending: string }
   | { kind: "calls"; calls: CallRecord[] }
   | { kind: "phase"; phase: PhaseRecord }
   | { kind: "mark"; mark: Mark }
