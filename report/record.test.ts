@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import { afterEach, beforeEach, expect, test } from "bun:test";
+import { appendFileSync, existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import type { CallRecord, Results, ScenarioResult } from "./model.ts";
+import { assemble, type Entry, readRecords, record, recordTo, writeResults } from "./record.ts";
+
+const T0 = 1_700_000_000_000;
+const standing = { real: false, label: "fake", program: "x" };
+const stack = { gateway: standing, driver: standing, engine: standing, supervisor: standing };
+
+const scenario = (id: string, more: Partial<ScenarioResult> = {}): ScenarioResult => ({
+  ...{
+    suite: "external-podman",
+    id,
+    title: `${id} does`,
+    file: "a.test.ts",
+    line: 3,
+    verdict: "pass",
+    reason: "",
+  },
+  ...{ at: T0 + 1_000, ms: 250, source: "", harm: "", expected: "", seen: "", stack: 1, sandboxes: [] },
+  ...{ logs: { gateway: [], driver: [] }, engine: [] },
+  ...more,
+});
+const call = (seq: number, at: number): CallRecord => ({
+  ...{ stack: 1, seq, method: "GetSandbox", at, ms: 3, status: "OK", details: "", sandbox: "s" },
+  ...{ request: {}, responses: [] },
+});
+const begin: Entry = { kind: "begin", at: T0, run: "0badcafe", command: "bun test", stack };
+
+let folder: string;
+beforeEach(() => (folder = mkdtempSync(join(tmpdir(), "rec-"))));
+afterEach(() => rmSync(folder, { recursive: true }));
+
+test("times are since the run's start, calls in their order", () => {
+  const calls: Entry = { kind: "calls", calls: [call(2, T0 + 900), call(1, T0 + 800)] };
+  const results = assemble([
+    begin,
+    calls,
+    { kind: "scenario", scenario: scenario("LC-01") },
+    { kind: "end", at: T0 + 5_000 },
+  ]);
+  expect(results?.run).toMatchObject({
+    id: "0badcafe",
+    ms: 5_000,
+    cutOff: false,
+    startedAt: "2023-11-14T22:13:20.000Z",
+  });
+  expect(results?.scenarios[0]).toMatchObject({ id: "LC-01", at: 1_000, ms: 250 });
+  expect(results?.calls.map(({ seq, at }) => [seq, at])).toEqual([
+    [1, 800],
+    [2, 900],
+  ]);
+  expect(results?.counts).toMatchObject({ pass: 1, fail: 0 });
+});
+
+test("a run that was killed is cut off, and so is the scenario in whose midst it was", () => {
+  const results = assemble([
+    begin,
+    { kind: "running", scenario: scenario("LC-01") },
+    { kind: "scenario", scenario: scenario("LC-02") },
+  ]);
+  expect(results?.run.cutOff).toBe(true);
+  expect(results?.scenarios.map(({ id, verdict }) => [id, verdict])).toEqual([
+    ["LC-02", "pass"],
+    ["LC-01", "cut"],
+  ]);
+});
+
+test("a process has its readiness and its end", () => {
+  const process = { name: "gateway", stack: 1, pid: 7, at: T0 + 10 };
+  const results = assemble([
+    begin,
+    { kind: "process", process },
+    { kind: "ready", pid: 7, at: T0 + 110 },
+    { kind: "ended", pid: 7, at: T0 + 910, ending: "exit code 0" },
+    { kind: "scenario", scenario: scenario("LC-01") },
+  ]);
+  expect(results?.processes).toEqual([
+    { name: "gateway", stack: 1, pid: 7, at: 10, readyMs: 100, ms: 900, ending: "exit code 0" },
+  ]);
+});
+
+test("of a stack that others used before, only this run's calls count", () => {
+  const calls: Entry = { kind: "calls", calls: [call(1, T0 + 100), call(2, T0 + 2_000)] };
+  const results = assemble([begin, calls, { kind: "scenario", scenario: scenario("LC-01") }], T0 + 1_000);
+  expect(results?.calls.map(({ seq, at }) => [seq, at])).toEqual([[2, 1_000]]);
+});
+
+test("without a scenario there is nothing to report", () => {
+  expect(assemble([begin])).toBeUndefined();
+  writeResults([begin], folder);
+  expect(existsSync(join(folder, "results.json"))).toBe(false);
+});
+
+test("what was recorded before there was a run is not lost, and half a line is no harm", () => {
+  record({ kind: "scenario", scenario: scenario("LC-01") });
+  recordTo(folder, "test");
+  record(begin);
+  appendFileSync(join(folder, "records-test.jsonl"), '{"kind":"scena');
+  writeResults(readRecords(folder), folder);
+  const written = JSON.parse(readFileSync(join(folder, "results.json"), "utf8")) as Results;
+  expect(written.scenarios.map(({ id }) => id)).toEqual(["LC-01"]);
+  expect(existsSync(join(folder, "results.json.new"))).toBe(false);
+});
