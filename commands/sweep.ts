@@ -2,8 +2,10 @@
 
 /** `sweep`: remove what dead runs left, and nothing of runs that live. `sweep --run FOLDER`: of that one. */
 import { existsSync, statSync } from "node:fs";
+import { resolve } from "node:path";
 import { connectable, EXIT, eventually, HarnessError, processesOf, Run } from "../harness.ts";
 import type { Command } from "../harness.ts";
+import { readRecords, writeResults } from "../report/record.ts";
 import { belongings, describeBelonging, Engine, removeBelongings } from "../keeper/engine.ts";
 
 export const command: Command = async (settings, args, { run: folder }) => {
@@ -13,7 +15,7 @@ export const command: Command = async (settings, args, { run: folder }) => {
   for (const run of folder ? [Run.open(folder)] : Run.all(settings)) {
     if (!existsSync(run.folder) || (!folder && (await isLive(run)))) continue;
     dead++;
-    const { removed, problem } = await sweepRun(run);
+    const { removed, problem } = await sweepRun(run, resolve(settings.reports));
     for (const line of removed) console.log(`run ${run.id}: removed ${line}`);
     if (problem) {
       failed = true;
@@ -35,7 +37,7 @@ async function isLive(run: Run): Promise<boolean> {
  * Removes all of a dead run: its gateway and driver, so that nobody makes anything new; what is on its engine; the
  * engine and all other processes; its folder. When the engine cannot be reached the folder stays, to be swept later.
  */
-export async function sweepRun(run: Run): Promise<{ removed: string[]; problem?: string }> {
+export async function sweepRun(run: Run, reports: string): Promise<{ removed: string[]; problem?: string }> {
   const removed: string[] = [];
   const end = (which: (process: RunProcess) => boolean) => {
     for (const { pid, command } of processesOf(run).filter(which)) {
@@ -55,6 +57,7 @@ export async function sweepRun(run: Run): Promise<{ removed: string[]; problem?:
     await end((each) => !isEngine(each));
     removed.push(...(await sweepEngine(run)));
     await end(() => true);
+    writeResults([...readRecords(run.folder), { kind: "leftovers", lines: removed }], reports);
     run.remove();
     return { removed };
   } catch (error) {

@@ -21,6 +21,7 @@ import {
 } from "../harness.ts";
 import type { Parts, Run, Settings } from "../harness.ts";
 import { unary } from "../proto/contract.ts";
+import { now, readRecords, record, recordTo, writeResults } from "../report/record.ts";
 import { describeBelonging, Engine, removeBelongings } from "./engine.ts";
 import { Child, cleanEnvironment } from "./process.ts";
 import { compiledFake } from "./programs.ts";
@@ -59,6 +60,7 @@ export class Keeper {
       probeImage: () => keeper.#importProbe(),
     };
     const keeper = new Keeper(setup);
+    recordTo(run.folder, "keeper");
     try {
       const needsEngine =
         !settings.driverCmd || !parts.driver.real || settings.driverCmd.includes("{podman_socket}");
@@ -203,12 +205,14 @@ export class Keeper {
     this.#stacks.delete(id);
     const left = await stack.leftovers();
     await stack.stop();
+    recordCalls(stack);
     return left.map(describeBelonging);
   }
 
   /** Starts, stops (SIGTERM) or kills (SIGKILL) the gateway or the driver of a stack. Resolves with how it ended. */
   async control(id: number, who: "gateway" | "driver", what: "start" | "stop" | "kill"): Promise<string> {
     const stack = this.#stack(id);
+    record({ kind: "mark", mark: { stack: id, at: now(), what: `${what} ${who}` } });
     if (what === "start") {
       await (who === "gateway" ? stack.startGateway() : stack.startDriver());
       return "started";
@@ -259,6 +263,11 @@ export class Keeper {
   rules(id: number, rules: Rule[]): void {
     const { tap } = this.#stack(id);
     if (!tap) throw new HarnessError("This stack has no tap");
+    for (const { method, ...rule } of rules)
+      record({
+        kind: "mark",
+        mark: { stack: id, at: now(), what: `fault ${method}: ${JSON.stringify(rule)}` },
+      });
     tap.rules = rules;
   }
 
@@ -310,15 +319,27 @@ export class Keeper {
     return stack;
   }
 
+  /**
+   * Writes down the results of a run on a stack that stays: those that `who` recorded, and all calls since then.
+   * @param since in milliseconds since 1970.
+   */
+  report(who: string, since: number, reports: string): void {
+    for (const stack of this.#stacks.values()) recordCalls(stack);
+    writeResults(readRecords(this.setup.run.folder, ["keeper", who]), reports, since);
+  }
+
   /** Stops everything in order and removes the run's folder. Resolves with what had to be removed by force. */
   close(): Promise<string[]> {
     return (this.#closing ??= this.#close());
   }
 
   async #close(): Promise<string[]> {
+    const { run, settings } = this.setup;
     const left = await this.#stop();
-    saveLogs(this.setup.run, this.setup.settings.reports);
-    this.setup.run.remove();
+    record({ kind: "leftovers", lines: left });
+    saveLogs(run, settings.reports);
+    writeResults(readRecords(run.folder), resolve(settings.reports));
+    run.remove();
     return left;
   }
 
@@ -330,6 +351,7 @@ export class Keeper {
       if (engine) left.push(...(await stack.leftovers().catch(() => [])).map(describeBelonging));
     }
     await Promise.all(stacks.map((stack) => stack.stop()));
+    for (const stack of stacks) recordCalls(stack);
     this.#stacks.clear();
     await this.#engineProcess?.stop(2_000);
     for (const { pid, command } of processesOf(run)) {
@@ -368,6 +390,10 @@ async function importFakeSupervisor(engine: Engine, run: Run): Promise<string> {
   await engine.importImage(reference, await tarOf(folder));
   rmSync(folder, { recursive: true });
   return reference;
+}
+
+function recordCalls({ tap, id }: Stack): void {
+  if (tap) record({ kind: "calls", calls: tap.records(id) });
 }
 
 function signal(pid: number, name: NodeJS.Signals): void {
@@ -410,6 +436,7 @@ const API = [
   "engineView",
   "leftovers",
   "removeLeftovers",
+  "report",
   "close",
 ] as const satisfies readonly (keyof Keeper)[];
 export type Method = (typeof API)[number];

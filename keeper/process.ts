@@ -2,8 +2,9 @@
 
 /** A child process and what it is given: its own environment, its own log file, and an owner that stops it. */
 import { closeSync, mkdirSync, openSync, statfsSync } from "node:fs";
-import { dirname, join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { eventually, HarnessError, indent, RUN_MARK, type Run, tailOf } from "../harness.ts";
+import { now, record } from "../report/record.ts";
 
 /** A child process: its own environment, its own log file, and an owner that stops it. */
 export class Child {
@@ -21,6 +22,10 @@ export class Child {
     this.#process = process;
     this.pid = process.pid;
     this.exited = process.exited.then((code) => (this.exitCode = code));
+    record({ kind: "process", process: { name, stack: stackOf(log), pid: this.pid, at: now() } });
+    void this.exited.then(() =>
+      record({ kind: "ended", pid: this.pid, at: now(), ending: this.ending ?? "" }),
+    );
   }
 
   /** Starts `argv` with exactly `env`; both outputs go to the file `log`. */
@@ -51,11 +56,13 @@ export class Child {
   /** Waits until `probe` succeeds; a process that ends first is noticed at once, with its own last words. */
   async ready<T>(probe: () => T | Promise<T>, what: string, deadlineMs: number): Promise<T> {
     try {
-      return await eventually(probe, {
+      const result = await eventually(probe, {
         what: `${this.name}: ${what}`,
         deadlineMs,
         failed: () => (this.alive ? undefined : `it ended with ${this.ending}`),
       });
+      record({ kind: "ready", pid: this.pid, at: now() });
+      return result;
     } catch (error) {
       throw new HarnessError(`${(error as Error).message}\n${this.describe()}`);
     }
@@ -88,6 +95,9 @@ export class Child {
     return this.ending!;
   }
 }
+
+/** A log lies in the folder of its stack, which is a number; of a program that all stacks share, in the run's. */
+const stackOf = (log: string): number => Number(/^\d{1,3}$/.exec(basename(dirname(log)))?.[0] ?? 0);
 
 /** Whether a user's file in that folder could not grow. */
 function isFull(folder: string): boolean {

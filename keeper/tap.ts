@@ -11,6 +11,7 @@ import * as grpc from "@grpc/grpc-js";
 import type { MethodDefinition } from "@grpc/proto-loader";
 import { chmodSync, rmSync } from "node:fs";
 import { codeName, computeDriver } from "../proto/contract.ts";
+import type { CallRecord } from "../report/model.ts";
 import type { ComputeDriverDefinition } from "../proto/v0.0/types/openshell/compute/v1/ComputeDriver.ts";
 
 /** One call as it crossed the socket. Times are in milliseconds, `at` since the tap was opened. */
@@ -90,6 +91,10 @@ export interface TappedWatch {
   end(code?: grpc.status, details?: string): void;
   /** Keeps back the response's headers until something is sent. */
   holdHeaders(): void;
+  /** Stays open when the driver ends it. */
+  outlive(): void;
+  /** How many events were sent that its caller has not begun to read. */
+  unread(): number;
 }
 
 /**
@@ -120,6 +125,8 @@ export const SECRET_FIELDS: ReadonlySet<string> = new Set(["sandbox_token", "tok
 const REORDER_MS = 200;
 const KEPT_CALLS = 5_000;
 const KEPT_RESPONSES = 1_000;
+/** Of a stream; what comes after them is in no report. */
+const REPORTED_RESPONSES = 50;
 const UNLIMITED = { "grpc.max_receive_message_length": -1, "grpc.max_send_message_length": -1 };
 
 interface Cancellable {
@@ -226,6 +233,17 @@ export class Tap {
   /** What crossed since call number `since`, oldest first, decoded and redacted. */
   calls(since = 0): Call[] {
     return this.#records.filter((record) => record.seq > since).map(decode);
+  }
+
+  /** The same as a report has them; times since 1970. */
+  records(stack: number): CallRecord[] {
+    const opened = performance.timeOrigin + this.#opened;
+    return this.#records.map((record) => {
+      const { seq, method, at, ms, status = "", details = "", request, responses } = decode(record);
+      const sandbox = sandboxOf(request as SandboxRequest);
+      const first = responses.slice(0, REPORTED_RESPONSES);
+      return { stack, seq, method, at: opened + at, ms, status, details, sandbox, request, responses: first };
+    });
   }
 
   /** The number of the last call, to ask later for what came after it. */
@@ -357,6 +375,7 @@ export class Tap {
     call.on("cancelled", () => upstream.cancel());
     call.on("drain", () => upstream.resume());
     let headersHeld = false;
+    let outlives = false;
     let over = false;
     const send = (item: Buffer) => {
       if (over) return;
@@ -376,6 +395,8 @@ export class Tap {
         else call.emit("error", ended);
       },
       holdHeaders: () => (headersHeld = true),
+      outlive: () => (outlives = true),
+      unread: () => call.writableLength,
     };
     const onEvent = this.intercept.WatchSandboxes?.(watch, this.#rawCall(call));
     upstream.on("metadata", (metadata: grpc.Metadata) => headersHeld || call.sendMetadata(metadata));
@@ -386,7 +407,7 @@ export class Tap {
     // The status event follows, with the same code; without a listener an error event would end the process.
     upstream.on("error", () => {});
     upstream.on("status", (status: grpc.StatusObject) => {
-      if (over) return;
+      if (over || outlives) return;
       const ended = this.#end(record, status.code, status.details, status.metadata);
       if (status.code === grpc.status.OK) call.end(status.metadata);
       else call.emit("error", ended);
@@ -447,6 +468,14 @@ export class Tap {
     return { code, details, metadata };
   }
 }
+
+interface SandboxRequest {
+  sandbox_id?: string;
+  sandbox?: { id?: string };
+}
+
+/** The id of the sandbox that a call is about; empty if it is about none. */
+const sandboxOf = ({ sandbox_id, sandbox }: SandboxRequest): string => sandbox_id ?? sandbox?.id ?? "";
 
 function sandboxIdOf(request: object): string {
   return (request as { sandbox?: { id?: string } | null }).sandbox?.id ?? "";

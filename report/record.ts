@@ -58,9 +58,15 @@ export function record(entry: Entry): void {
   }
 }
 
-/** Everything that was recorded in a run's folder. The last line of a process that was killed may be half a line. */
-export function readRecords(folder: string): Entry[] {
-  const files = readdirSync(folder).filter((name) => /^records-.*\.jsonl$/.test(name));
+/**
+ * Everything that was recorded in a run's folder, by all or by those. The last line of a process that was killed may be
+ * half a line.
+ */
+export function readRecords(folder: string, who?: string[]): Entry[] {
+  const names = who?.map((name) => `records-${name}.jsonl`);
+  const files = readdirSync(folder).filter((name) =>
+    names ? names.includes(name) : /^records-.*\.jsonl$/.test(name),
+  );
   return files.flatMap((name) =>
     readFileSync(join(folder, name), "utf8")
       .split("\n")
@@ -111,7 +117,11 @@ export function assemble(entries: Entry[], since = 0): Results | undefined {
     };
   });
   const end = of("end").at(-1);
-  const calls = recent(of("calls").flatMap(({ calls }) => calls));
+  // A tap that stays is recorded more than once: each time with all that it has.
+  const known = new Map(
+    of("calls").flatMap(({ calls }) => calls.map((call) => [`${call.stack}.${call.seq}`, call])),
+  );
+  const calls = recent([...known.values()]);
   const last = Math.max(
     0,
     ...calls.map(({ at, ms = 0 }) => at + ms),
@@ -152,12 +162,25 @@ export function assemble(entries: Entry[], since = 0): Results | undefined {
 
 const round = (ms: number): number => Math.round(ms * 10) / 10;
 
-/** Writes results.json into the folder of reports, whole or not at all. Does nothing without a scenario. */
+/**
+ * Writes results.json into the folder of reports, whole or not at all. Does nothing without a scenario, or if a later
+ * run was there before.
+ */
 export function writeResults(entries: Entry[], reports: string, since = 0): void {
   const results = assemble(entries, since);
   if (!results) return;
   mkdirSync(reports, { recursive: true });
   const target = join(reports, "results.json");
+  if (startOf(target) > results.run.startedAt) return;
   writeFileSync(`${target}.new`, JSON.stringify(results));
   renameSync(`${target}.new`, target);
+}
+
+/** When the run of those results began; empty if there are none. */
+function startOf(results: string): string {
+  try {
+    return (JSON.parse(readFileSync(results, "utf8")) as Results).run.startedAt;
+  } catch {
+    return "";
+  }
 }
