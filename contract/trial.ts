@@ -259,14 +259,13 @@ export class Box implements Ref {
   /** Waits until its compute is up: for the probe's word where there is one, for the backend's, or the driver's. */
   async up(): Promise<Snapshot> {
     const inspect = this.trial.subject.backend?.inspect;
-    if (inspect) {
-      const running = async () => {
-        const { running, probe } = await inspect(this.id);
-        if (!running) throw new Error("it does not run");
-        return probe;
-      };
-      await eventually(running, { what: `${this.name}: its container to run`, deadlineMs: patient(UP_MS) });
-    }
+    if (inspect)
+      await becomes(
+        "compute that runs",
+        async () => (await inspect(this.id)).running,
+        () => "it does not run",
+        UP_MS,
+      );
     return this.until("a sandbox that is up", isUp);
   }
 
