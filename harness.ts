@@ -29,7 +29,11 @@ import { tmpdir, userInfo } from "node:os";
 import { basename, join, resolve } from "node:path";
 import { createInterface } from "node:readline";
 import { parseArgs, stripVTControlCharacters } from "node:util";
-import type { Keeper, Method } from "./keeper/keeper.ts";
+import type { ScenarioResult, Standing } from "./report/model.ts";
+import { now, record, recordTo } from "./report/record.ts";
+import { type About, aboutCaller, excerpt, recorded, recordSkip } from "./report/scenario.ts";
+import type { EngineRule } from "./keeper/engine-proxy.ts";
+import type { Deed, Keeper, Method } from "./keeper/keeper.ts";
 import type { StackInfo, StackSpec } from "./keeper/stack.ts";
 import type { Call, Rule } from "./keeper/tap.ts";
 import { codeName, openshell, streaming, unary } from "./proto/contract.ts";
@@ -686,6 +690,8 @@ export class Gateway {
   readonly sandboxes = new Set<Sandbox>();
   /** The ids of all that this user ever created. */
   readonly created: string[] = [];
+  /** The number of its stack, for reports; 0 if it has none. */
+  stack = 0;
 
   constructor(
     readonly endpoint: Pick<StackInfo, "endpoint" | "tls">,
@@ -799,11 +805,30 @@ export interface ExecResult {
 
 /** A sandbox as its user holds it. */
 export class Sandbox {
+  #seen: Sandbox__Output | undefined;
+
   constructor(
     readonly gateway: Gateway,
-    /** The last that was seen of it. */
-    public seen: Sandbox__Output,
-  ) {}
+    seen: Sandbox__Output,
+  ) {
+    this.seen = seen;
+  }
+
+  /** The last that was seen of it. */
+  get seen(): Sandbox__Output {
+    return this.#seen!;
+  }
+
+  set seen(next: Sandbox__Output) {
+    const before = this.#seen && phaseOf(this.#seen);
+    this.#seen = next;
+    if (this.phase !== before) this.#note(this.phase);
+  }
+
+  #note(phase: string): void {
+    const { id: sandbox, name, gateway } = this;
+    record({ kind: "phase", phase: { stack: gateway.stack, sandbox, name, phase, at: now() } });
+  }
 
   get id(): string {
     return this.seen.metadata?.id ?? "";
@@ -926,6 +951,7 @@ export class Sandbox {
       { what: `sandbox ${this.name}: be gone`, deadlineMs },
     );
     this.gateway.sandboxes.delete(this);
+    this.#note("GONE");
   }
 
   /** Its events, until the loop is left, the sandbox is gone, or `deadlineMs` have passed (DEADLINE_EXCEEDED). */
@@ -1034,6 +1060,7 @@ export class RunningStack {
     api = openClient(info),
   ) {
     this.gateway = new Gateway(info, (sandboxId) => keeper.call("remember", info.id, sandboxId), api);
+    this.gateway.stack = info.id;
   }
 
   /** The same stack for another user, whose sandboxes are a matter apart. */
@@ -1055,8 +1082,21 @@ export class RunningStack {
     await this.keeper.call("rules", this.info.id, rules);
   }
 
-  /** Starts, stops (SIGTERM) or kills (SIGKILL) the gateway or the driver. Resolves with how it ended. */
-  async control(who: "gateway" | "driver", what: "start" | "stop" | "kill"): Promise<string> {
+  /** Makes the proxy before the engine treat calls by these rules from now on; the stack's spec must ask for it. */
+  async engineRules(...rules: EngineRule[]): Promise<void> {
+    await this.keeper.call("engineRules", this.info.id, rules);
+  }
+
+  /** Waits until the driver has asked the engine for such a call, `count` times. */
+  async engineAsked(call: string, count = 1): Promise<void> {
+    await this.keeper.call("engineAsked", this.info.id, call, count);
+  }
+
+  /**
+   * Does something to the gateway or the driver. Resolves with how it is then, such as "running" or "exit code 0".
+   * @param what see `Deed`: start, stop, kill, terminate, pause, continue.
+   */
+  async control(who: "gateway" | "driver", what: Deed): Promise<string> {
     const outcome = await this.keeper.call("control", this.info.id, who, what);
     this.info = await this.keeper.call("info", this.info.id);
     return outcome;
@@ -1096,6 +1136,14 @@ export class RunningStack {
   }
 
   /** What crossed the tap since `since`, and the ends of both logs: the part of a failure that tells who did it. */
+  /** The lines of both logs since a moment, in milliseconds since 1970, and its sandboxes as the engine has them. */
+  async excerpts(since: number): Promise<Pick<ScenarioResult, "logs" | "engine">> {
+    const { logs, id } = this.info;
+    const lines = (log: string) => excerpt(log, since, now(), readable);
+    const engine = await this.keeper.call("engineView", id).catch((error) => [String(error)]);
+    return { logs: { gateway: lines(logs.gateway), driver: lines(logs.driver) }, engine };
+  }
+
   async evidence(since: number): Promise<string> {
     const calls = await this.calls(since).catch(() => []);
     const lines = calls.slice(-30).map(({ at, method, status, ms, details }) => {
@@ -1152,20 +1200,39 @@ interface SharedKeeper {
 }
 
 let sharedConnection: Promise<SharedKeeper> | undefined;
+/** When this run began, in milliseconds since 1970. */
+let beganAt = 0;
 let shared: Promise<SharedRun> | undefined;
 
 /** The run's keeper, started or attached to when the first test needs it. */
 export function sharedKeeper(): Promise<SharedKeeper> {
   return (sharedConnection ??= (async () => {
     const { settings } = readSettings();
+    const at = now();
     const attached = await attach(settings);
     const keeper = attached ?? (await startKeeper(Run.create(settings)));
-    const { parts, stack } = await keeper.call("hello");
+    const { run, folder, parts, stack } = await keeper.call("hello");
     if (!process.env.OPENSHELL_E2E_ANNOUNCED) console.log(describeParts(parts));
+    recordTo(folder, `test-${process.pid}`);
+    record({ kind: "begin", at, run, command: commandLine(), stack: standings(parts) });
+    beganAt = at;
     return { keeper, parts, kept: attached && stack, own: !attached };
     // Every test would fail with the same words.
   })().catch(fail));
 }
+
+/** As it was typed, as far as we know. */
+const commandLine = (): string =>
+  process.env.OPENSHELL_E2E_COMMAND ?? ["bun", "test", ...process.argv.slice(2)].join(" ");
+
+/** What stands in each place, as a report has it: no path of this machine. */
+const standings = (parts: Parts): Record<Place, Standing> =>
+  Object.fromEntries(
+    PLACES.map((place) => {
+      const { real, label, command } = parts[place];
+      return [place, { real, label, program: basename(command[0] ?? "") }];
+    }),
+  ) as Record<Place, Standing>;
 
 /** The stack that scenarios share, started when the first of them needs it. */
 export function sharedRun(): Promise<SharedRun> {
@@ -1188,7 +1255,11 @@ export async function endRun(): Promise<string[]> {
   ];
   const left = (await Promise.all(stacks.map((stack) => stack.cleanUp()))).flat();
   for (const stack of stacks) stack.gateway.close();
+  record({ kind: "leftovers", lines: left });
+  record({ kind: "end", at: now() });
+  const { reports } = readSettings().settings;
   if (own) left.push(...(await keeper.call("close")));
+  else await keeper.call("report", `test-${process.pid}`, beganAt, resolve(reports));
   keeper.close();
   return left;
 }
@@ -1220,16 +1291,25 @@ export function scenariosAtATime(settings: Settings): number {
  */
 export function scenario(title: string, body: Body, options: ScenarioOptions = {}): void {
   const { skip, deadlineMs = 60_000 } = options;
-  if (skip) return test.skip(`${title} (skipped: ${skip})`, () => {});
-  test.concurrent(title, () => inTurn(() => prove(body, deadlineMs)), deadlineMs + BEFORE_AND_AFTER_MS);
+  const about = aboutCaller(title, import.meta.path);
+  if (skip) return skipped(about, skip);
+  const run = () => inTurn(() => recorded(about, (result) => prove(body, deadlineMs, result)));
+  test.concurrent(title, run, deadlineMs + BEFORE_AND_AFTER_MS);
 }
 
 /** The same for a scenario that looks at, or changes, what others would notice: it runs alone. */
 scenario.alone = (title: string, body: Body, options: ScenarioOptions = {}): void => {
   const { skip, deadlineMs = 60_000 } = options;
-  if (skip) return test.skip(`${title} (skipped: ${skip})`, () => {});
-  test(title, () => prove(body, deadlineMs), deadlineMs + BEFORE_AND_AFTER_MS);
+  const about = aboutCaller(title, import.meta.path);
+  if (skip) return skipped(about, skip);
+  const run = () => recorded(about, (result) => prove(body, deadlineMs, result));
+  test(title, run, deadlineMs + BEFORE_AND_AFTER_MS);
 };
+
+function skipped(about: About, reason: string): void {
+  recordSkip(about, reason);
+  test.skip(`${about.title} (skipped: ${reason})`, () => {});
+}
 
 type Body = (given: Given) => Promise<void>;
 
@@ -1250,7 +1330,7 @@ export async function inTurn(work: () => Promise<void>): Promise<void> {
   }
 }
 
-async function prove(body: Body, deadlineMs: number): Promise<void> {
+async function prove(body: Body, deadlineMs: number, result: ScenarioResult): Promise<void> {
   const { keeper, stack: base, others, parts: found } = await sharedRun();
   const stack = base.forAnother();
   const used = [stack];
@@ -1280,9 +1360,12 @@ async function prove(body: Body, deadlineMs: number): Promise<void> {
     await within(deadlineMs, "The scenario", body(given));
   } catch (error) {
     failure = error instanceof Error ? error : new Error(String(error));
-    const suspect = own.at(-1) ?? used.slice(1).at(-1);
-    failure.message = `${failure.message}\n\n${await (suspect ?? stack).evidence(suspect ? 0 : since)}`;
+    const suspect = own.at(-1) ?? used.slice(1).at(-1) ?? stack;
+    Object.assign(result, await suspect.excerpts(result.at));
+    failure.message = `${failure.message}\n\n${await suspect.evidence(suspect === stack ? since : 0)}`;
   }
+  result.stack = (own.at(-1) ?? used.at(-1) ?? stack).info.id;
+  result.sandboxes = [...own, ...used].flatMap(({ gateway }) => gateway.created);
   const left = [];
   for (const each of own.toReversed()) left.push(...(await each.stop()));
   for (const each of used) left.push(...(await each.cleanUp()));

@@ -70,6 +70,7 @@ function environment(settings: Settings): Record<string, string | undefined> {
     ...quiet,
     ...Object.fromEntries(set.filter(([, value]) => value)),
     OPENSHELL_E2E_ANNOUNCED: "1",
+    OPENSHELL_E2E_COMMAND: ["bun", "harness.ts", ...process.argv.slice(2)].join(" "),
   };
 }
 

@@ -242,7 +242,18 @@ export class Tap {
       const { seq, method, at, ms, status = "", details = "", request, responses } = decode(record);
       const sandbox = sandboxOf(request as SandboxRequest);
       const first = responses.slice(0, REPORTED_RESPONSES);
-      return { stack, seq, method, at: opened + at, ms, status, details, sandbox, request, responses: first };
+      return {
+        stack,
+        seq,
+        method,
+        at: opened + at,
+        ms: ms && Math.round(ms * 100) / 100,
+        status,
+        details,
+        sandbox,
+        request,
+        responses: first,
+      };
     });
   }
 
