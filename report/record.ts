@@ -37,6 +37,9 @@ export type Entry =
 /** Milliseconds since 1970, with fractions. The processes of a run share the machine's clock. */
 export const now = (): number => performance.timeOrigin + performance.now();
 
+/** Of a program that makes no report, such as `soak`, nobody ever asks for them. */
+const MOST_WAITING = 1_000;
+
 let file: string | undefined;
 let waiting: Entry[] = [];
 
@@ -50,7 +53,7 @@ export function recordTo(folder: string, who: string): void {
 
 /** Records something. It waits in memory while there is no run. A disk that is full must not fail a run. */
 export function record(entry: Entry): void {
-  if (!file) return void waiting.push(entry);
+  if (!file) return void (waiting.length < MOST_WAITING && waiting.push(entry));
   try {
     appendFileSync(file, `${JSON.stringify(entry)}\n`, { mode: 0o600 });
   } catch {
