@@ -1,0 +1,441 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** Drivers that tell watchers too little, too much or the wrong thing, and snapshots that mislead a gateway. */
+import { status } from "@grpc/grpc-js";
+import type { Interceptors, TappedWatch } from "../../keeper/tap.ts";
+import { type Event, isStopped, isUp, type Snapshot } from "../driver.ts";
+import { mutant } from "../mutant.ts";
+
+// What is not told
+
+mutant(
+  "A watch never tells of sandboxes that were made before it",
+  ["DC-80", "DC-84", "DC-88", "DC-170", "DC-172", "DC-173", "DC-179"],
+  () => {
+    const made = new Set<string>();
+    return { ...noteCreated(made), ...silentAbout(() => [...made]) };
+  },
+);
+
+mutant("A watch begins without the sandboxes that are stopped", ["DC-80", "DC-84", "DC-172"], () => {
+  const stopped = new Set<string>();
+  return { ...noteStopped(stopped), ...silentAbout(() => [...stopped]) };
+});
+
+mutant("A watch begins with ten sandboxes at most", ["DC-170"], () => {
+  const made = new Set<string>();
+  return { ...noteCreated(made), ...silentAbout(() => [...made].slice(10)) };
+});
+
+mutant("A watch that is opened amid a create misses it", ["DC-173"], () => {
+  const underWay = new Set<string>();
+  return {
+    CreateSandbox: async ({ sandbox }, pass) => {
+      underWay.add(sandbox!.id);
+      return pass().finally(() => underWay.delete(sandbox!.id));
+    },
+    ...silentAbout(() => [...underWay]),
+  };
+});
+
+mutant("A watch that is opened amid a stop misses it", ["DC-84"], () => {
+  const underWay = new Set<string>();
+  return {
+    StopSandbox: async ({ sandbox_id }, pass) => {
+      underWay.add(sandbox_id);
+      return pass().finally(() => underWay.delete(sandbox_id));
+    },
+    ...silentAbout(() => [...underWay], saysStopped),
+  };
+});
+
+mutant("A watch ends when nobody creates anything for a while", ["DC-81"], () => {
+  let busy = false;
+  return {
+    CreateSandbox: (_, pass) => {
+      busy = true;
+      return pass();
+    },
+    WatchSandboxes: (watch) => {
+      setTimeout(() => busy || watch.end(), 200);
+      return watch.send;
+    },
+  };
+});
+
+mutant("A stop is not told of", ["DC-80", "DC-82", "DC-84", "DC-172"], () => {
+  const stopped = new Set<string>();
+  const tell = (event: Event) => !(saysStopped(event) && stopped.has(idIn(event)));
+  return { ...noteStopped(stopped), ...onlyEvents(tell) };
+});
+
+mutant("A start is not told of", ["DC-82"], () => {
+  const started = new Set<string>();
+  return {
+    StartSandbox: (request, pass) => {
+      started.add(request.sandbox_id);
+      return pass();
+    },
+    ...onlyEvents((event) => !event.sandbox || !started.has(idIn(event))),
+  };
+});
+
+mutant(
+  "A create is told of when the sandbox is stopped or gone",
+  [
+    "DC-80",
+    "DC-81",
+    "DC-82",
+    "DC-83",
+    "DC-85",
+    "DC-86",
+    "DC-88",
+    "DC-90",
+    "DC-92",
+    "DC-170",
+    "DC-173",
+    "DC-179",
+  ],
+  () => {
+    const over = new Set<string>();
+    return onlyEvents((event) => {
+      if (saysStopped(event) || event.deleted) over.add(idIn(event));
+      return over.has(idIn(event));
+    });
+  },
+);
+
+mutant("A removal is not told of unless it was asked for", ["DC-83"], () => {
+  const deleted = new Set<string>();
+  return {
+    DeleteSandbox: (request, pass) => {
+      deleted.add(request.sandbox_id);
+      return pass();
+    },
+    ...onlyEvents((event) => !event.deleted || deleted.has(idIn(event))),
+  };
+});
+
+mutant("An exit is not told of unless it was asked for", ["DC-94"], () => {
+  const stopped = new Set<string>();
+  const tell = (event: Event) => !saysStopped(event) || stopped.has(idIn(event));
+  return { ...noteStopped(stopped), ...onlyEvents(tell) };
+});
+
+// To whom
+
+mutant(
+  "The second watcher is told nothing",
+  ["DC-84", "DC-85", "DC-86", "DC-88", "DC-172", "DC-173", "DC-179"],
+  onlyEvents((_, watch) => watch.number !== 2),
+);
+
+mutant("A driver serves ten watches in its life", ["DC-88", "DC-179"], {
+  WatchSandboxes: (watch) => {
+    if (watch.number > 10) watch.end(status.RESOURCE_EXHAUSTED, "too many watches");
+    return watch.send;
+  },
+});
+
+mutant(
+  "What a slow watcher does not read at once is dropped",
+  ["DC-171"],
+  onlyEvents((_, watch) => watch.unread() < 2),
+);
+
+mutant("A slow watcher holds up all the others", ["DC-172"], () => {
+  const watches = new Set<TappedWatch>();
+  return onlyEvents((_, watch) => {
+    watches.add(watch);
+    return ![...watches].some((other) => other !== watch && other.unread() > 0);
+  });
+});
+
+mutant("A slow watcher holds up deletions", ["DC-171", "DC-172"], () => {
+  const watches = new Set<TappedWatch>();
+  return {
+    DeleteSandbox: async (_, pass) => {
+      while ([...watches].some((watch) => watch.unread() > 0)) await Bun.sleep(20);
+      return pass();
+    },
+    ...onlyEvents((_, watch) => Boolean(watches.add(watch))),
+  };
+});
+
+// When
+
+mutant("A watch is accepted when there is something to tell", ["DC-87"], {
+  WatchSandboxes: (watch) => {
+    watch.holdHeaders();
+    return watch.send;
+  },
+});
+
+mutant("A watch stays open when the backend is gone", ["DC-86"], {
+  WatchSandboxes: (watch) => {
+    watch.outlive();
+    return watch.send;
+  },
+});
+
+mutant("The last snapshot is told once more after the end", ["DC-89"], () => {
+  const last = new Map<string, Event>();
+  return {
+    WatchSandboxes: (watch) => (event) => {
+      watch.send(event);
+      const before = last.get(idIn(event));
+      if (event.deleted && before) setTimeout(() => watch.send(before), 50);
+      else last.set(idIn(event), event);
+    },
+  };
+});
+
+// What is told wrongly
+
+mutant(
+  "Ends are told by the container's id",
+  ["DC-83", "DC-85", "DC-89", "DC-171", "DC-172", "DC-174"],
+  () => {
+    const containers = new Map<string, string>();
+    return changedEvents((event) => {
+      const { instance_id = "" } = event.sandbox?.sandbox?.status ?? {};
+      if (instance_id) containers.set(idIn(event), instance_id);
+      return event.deleted ? gone(containers.get(idIn(event)) ?? "") : event;
+    });
+  },
+);
+
+mutant("The end of a sandbox's volume is told like a sandbox's", ["DC-174"], {
+  WatchSandboxes: (watch) => (event) => {
+    watch.send(event);
+    if (event.deleted) watch.send(gone(`${idIn(event)}-workspace`));
+  },
+});
+
+mutant("A stop is told of like an end, too", ["DC-178"], {
+  WatchSandboxes: (watch) => (event) => {
+    watch.send(event);
+    if (saysStopped(event)) watch.send(gone(idIn(event)));
+  },
+});
+
+mutant("Platform events name no sandbox", ["DC-90", "DC-174"], {
+  WatchSandboxes: (watch) => (event) => {
+    watch.send(progress("", "openshell.progress.active_step"));
+    watch.send(event);
+  },
+});
+
+mutant("Progress is told under keys of the driver's own", ["DC-90"], {
+  WatchSandboxes: (watch) => (event) => {
+    watch.send(progress(idIn(event), "openshell.progress.percent"));
+    watch.send(event);
+  },
+});
+
+mutant("What watchers are told carries the token", ["DC-175"], () => {
+  const tokens = new Map<string, string>();
+  return {
+    CreateSandbox: (request, pass) => {
+      tokens.set(request.sandbox!.id, request.sandbox!.spec!.sandbox_token);
+      return pass();
+    },
+    WatchSandboxes: (watch) => (event) => {
+      const sandbox = event.sandbox?.sandbox;
+      const spec = { sandbox_token: tokens.get(idIn(event)) };
+      watch.send(sandbox ? { sandbox: { sandbox: { ...sandbox, spec } } } : event);
+    },
+  };
+});
+
+// What snapshots say
+
+mutant(
+  "Beside Ready, watchers are told the Ready before",
+  ["DC-91", "DC-177"],
+  changedConditions((condition) => [condition, { ...condition, status: "Unknown" }]),
+);
+
+mutant(
+  "While a sandbox comes up, its condition is ready",
+  ["DC-91", "DC-177"],
+  changedConditions((condition, snapshot) => [{ ...condition, type: isUp(snapshot) ? "ready" : "Ready" }]),
+);
+
+mutant("Watchers are first told that a sandbox is Pulling", ["DC-80", "DC-92", "DC-97", "DC-176"], () => {
+  const known = new Set<string>();
+  return {
+    WatchSandboxes: (watch) => (event) => {
+      const sandbox = event.sandbox?.sandbox;
+      if (sandbox && !known.has(sandbox.id)) watch.send(told(withReason(sandbox, "Pulling")));
+      known.add(idIn(event));
+      watch.send(event);
+    },
+  };
+});
+
+mutant("Before they are told of a stop, watchers are told that a sandbox is Stopping", ["DC-176"], {
+  WatchSandboxes: (watch) => (event) => {
+    const sandbox = event.sandbox?.sandbox;
+    if (sandbox && isStopped(sandbox)) watch.send(told(withReason(sandbox, "Stopping")));
+    watch.send(event);
+  },
+});
+
+mutant(
+  "Stopped sandboxes are listed as ready",
+  ["DC-93"],
+  listed((snapshot) =>
+    isStopped(snapshot)
+      ? withConditions(snapshot, (condition) => [{ ...condition, status: "True" }])
+      : snapshot,
+  ),
+);
+
+mutant("Watchers are told that a workload that ended by itself is Starting", ["DC-94"], () => {
+  const stopped = new Set<string>();
+  const change = (snapshot: Snapshot) =>
+    isStopped(snapshot) && !stopped.has(snapshot.id) ? withReason(snapshot, "Starting") : snapshot;
+  return { ...noteStopped(stopped), ...changedSnapshots(change) };
+});
+
+mutant("Before each snapshot, watchers are told one without status", ["DC-80", "DC-95"], {
+  WatchSandboxes: (watch) => (event) => {
+    const sandbox = event.sandbox?.sandbox;
+    if (sandbox) watch.send(told({ ...sandbox, status: null }));
+    watch.send(event);
+  },
+});
+
+mutant(
+  "Listed sandboxes have no name on the platform",
+  ["DC-96"],
+  listed((snapshot) => withStatus(snapshot, { sandbox_name: "" })),
+);
+
+mutant(
+  "Listed sandboxes have no instance",
+  ["DC-96"],
+  listed((snapshot) => withStatus(snapshot, { instance_id: "" })),
+);
+
+mutant(
+  "Watchers are told that a container that cannot be inspected is lost",
+  ["DC-97"],
+  changedConditions((condition) => [
+    condition.reason === "InspectFailed"
+      ? { ...condition, status: "False", reason: "ContainerLost" }
+      : condition,
+  ]),
+);
+
+mutant(
+  "Stopped sandboxes are listed as deleting",
+  ["DC-98"],
+  listed((snapshot) => withStatus(snapshot, { deleting: isStopped(snapshot) })),
+);
+
+mutant(
+  "Times are told as people say them",
+  ["DC-177"],
+  changedConditions((condition) => [{ ...condition, last_transition_time: "2 hours ago" }]),
+);
+
+// Events
+
+const told = (sandbox: Snapshot): Event => ({ sandbox: { sandbox }, deleted: null, platform_event: null });
+const gone = (sandbox_id: string): Event => ({
+  sandbox: null,
+  deleted: { sandbox_id },
+  platform_event: null,
+});
+const progress = (sandbox_id: string, key: string): Event => ({
+  sandbox: null,
+  deleted: null,
+  platform_event: {
+    sandbox_id,
+    event: {
+      timestamp_ms: "0",
+      source: "",
+      type: "",
+      reason: "Pulling",
+      message: "",
+      metadata: { [key]: "1" },
+    },
+  },
+});
+
+const idIn = ({ sandbox, deleted }: Event): string => deleted?.sandbox_id ?? sandbox?.sandbox?.id ?? "";
+const saysStopped = ({ sandbox }: Event): boolean => Boolean(sandbox?.sandbox && isStopped(sandbox.sandbox));
+
+/** Lets watchers have only these events. */
+function onlyEvents(tell: (event: Event, watch: TappedWatch) => boolean): Interceptors {
+  return { WatchSandboxes: (watch) => (event) => void (tell(event, watch) && watch.send(event)) };
+}
+
+/** A watch keeps to itself what it should tell of these sandboxes, asked for when it is opened. */
+function silentAbout(ids: () => string[], what: (event: Event) => boolean = () => true): Interceptors {
+  return {
+    WatchSandboxes: (watch) => {
+      const silent = new Set(ids());
+      return (event) => void ((silent.has(idIn(event)) && what(event)) || watch.send(event));
+    },
+  };
+}
+
+function changedEvents(change: (event: Event) => Event): Interceptors {
+  return { WatchSandboxes: (watch) => (event) => watch.send(change(event)) };
+}
+
+// Snapshots
+
+type Status = NonNullable<Snapshot["status"]>;
+type Condition = Status["conditions"][number];
+
+const withStatus = (snapshot: Snapshot, changes: Partial<Status>): Snapshot => ({
+  ...snapshot,
+  status: snapshot.status && { ...snapshot.status, ...changes },
+});
+
+const withConditions = (snapshot: Snapshot, change: (condition: Condition) => Condition[]): Snapshot =>
+  withStatus(snapshot, { conditions: snapshot.status?.conditions.flatMap(change) });
+
+const withReason = (snapshot: Snapshot, reason: string): Snapshot =>
+  withConditions(snapshot, (condition) => [{ ...condition, status: "False", reason }]);
+
+/** Changes each snapshot that watchers are told. */
+function changedSnapshots(change: (snapshot: Snapshot) => Snapshot): Interceptors {
+  return changedEvents((event) => (event.sandbox?.sandbox ? told(change(event.sandbox.sandbox)) : event));
+}
+
+/** Changes the conditions that watchers are told. */
+function changedConditions(change: (condition: Condition, snapshot: Snapshot) => Condition[]): Interceptors {
+  return changedSnapshots((snapshot) => withConditions(snapshot, (condition) => change(condition, snapshot)));
+}
+
+/** Changes each snapshot that is listed. */
+function listed(change: (snapshot: Snapshot) => Snapshot): Interceptors {
+  return { ListSandboxes: async (_, pass) => ({ sandboxes: (await pass()).sandboxes.map(change) }) };
+}
+
+// Calls
+
+function noteCreated(ids: Set<string>): Interceptors {
+  return {
+    CreateSandbox: async ({ sandbox }, pass) => {
+      const created = await pass();
+      ids.add(sandbox!.id);
+      return created;
+    },
+  };
+}
+
+/** Before it is stopped: its end is told while the call is under way. */
+function noteStopped(ids: Set<string>): Interceptors {
+  return {
+    StopSandbox: ({ sandbox_id }, pass) => {
+      ids.add(sandbox_id);
+      return pass();
+    },
+  };
+}
