@@ -23,6 +23,7 @@ import type { Parts, Run, Settings } from "../harness.ts";
 import { unary } from "../proto/contract.ts";
 import { now, readRecords, record, recordTo, writeResults } from "../report/record.ts";
 import { describeBelonging, Engine, removeBelongings } from "./engine.ts";
+import type { EngineRule, ProxiedCall } from "./engine-proxy.ts";
 import { Child, cleanEnvironment } from "./process.ts";
 import { compiledFake } from "./programs.ts";
 import { type DriverContext, type Setup, Stack, type StackInfo, type StackSpec } from "./stack.ts";
@@ -31,6 +32,14 @@ import type { Call, Rule } from "./tap.ts";
 const FAKE_SANDBOX_IMAGE = "localhost/openshell-e2e/sandbox:fake";
 const PROBE_IMAGE = "localhost/openshell-e2e/probe";
 const FAKE_SUPERVISOR_IMAGE = "localhost/openshell-e2e/supervisor:fake";
+
+/**
+ * What can be done to a gateway or a driver: `start` it and wait until it answers; `stop` it (SIGTERM) or `kill` it
+ * (SIGKILL) and wait until it has ended; `terminate` it (SIGTERM), `pause` (SIGSTOP) or `continue` it (SIGCONT) without
+ * waiting.
+ */
+export type Deed = "start" | "stop" | "kill" | keyof typeof SIGNALS;
+const SIGNALS = { kill: "SIGKILL", terminate: "SIGTERM", pause: "SIGSTOP", continue: "SIGCONT" } as const;
 
 /** Owns the programs of a run. Its public methods are what can be asked over the control socket. */
 export class Keeper {
@@ -96,17 +105,22 @@ export class Keeper {
     if (!parts.engine.real || !socket) {
       socket = join(run.folder, "engine.sock");
       run.engine = { socket, command };
-      const environment = parts.engine.real
-        ? { ...(process.env as Record<string, string>), [RUN_MARK]: run.id }
-        : cleanEnvironment(run, join(run.folder, "engine-home"));
-      const log = join(run.folder, "engine.log");
-      this.#engineProcess = Child.start("engine", [...command, `unix://${socket}`], environment, log);
-      await this.#engineProcess.ready(() => statSync(socket).isSocket(), "bind its socket", 10_000);
+      await this.#startEngine(socket, command);
     }
     run.engine = { socket, command };
     const engine = (this.setup.engine = new Engine(socket));
     if (parts.engine.real) await this.#checkEngine(engine);
     await this.#provideImages(engine);
+  }
+
+  async #startEngine(socket: string, command: string[]): Promise<void> {
+    const { run, parts } = this.setup;
+    const environment = parts.engine.real
+      ? { ...(process.env as Record<string, string>), [RUN_MARK]: run.id }
+      : cleanEnvironment(run, join(run.folder, "engine-home"));
+    const log = join(run.folder, "engine.log");
+    this.#engineProcess = Child.start("engine", [...command, `unix://${socket}`], environment, log);
+    await this.#engineProcess.ready(() => statSync(socket).isSocket(), "bind its socket", 10_000);
   }
 
   async #checkEngine(engine: Engine): Promise<void> {
@@ -209,18 +223,38 @@ export class Keeper {
     return left.map(describeBelonging);
   }
 
-  /** Starts, stops (SIGTERM) or kills (SIGKILL) the gateway or the driver of a stack. Resolves with how it ended. */
-  async control(id: number, who: "gateway" | "driver", what: "start" | "stop" | "kill"): Promise<string> {
+  /**
+   * Does something to the gateway or the driver of a stack: see `Deed`. Resolves with how it is, such as "running" or
+   * "exit code 0".
+   */
+  async control(id: number, who: "gateway" | "driver", what: Deed): Promise<string> {
     const stack = this.#stack(id);
     record({ kind: "mark", mark: { stack: id, at: now(), what: `${what} ${who}` } });
     if (what === "start") {
       await (who === "gateway" ? stack.startGateway() : stack.startDriver());
-      return "started";
+      return "running";
     }
     const child = stack[who];
     if (!child) throw new HarnessError(`${who}: it was never started`);
-    if (what === "kill") child.kill("SIGKILL");
-    return child.stop(20_000);
+    if (what === "stop") return child.stop(20_000);
+    child.kill(SIGNALS[what]);
+    if (what === "kill") await child.exited;
+    return child.ending ?? "running";
+  }
+
+  /**
+   * Kills (SIGKILL) the engine that all stacks share, and starts it again.
+   * @throws HarnessError when it is somebody else's service.
+   */
+  async restartEngine(): Promise<void> {
+    const { run } = this.setup;
+    if (!this.#engineProcess || !run.engine)
+      throw new HarnessError("The engine is somebody else's service, which is not ours to restart");
+    const { socket, command } = run.engine;
+    this.#engineProcess.kill("SIGKILL");
+    await this.#engineProcess.exited;
+    rmSync(socket, { force: true });
+    await this.#startEngine(socket, command);
   }
 
   /** Starts one more driver process of a stack. Resolves with its number, at once. */
@@ -269,6 +303,28 @@ export class Keeper {
         mark: { stack: id, at: now(), what: `fault ${method}: ${JSON.stringify(rule)}` },
       });
     tap.rules = rules;
+  }
+
+  /** Makes the proxy before a stack's engine treat calls by these rules from now on. */
+  engineRules(id: number, rules: EngineRule[]): void {
+    this.#engineProxy(id).rules = rules;
+  }
+
+  /** Waits until the driver asked the engine for such a call, `count` times. */
+  engineAsked(id: number, call: string, count?: number): Promise<void> {
+    return this.#engineProxy(id).asked(call, count);
+  }
+
+  /** What the driver asked the engine for. */
+  engineCalls(id: number): ProxiedCall[] {
+    return this.#engineProxy(id).calls;
+  }
+
+  #engineProxy(id: number) {
+    const { engineProxy } = this.#stack(id);
+    if (!engineProxy)
+      throw new HarnessError("This stack has no proxy before its engine: start it with engineProxy");
+    return engineProxy;
   }
 
   remember(id: number, sandboxId: string): void {
@@ -429,6 +485,10 @@ const API = [
   "driverState",
   "signalDriver",
   "info",
+  "restartEngine",
+  "engineRules",
+  "engineAsked",
+  "engineCalls",
   "calls",
   "lastCall",
   "rules",

@@ -11,6 +11,7 @@ import { DRIVER_NAME, eventually, HarnessError, openClient, RUN_LABEL, within } 
 import type { Parts, Run, Settings } from "../harness.ts";
 import { computeDriver, unary } from "../proto/contract.ts";
 import { type Belonging, belongings, type Engine, removeBelongings } from "./engine.ts";
+import { EngineProxy } from "./engine-proxy.ts";
 import { Child, cleanEnvironment } from "./process.ts";
 import { Tap } from "./tap.ts";
 
@@ -105,6 +106,10 @@ export interface StackSpec {
   gatewayEnv?: Record<string, string>;
   /** Which of the two is started first, or which one alone. */
   order?: "driver-first" | "gateway-first" | "gateway-only" | "driver-only";
+  /** A proxy between driver and engine, which can make the engine fail (`RunningStack.engineRules`). */
+  engineProxy?: boolean;
+  /** Whether a small container keeps the network's bridge alive where the engine makes none without; true. */
+  holdBridge?: boolean;
   /** Sandboxes run the probe, which tells what it was given and wants no gateway, in the supervisor's place. */
   probe?: boolean;
   /** How long the gateway may take to answer, in milliseconds. */
@@ -157,6 +162,7 @@ export class Stack {
   readonly driverSocket: string;
   readonly gatewaySocket: string;
   tap: Tap | undefined;
+  engineProxy: EngineProxy | undefined;
   gateway: Child | undefined;
   driver: Child | undefined;
   /** Driver processes beside the stack's own, by number, for whoever tries how one starts and ends. */
@@ -240,13 +246,21 @@ export class Stack {
   /** The network is ours before the driver asks for it, so that it carries the run's label and is removed with it. */
   async #startDriverOnNetwork(): Promise<void> {
     const { engine, parts, sandboxImage, run, rootless } = this.setup;
-    await engine?.createNetwork(this.network, run);
+    await Promise.all([
+      engine?.createNetwork(this.network, run),
+      this.spec.engineProxy ? this.#openEngineProxy() : undefined,
+    ]);
+    const holdsBridge = parts.engine.real && !rootless && this.spec.holdBridge !== false;
     await Promise.all([
       this.startDriver(),
-      engine && parts.engine.real && !rootless
-        ? engine.holdBridge(this.network, sandboxImage, run)
-        : undefined,
+      engine && holdsBridge ? engine.holdBridge(this.network, sandboxImage, run) : undefined,
     ]);
+  }
+
+  async #openEngineProxy(): Promise<void> {
+    const { engine } = this.setup;
+    if (!engine) throw new HarnessError("engineProxy: the harness does not know this driver's engine");
+    this.engineProxy = await EngineProxy.open(join(this.folder, "engine.sock"), engine.socket);
   }
 
   /** Starts the driver and waits until it answers. */
@@ -280,7 +294,7 @@ export class Stack {
       endpoint: `${scheme}://127.0.0.1:${this.port}`,
       port: this.port,
       network: this.network,
-      podman_socket: engine?.socket ?? "",
+      podman_socket: this.engineProxy?.socket ?? engine?.socket ?? "",
       sandbox_image: sandboxImage,
       supervisor_image: supervisorImage,
       stop_timeout: settings.stopTimeout,
@@ -474,6 +488,7 @@ export class Stack {
     // A start that is still under way ends now, or has its driver ended: nothing more may be made on the engine.
     await this.#starting;
     await this.driver?.stop(DRIVER_GRACE_MS);
+    this.engineProxy?.close();
     const { engine } = this.setup;
     if (engine)
       await removeBelongings(engine, await belongings(engine, [this.network], [...this.#sandboxIds]));
@@ -481,7 +496,7 @@ export class Stack {
 }
 
 /** A free port below the range from which the kernel takes ports for outgoing connections. */
-async function freePort(): Promise<number> {
+export async function freePort(): Promise<number> {
   return eventually(
     () => {
       const port = 20_000 + Math.floor(Math.random() * 12_000);

@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/**
+ * A proxy on a Unix socket between a driver and its engine, whatever that is. It passes bytes on as they are, one
+ * request a connection, and by rules makes the engine slow, failing, silent, or gone.
+ */
+import { chmodSync, rmSync } from "node:fs";
+import { connect, createServer, type Server, type Socket } from "node:net";
+import { eventually, HarnessError } from "../harness.ts";
+
+/** What befalls the calls of an engine that come from now on. Everything here can cross a control socket as JSON. */
+export interface EngineRule {
+  /** Method and path without version and query, such as "POST containers/create"; `*` stands for any characters. */
+  call: string;
+  /** The number of the first call that it applies to, counted from now; the very next one without it. */
+  from?: number;
+  /** How many calls it applies to; without it, every one until the rules change. */
+  times?: number;
+  /** Wait this many milliseconds before passing the call on. */
+  delayMs?: number;
+  /** Answer in the engine's place, in the form that Podman's errors have. */
+  fail?: { status: number; message: string };
+  /** Keep the call back until the rules say otherwise. */
+  hang?: boolean;
+  /** Pass the call on, and break the connection in the middle of the answer. */
+  cut?: boolean;
+  /** Break the connection, and that of each such call that is under way. */
+  drop?: boolean;
+  /** Lie in the answer's body: each `from` becomes `to`, which must not be longer. */
+  replace?: { from: string; to: string };
+}
+
+/** One call that came. `at` is in milliseconds since the proxy was opened; `status` is unset while there is no answer. */
+export interface ProxiedCall {
+  call: string;
+  at: number;
+  status?: number;
+}
+
+/** A connection with its one call. */
+interface Passing {
+  client: Socket;
+  record: ProxiedCall;
+  /** The request as it goes to the engine. */
+  request: Buffer;
+  /** It waits for other rules. */
+  held: boolean;
+}
+
+const KEPT_CALLS = 2_000;
+const LONGEST_HEAD = 64 * 1024;
+
+/** An open proxy. */
+export class EngineProxy {
+  readonly calls: ProxiedCall[] = [];
+  readonly #opened = performance.now();
+  readonly #passing = new Set<Passing>();
+  readonly #sockets = new Set<Socket>();
+  #rules: EngineRule[] = [];
+
+  private constructor(
+    readonly socket: string,
+    readonly engine: string,
+    readonly server: Server,
+  ) {}
+
+  /** Listens on `socket` (mode 0600) for the engine on the Unix socket `engine`. */
+  static async open(socket: string, engine: string): Promise<EngineProxy> {
+    const server = createServer();
+    const proxy = new EngineProxy(socket, engine, server);
+    server.on("connection", (client) => proxy.#accept(client));
+    await new Promise<void>((done, reject) => server.once("error", reject).listen(socket, done));
+    chmodSync(socket, 0o600);
+    return proxy;
+  }
+
+  /** Breaks every connection and removes the socket. */
+  close(): void {
+    this.server.close();
+    for (const socket of this.#sockets) socket.destroy();
+    rmSync(this.socket, { force: true });
+  }
+
+  /** The rules from now on; also for the calls that are held, and, where they say `drop`, for those under way. */
+  set rules(rules: EngineRule[]) {
+    const wrong = rules.find(({ replace }) => replace && replace.to.length > replace.from.length);
+    if (wrong) throw new HarnessError(`engine rule ${JSON.stringify(wrong)}: \`to\` is longer than \`from\``);
+    this.#rules = rules.map((rule) => ({ ...rule }));
+    for (const passing of this.#passing) {
+      const { client, record } = passing;
+      if (this.#rules.some((rule) => rule.drop && matches(rule, record.call))) client.destroy();
+      else if (passing.held) this.#treat(passing);
+    }
+  }
+
+  #accept(client: Socket): void {
+    this.#own(client);
+    let head = Buffer.alloc(0);
+    const read = (chunk: Buffer) => {
+      head = Buffer.concat([head, chunk]);
+      const end = head.indexOf("\r\n\r\n");
+      if (end < 0) return void (head.length > LONGEST_HEAD && client.destroy());
+      client.off("data", read).pause();
+      const record = { call: nameOf(head.toString("latin1", 0, end)), at: performance.now() - this.#opened };
+      this.calls.push(record);
+      if (this.calls.length > KEPT_CALLS) this.calls.shift();
+      const passing = { client, record, request: oneRequest(head, end), held: false };
+      this.#passing.add(passing);
+      client.once("close", () => this.#passing.delete(passing));
+      this.#treat(passing);
+    };
+    client.on("data", read);
+  }
+
+  #treat(passing: Passing): void {
+    const { client, record } = passing;
+    const rule = this.#rule(record.call);
+    passing.held = rule?.hang === true;
+    if (passing.held) return;
+    if (rule?.drop) client.destroy();
+    else if (rule?.fail) {
+      record.status = rule.fail.status;
+      client.end(refusal(rule.fail));
+    } else if (rule?.delayMs) setTimeout(() => client.destroyed || this.#pass(passing, rule), rule.delayMs);
+    else this.#pass(passing, rule);
+  }
+
+  #pass({ client, record, request }: Passing, rule?: EngineRule): void {
+    const engine = connect(this.engine);
+    this.#own(engine);
+    client.once("close", () => engine.destroy());
+    engine.once("close", () => client.destroyed || client.end());
+    engine.write(request);
+    client.pipe(engine);
+    let answer = Buffer.alloc(0);
+    engine.on("data", (chunk: Buffer) => {
+      record.status ??= Number(chunk.toString("latin1", 9, 12));
+      if (rule?.cut) return void client.end(chunk.subarray(0, chunk.length / 2), () => client.destroy());
+      if (rule?.replace) return void (answer = Buffer.concat([answer, chunk]));
+      if (!client.write(chunk)) engine.pause();
+    });
+    client.on("drain", () => engine.resume());
+    engine.on("end", () => (rule?.replace ? client.end(lie(answer, rule.replace)) : client.end()));
+  }
+
+  #own(socket: Socket): void {
+    this.#sockets.add(socket);
+    // The close event follows.
+    socket.on("error", () => {}).once("close", () => this.#sockets.delete(socket));
+  }
+
+  #rule(call: string): EngineRule | undefined {
+    const rule = this.#rules.find((candidate) => candidate.times !== 0 && matches(candidate, call));
+    if (rule?.from !== undefined && --rule.from > 0) return undefined;
+    if (rule?.times !== undefined) rule.times--;
+    return rule;
+  }
+
+  /** Waits until such a call came, the first or number `count`. */
+  async asked(call: string, count = 1): Promise<void> {
+    const look = () => {
+      if (this.calls.filter((seen) => matches({ call }, seen.call)).length < count)
+        throw new Error(this.calls.map((seen) => seen.call).join(", ") || "no call at all");
+    };
+    await eventually(look, { what: `the driver to ask the engine for ${call}`, deadlineMs: 10_000 });
+  }
+}
+
+const matches = ({ call }: Pick<EngineRule, "call">, seen: string): boolean =>
+  new RegExp(`^${call.split("*").map(RegExp.escape).join(".*")}$`).test(seen);
+
+/** "POST containers/create", of a request line such as `POST /v5.0.0/libpod/containers/create?x=y HTTP/1.1`. */
+function nameOf(head: string): string {
+  const [method = "", target = ""] = head.split(/[ \r]/, 2);
+  return `${method} ${target.replace(/\?.*$/, "").replace(/^\/(v[\d.]+\/)?(libpod\/)?/, "")}`;
+}
+
+/** The request with the wish that the connection end with its answer, so that each connection has one call to judge. */
+function oneRequest(request: Buffer, headEnd: number): Buffer {
+  const [line = "", ...headers] = request.toString("latin1", 0, headEnd).split("\r\n");
+  const kept = headers.filter((header) => !/^(connection|keep-alive):/i.test(header));
+  const head = [line, ...kept, "Connection: close", "", ""].join("\r\n");
+  return Buffer.concat([Buffer.from(head, "latin1"), request.subarray(headEnd + 4)]);
+}
+
+function refusal({ status, message }: { status: number; message: string }): string {
+  const body = `${JSON.stringify({ cause: message, message, response: status })}\n`;
+  const head = [
+    `HTTP/1.1 ${status} Fault`,
+    "Content-Type: application/json",
+    `Content-Length: ${Buffer.byteLength(body)}`,
+    "Connection: close",
+  ];
+  return `${head.join("\r\n")}\r\n\r\n${body}`;
+}
+
+/** An answer with other words in it, of the same length: JSON does not mind blanks between its tokens. */
+const lie = (answer: Buffer, { from, to }: { from: string; to: string }): Buffer =>
+  Buffer.from(answer.toString("latin1").replaceAll(from, to.padEnd(from.length)), "latin1");
