@@ -13,8 +13,8 @@ import { judge, type Judged } from "../contract/judge.ts";
 import { type Known, readKnown } from "../contract/known-failing.ts";
 import { loadChecks } from "../contract/load.ts";
 import { countsTable, explanation, markdown, oneLine, summary } from "../contract/report.ts";
-import { run } from "../contract/runner.ts";
-import { type BackendChoice, runningSubject, startSubject } from "../contract/subject.ts";
+import { notRun, run } from "../contract/runner.ts";
+import { type BackendChoice, NotReady, runningSubject, startSubject } from "../contract/subject.ts";
 import type { Subject } from "../contract/trial.ts";
 import { identify } from "../contract/versions.ts";
 
@@ -40,7 +40,11 @@ export const command: Command = async (settings, args, own) => {
   const { result, left } = await withKeeper(started, async (keeper) => {
     const { parts } = await keeper.call("hello");
     console.log(describeParts({ ...parts, supervisor: { ...parts.supervisor, label: "probe" } }));
-    const subject = await startSubject(keeper, started, choice);
+    const subject = await startSubject(keeper, started, choice).catch((error: unknown) => {
+      if (error instanceof NotReady) return error;
+      throw error;
+    });
+    if (subject instanceof NotReady) return reportNotReady(checks, subject);
     return checkAll(checks, subject, known, started, parts.engine.real ? AT_A_TIME.real : AT_A_TIME.fake);
   });
   for (const line of left) console.log(`left behind, removed: ${line}`);
@@ -61,13 +65,9 @@ async function checkAll(
   });
   const { name, version, contract, serves } = identity;
   console.log(`driver ${name} ${version} · contract ${contract}, serves ${serves}\n`);
-  const { owned } = subject;
-  const gone = async () =>
-    owned ? (await owned.keeper.call("driverState", owned.stack.id, 0)).ended : undefined;
   const judged: Judged[] = [];
   await run(checks, subject, {
     parallel,
-    gone,
     older: identity.missing,
     onOutcome(outcome) {
       const one = judge(outcome, known, identity);
@@ -76,7 +76,7 @@ async function checkAll(
     },
   });
   const ordered = checks.map((check) => judged.find((one) => one.check === check)!);
-  for (const one of ordered.filter(({ verdict }) => verdict === "fail" || verdict === "error"))
+  for (const one of ordered.filter(({ verdict, notRun }) => !notRun && ["fail", "error"].includes(verdict)))
     console.log(`\n${explanation(one)}`);
   console.log(`\n${countsTable(ordered)}\n`);
   const file = join(resolve(settings.reports), "contract.md");
@@ -86,6 +86,15 @@ async function checkAll(
   console.log(summary(ordered));
   const is = (verdict: string) => ordered.some((one) => one.verdict === verdict);
   return is("error") ? EXIT.error : is("fail") ? EXIT.failed : EXIT.ok;
+}
+
+/** Says of every check that nobody could ask it, and why. */
+function reportNotReady(checks: Check[], { message }: NotReady): number {
+  const judged = checks.map((check) => notRun(check, "the driver did not come up"));
+  console.log();
+  for (const one of judged) console.log(oneLine(one));
+  console.log(`\nThe driver did not come up.\n${message}\n\n${countsTable(judged)}\n\n${summary(judged)}`);
+  return EXIT.error;
 }
 
 /** The checks that `--only` names: ids, ranges (`DC-70..79`) and groups (`E`), on lines or comma separated; all without it. */

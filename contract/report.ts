@@ -17,9 +17,8 @@ const VERDICTS = ["pass", "fail", "known", "older", "skip", "error"] as const;
 const SHOWN_CALLS = 12;
 
 /** One line: verdict, id, level, rule and time. */
-export function oneLine({ verdict, reason, check, ms, left }: Judged): string {
-  const aside =
-    verdict === "skip" || verdict === "older" || verdict === "known" ? ` (${firstLine(reason)})` : "";
+export function oneLine({ verdict, reason, check, ms, left, notRun }: Judged): string {
+  const aside = notRun || ["skip", "older", "known"].includes(verdict) ? ` (${firstLine(reason)})` : "";
   const leaves = left.length > 0 ? " and leaves something behind" : "";
   const { id, level, rule } = check;
   return `${MARKS[verdict].padEnd(5)} ${id.padEnd(6)} ${level.padEnd(6)} ${rule}${leaves}${aside} [${Math.round(ms)} ms]`;

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** Runs checks against a driver, and says what came of each. */
-import { within } from "../harness.ts";
+import { eventually, indent, within } from "../harness.ts";
 import { type Check, NotApplicable, Refused, Violation } from "./check.ts";
+import { Driver } from "./driver.ts";
 import { type Subject, Trial } from "./trial.ts";
 
 /**
@@ -22,21 +23,40 @@ export interface Outcome {
   /** What it left in the backend, or could not undo, a line each: a finding beside the verdict. */
   left: string[];
   ms: number;
+  /** What became of the driver meanwhile, if it is not there any more. */
+  gone?: string;
+  /** It was not run, because the driver was gone already. */
+  notRun?: true;
 }
 
-/** How to run. `gone` says how the driver ended, if it did; `older` names what it does not implement. */
+/** How to run. */
 export interface Running {
   parallel: number;
   onOutcome?: (outcome: Outcome) => void;
+  /** Says what became of the driver, if it is not there any more; asked after every check that did not pass. */
   gone?: () => Promise<string | undefined>;
+  /** The calls that it does not implement, since its contract is older. */
   older?: ReadonlySet<string>;
 }
 
-/** Runs the checks, those that can side by side. Resolves with the outcomes in the order of the checks. */
+/** After so many checks in a row that waited in vain the rest would, too: a verdict is due in minutes. */
+const IN_VAIN = 8;
+
+/**
+ * Runs the checks, those that can side by side. Resolves with the outcomes in the order of the checks. Once the driver
+ * is gone, or answers nothing, the rest is not run.
+ */
 export async function run(checks: Check[], subject: Subject, running: Running): Promise<Outcome[]> {
   const outcomes = new Map<Check, Outcome>();
+  const looking = { gone: () => whatBecameOf(subject), ...running };
+  let lost: string | undefined;
+  let inVain = 0;
   const judge = async (check: Check) => {
-    const outcome = await runOne(check, subject, running);
+    const outcome = lost ? notRun(check, lost) : await runOne(check, subject, looking);
+    if (outcome.gone) lost ??= `the driver is gone since ${check.id}`;
+    if (outcome.verdict === "pass") inVain = 0;
+    else if (outcome.evidence.some((call) => call.includes("DEADLINE_EXCEEDED")) && ++inVain === IN_VAIN)
+      lost ??= `${IN_VAIN} checks in a row waited for an answer in vain, the last was ${check.id}`;
     outcomes.set(check, outcome);
     running.onOutcome?.(outcome);
   };
@@ -68,13 +88,47 @@ export async function runOne(
   const left = await within(check.deadlineMs, "Undoing the check", trial.end()).catch((error: Error) => [
     error.message,
   ]);
-  if (verdict === "fail" || verdict === "error" || left.length > 0) {
-    const end = await gone?.();
-    if (end)
-      [verdict, reason] = ["error", `the driver is gone, it ended with ${end}${reason && `\n${reason}`}`];
-  }
+  const suspicious = verdict === "fail" || verdict === "error" || left.length > 0;
+  const end = suspicious ? await gone?.() : undefined;
+  if (end) [verdict, reason] = ["error", `the driver is gone: ${end}${reason && `\n${reason}`}`];
   const evidence = trial.asked.map(({ at, text }) => `${at.toFixed(0).padStart(6)} ms ${text}`);
-  return { check, verdict, reason, evidence, left, ms: performance.now() - began };
+  return { check, verdict, reason, evidence, left, ms: performance.now() - began, gone: end };
+}
+
+/** The outcome of a check that nobody can ask the driver any more. */
+export const notRun = (check: Check, why: string): Outcome => ({
+  check,
+  verdict: "error",
+  reason: `not run: ${why}`,
+  evidence: [],
+  left: [],
+  ms: 0,
+  notRun: true,
+});
+
+/** How long a driver may be silent before it counts as gone, in milliseconds. */
+const SILENT_MS = 10_000;
+
+/** How the driver ended, with its last words, or that it is silent; undefined as long as it answers something. */
+async function whatBecameOf({ owned, directSocket }: Subject): Promise<string | undefined> {
+  const ended = async () => {
+    if (!owned) return undefined;
+    const { ended, tail } = await owned.keeper.call("driverState", owned.stack.id, 0);
+    return ended && `it ended with ${ended}, its log with\n${indent(tail || "(nothing)", "  | ")}`;
+  };
+  const driver = new Driver(directSocket);
+  const answers = () =>
+    driver.getCapabilities(SILENT_MS / 3).catch((error: unknown) => {
+      if (!(error instanceof Refused) || ["UNAVAILABLE", "DEADLINE_EXCEEDED"].includes(error.code))
+        throw error;
+    });
+  try {
+    await eventually(answers, { what: "an answer to GetCapabilities", deadlineMs: SILENT_MS, failed: ended });
+  } catch (error) {
+    return (await ended()) ?? (error as Error).message;
+  } finally {
+    driver.close();
+  }
 }
 
 /** A refusal that a check did not expect is the driver's fault, and so is one that comes too late. */

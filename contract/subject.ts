@@ -19,13 +19,22 @@ export interface BackendChoice {
 /** Beside the driver's own stop timeout. */
 const STOP_MARGIN_MS = 10_000;
 
-/** Starts the driver that the settings name, without a gateway, and finds out what can be done to it. */
+/** The driver that was started did not come up: no check can be asked of it. The message says how, with its last words. */
+export class NotReady extends HarnessError {}
+
+/**
+ * Starts the driver that the settings name, without a gateway, and finds out what can be done to it.
+ * @throws NotReady when it ends, serves no socket, or does not answer GetCapabilities in time.
+ */
 export async function startSubject(
   keeper: Connection,
   settings: Settings,
   choice: BackendChoice = {},
 ): Promise<Subject> {
-  const stack = await keeper.call("startStack", { order: "driver-only", tap: false, probe: true });
+  const spec = { order: "driver-only", tap: false, probe: true } as const;
+  const stack = await keeper.call("startStack", spec).catch((error: Error) => {
+    throw error.message.startsWith("driver: ") ? new NotReady(error.message) : error;
+  });
   const { sandboxImage } = await keeper.call("hello");
   const { engineSocket, driverSocket } = stack;
   return {

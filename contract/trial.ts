@@ -138,20 +138,29 @@ export class Trial {
     await owned?.keeper.call("remember", owned.stack.id, who.id);
     this.defer(async () => {
       this.#own ??= new Driver(directSocket);
-      await this.#own.delete(who, stopMs);
-      if (!backend?.list) return;
-      const none = async () => {
-        const left = await backend.list!(who.id);
-        if (left.length > 0) throw new Error(left.join(", "));
-      };
-      // A driver may answer before its backend has let go of the last volume.
-      await eventually(none, { what: `nothing left of ${who.name}`, deadlineMs: 3_000 }).catch(
-        async (error) => {
-          if (owned) await owned.keeper.call("removeLeftovers", owned.stack.id, [who.id]);
-          else await backend.remove?.(who.id);
-          throw error;
-        },
+      // Whatever comes of it, the backend is looked into: a driver that is gone has left everything there.
+      const refused = await this.#own.delete(who, stopMs).then(
+        () => undefined,
+        (error: Error) => error,
       );
+      if (backend?.list) await this.#leavesNothing(who);
+      if (refused) throw refused;
+    });
+  }
+
+  /** Removes what is left in the backend. @throws Error that tells what it was */
+  async #leavesNothing(who: Ref): Promise<void> {
+    const { owned, backend } = this.subject;
+    const none = async () => {
+      const left = await backend!.list!(who.id);
+      if (left.length > 0) throw new Error(left.join(", "));
+    };
+    // A driver may answer before its backend has let go of the last volume.
+    const waiting = { what: `nothing left of ${who.name}`, deadlineMs: 3_000 };
+    await eventually(none, waiting).catch(async (error) => {
+      if (owned) await owned.keeper.call("removeLeftovers", owned.stack.id, [who.id]);
+      else await backend!.remove?.(who.id);
+      throw error;
     });
   }
 
