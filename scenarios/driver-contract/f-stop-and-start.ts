@@ -316,6 +316,8 @@ check(
     const box = await trial.running();
     await box.probe();
     await box.stop();
-    same("the exit code of a workload that ends by itself on SIGTERM", (await box.workload()).exitCode, 0);
+    const { running, exitCode } = await box.workload();
+    holds(!running, "no compute after StopSandbox", "it runs");
+    same("the exit code of a workload that ends by itself on SIGTERM", exitCode, 0);
   },
 );
