@@ -14,6 +14,9 @@ import { becomes, type Box, type Subject, type Trial } from "../../contract/tria
 
 const check = group("I Status");
 
+/** How long a whole life may take on a busy machine, in milliseconds. */
+const LONG_MS = 60_000;
+
 check(
   "DC-91",
   "MUST",
@@ -21,6 +24,7 @@ check(
   {
     source: "gateway 0.0.112, compute/mod.rs:3992",
     harm: "The gateway does not see the condition, and shows a failed sandbox as READY or PROVISIONING for ever.",
+    deadlineMs: LONG_MS,
   },
   async (trial) => {
     const { all } = await life(trial);
@@ -97,6 +101,7 @@ check(
   {
     source: "gateway 0.0.112, compute/mod.rs:3728",
     harm: "A snapshot without one changes nothing: what it was to tell is not told.",
+    deadlineMs: LONG_MS,
   },
   async (trial) => {
     for (const snapshot of (await life(trial)).all)
@@ -152,6 +157,7 @@ check(
   {
     source: "gateway 0.0.112, compute/mod.rs:3980 and 2751",
     harm: "The sandbox is in DELETING for ever: from then on the gateway ignores all that is said of it.",
+    deadlineMs: LONG_MS,
   },
   async (trial) => {
     for (const snapshot of (await life(trial)).all)
@@ -166,6 +172,7 @@ check(
   {
     source: "contract, DriverSandboxSpec.sandbox_token",
     harm: "Whoever may look at sandboxes, or at a log of what a driver says, can act in a sandbox's name.",
+    deadlineMs: LONG_MS,
   },
   async (trial) => {
     const { box, all, watch } = await life(trial);
@@ -184,6 +191,7 @@ check(
   {
     source: "gateway 0.0.112, compute/mod.rs:3979 (derive_phase)",
     harm: "A sandbox that is stopped and started as usual ends in ERROR, which is final.",
+    deadlineMs: LONG_MS,
   },
   async (trial) => {
     const { up, all, again } = await life(trial);
@@ -200,6 +208,7 @@ check(
   {
     source: "contract, DriverCondition; Kubernetes' conventions, which it follows",
     harm: "Whoever reads conditions, such as `kubectl`-like tools and dashboards, reads them wrong.",
+    deadlineMs: LONG_MS,
   },
   async (trial) => {
     for (const { status } of (await life(trial)).all) {
@@ -224,6 +233,7 @@ check(
   {
     source: "gateway 0.0.112, compute/mod.rs:2698",
     harm: "The gateway drops its record: a stopped sandbox is lost to its user, with all that is in it.",
+    deadlineMs: LONG_MS,
   },
   async (trial) => {
     const { box, watch } = await life(trial);
@@ -245,10 +255,14 @@ async function ask(box: Box): Promise<Snapshot[]> {
 const lives = new WeakMap<Subject, ReturnType<typeof live>>();
 
 /** What a driver said of a healthy sandbox in all its life: it is lived once, for every rule that judges it. */
-function life(trial: Trial): ReturnType<typeof live> {
-  const lived = lives.get(trial.subject) ?? live(trial);
-  lives.set(trial.subject, lived);
-  return lived;
+async function life(trial: Trial): ReturnType<typeof live> {
+  const known = lives.get(trial.subject);
+  const lived = known && (await known.catch(() => undefined));
+  if (lived) return lived;
+  // Nobody does, or what went wrong there may be another check's affair.
+  const own = live(trial);
+  lives.set(trial.subject, own);
+  return own;
 }
 
 /** Makes a sandbox, stops it, and starts it again. Resolves with what was said of it, whoever was asked. */
