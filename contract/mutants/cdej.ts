@@ -51,11 +51,28 @@ const withoutConfig = (sandbox: Sandbox | null): Sandbox | null => {
 
 // C ValidateSandboxCreate
 
-mutant("Does not implement ValidateSandboxCreate", ["DC-19", "DC-20", "DC-21", "DC-22", "DC-23", "DC-24"], {
-  async ValidateSandboxCreate() {
-    throw refusal("UNIMPLEMENTED");
+mutant(
+  "Does not implement ValidateSandboxCreate",
+  [
+    "DC-11",
+    "DC-19",
+    "DC-20",
+    "DC-21",
+    "DC-22",
+    "DC-23",
+    "DC-24",
+    "DC-25",
+    "DC-134",
+    "DC-135",
+    "DC-136",
+    "DC-137",
+  ],
+  {
+    async ValidateSandboxCreate() {
+      throw refusal("UNIMPLEMENTED");
+    },
   },
-});
+);
 
 mutant("ValidateSandboxCreate makes a sandbox", ["DC-20"], () => {
   const made = new Map<string, Sandbox>();
@@ -73,7 +90,7 @@ mutant("ValidateSandboxCreate makes a sandbox", ["DC-20"], () => {
   };
 });
 
-mutant("ValidateSandboxCreate wants a token", ["DC-20", "DC-21"], {
+mutant("ValidateSandboxCreate wants a token", ["DC-11", "DC-20", "DC-21"], {
   async ValidateSandboxCreate({ sandbox }, pass) {
     await pass();
     if (!sandbox?.spec?.sandbox_token) throw refusal("FAILED_PRECONDITION");
@@ -127,22 +144,26 @@ mutant("Refuses a sandbox with fields that it does not know", ["DC-135"], {
 
 // D CreateSandbox
 
-mutant("Lists a sandbox only when somebody has asked for it", ["DC-27", "DC-53"], () => {
-  const asked = new Set<string>();
-  return {
-    GetSandbox({ sandbox_id }, pass) {
-      asked.add(sandbox_id);
-      return pass();
-    },
-    async ListSandboxes(_, pass) {
-      return { sandboxes: (await pass()).sandboxes.filter(({ id }) => asked.has(id)) };
-    },
-  };
-});
+mutant(
+  "Lists a sandbox only when somebody has asked for it",
+  ["DC-27", "DC-53", "DC-76", "DC-77", "DC-109", "DC-156"],
+  () => {
+    const asked = new Set<string>();
+    return {
+      GetSandbox({ sandbox_id }, pass) {
+        asked.add(sandbox_id);
+        return pass();
+      },
+      async ListSandboxes(_, pass) {
+        return { sandboxes: (await pass()).sandboxes.filter(({ id }) => asked.has(id)) };
+      },
+    };
+  },
+);
 
 mutant(
   "Tells the platform's name for the sandbox's",
-  ["DC-28"],
+  ["DC-28", "DC-40", "DC-50", "DC-80", "DC-109", "DC-130", "DC-135", "DC-161"],
   telling(({ status }) => ({ name: status?.sandbox_name })),
 );
 
@@ -192,7 +213,7 @@ mutant("Has one name for all workspaces", ["DC-31"], () => {
   };
 });
 
-mutant("Answers INTERNAL to what an operator can mend", ["DC-25", "DC-32"], {
+mutant("Answers INTERNAL to what an operator can mend", ["DC-25", "DC-32", "DC-33"], {
   CreateSandbox: (_, pass) => pass().catch(failing("FAILED_PRECONDITION", "INTERNAL")),
 });
 
@@ -306,7 +327,7 @@ mutant(
 
 mutant(
   "Forgets the limits",
-  ["DC-41"],
+  ["DC-41", "DC-42"],
   withTemplate(() => ({ resources: null })),
 );
 
@@ -392,23 +413,27 @@ mutant("Never gives a name free again", ["DC-141"], () => {
 
 mutant(
   "GetSandbox answers INTERNAL for an unknown id",
-  ["DC-20", "DC-31", "DC-34", "DC-45", "DC-48", "DC-141"],
+  ["DC-20", "DC-31", "DC-34", "DC-45", "DC-48", "DC-72", "DC-78", "DC-141", "DC-162"],
   {
     GetSandbox: (_, pass) => pass().catch(failing("NOT_FOUND", "INTERNAL")),
   },
 );
 
-mutant("GetSandbox answers with the sandbox that was made last", ["DC-46"], () => {
-  let last = "";
-  return {
-    async CreateSandbox(request, pass) {
-      const response = await pass();
-      last = request.sandbox?.id ?? "";
-      return response;
-    },
-    GetSandbox: (request, pass) => pass({ ...request, sandbox_id: last || request.sandbox_id }),
-  };
-});
+mutant(
+  "GetSandbox answers with the sandbox that was made last",
+  ["DC-31", "DC-46", "DC-48", "DC-80", "DC-141"],
+  () => {
+    let last = "";
+    return {
+      async CreateSandbox(request, pass) {
+        const response = await pass();
+        last = request.sandbox?.id ?? "";
+        return response;
+      },
+      GetSandbox: (request, pass) => pass({ ...request, sandbox_id: last || request.sandbox_id }),
+    };
+  },
+);
 
 mutant("GetSandbox answers NOT_FOUND to a request without an id", ["DC-47"], {
   GetSandbox: (_, pass) => pass().catch(failing("INVALID_ARGUMENT", "NOT_FOUND")),
@@ -430,7 +455,7 @@ mutant("GetSandbox looks for the name when it does not know the id", ["DC-31", "
   };
 });
 
-mutant("ListSandboxes hides what does not run", ["DC-49"], {
+mutant("ListSandboxes hides what does not run", ["DC-49", "DC-60", "DC-61"], {
   async ListSandboxes(_, pass) {
     const exited = ({ status }: Sandbox) =>
       status?.conditions.some(({ reason }) => reason === "ContainerExited");
@@ -438,7 +463,7 @@ mutant("ListSandboxes hides what does not run", ["DC-49"], {
   },
 });
 
-mutant("ListSandboxes takes every sandbox for failed", ["DC-50"], {
+mutant("ListSandboxes takes every sandbox for failed", ["DC-50", "DC-61", "DC-97", "DC-109", "DC-176"], {
   async ListSandboxes(_, pass) {
     const conditions = [{ type: "Ready", status: "False", reason: "Failed" }];
     const { sandboxes } = await pass();
@@ -448,7 +473,7 @@ mutant("ListSandboxes takes every sandbox for failed", ["DC-50"], {
   },
 });
 
-mutant("ListSandboxes answers NOT_FOUND when there are none", ["DC-51"], {
+mutant("ListSandboxes answers NOT_FOUND when there are none", ["DC-51", "DC-52", "DC-162", "DC-174"], {
   async ListSandboxes(_, pass) {
     const response = await pass();
     if (response.sandboxes.length === 0) throw refusal("NOT_FOUND");
@@ -459,9 +484,10 @@ mutant("ListSandboxes answers NOT_FOUND when there are none", ["DC-51"], {
 /** What all drivers of the machine made. */
 const made = new Map<string, Sandbox>();
 mutant("ListSandboxes has the sandboxes of all drivers on the machine", ["DC-52"], {
-  CreateSandbox({ sandbox }, pass) {
+  async CreateSandbox({ sandbox }, pass) {
+    const response = await pass();
     if (sandbox) made.set(sandbox.id, sandbox);
-    return pass();
+    return response;
   },
   DeleteSandbox({ sandbox_id }, pass) {
     made.delete(sandbox_id);
@@ -511,12 +537,23 @@ mutant("DeleteWorkspace fails for a workspace that is not there", ["DC-100"], ()
   };
 });
 
-mutant("CreateSandbox wants the workspace to be ensured", ["DC-101"], {
-  async CreateSandbox({ sandbox }, pass) {
-    if (sandbox?.workspace.startsWith("w-")) throw refusal("FAILED_PRECONDITION");
-    return pass();
+mutant(
+  "CreateSandbox wants any workspace but the default one to be ensured",
+  ["DC-29", "DC-31", "DC-101", "DC-130", "DC-142"],
+  () => {
+    const there = new Set(["default"]);
+    return {
+      EnsureWorkspace({ workspace }, pass) {
+        there.add(workspace);
+        return pass();
+      },
+      async CreateSandbox({ sandbox }, pass) {
+        if (!there.has(sandbox?.workspace ?? "")) throw refusal("FAILED_PRECONDITION");
+        return pass();
+      },
+    };
   },
-});
+);
 
 mutant("Fails over a workspace without a name", ["DC-102"], {
   async EnsureWorkspace({ workspace }, pass) {
