@@ -30,6 +30,27 @@ const ORPHAN_GRACE_MS = 300_000;
 const RECONCILE_ROWS = 500;
 const SHUTDOWN_STOPS = 16;
 
+/** What tonic, the real program's gRPC library, says of each code where it shows a status whole. */
+const CODE_WORDS = [
+  "The operation completed successfully",
+  "The operation was cancelled",
+  "Unknown error",
+  "Client specified an invalid argument",
+  "Deadline expired before operation could complete",
+  "Some requested entity was not found",
+  "Some entity that we attempted to create already exists",
+  "The caller does not have permission to execute the specified operation",
+  "Some resource has been exhausted",
+  "The system is not in a state required for the operation's execution",
+  "The operation was aborted",
+  "Operation was attempted past the valid range",
+  "Operation is not implemented or not supported",
+  "Internal error",
+  "The service is currently unavailable",
+  "Unrecoverable data loss or corruption",
+  "The request does not have valid authentication credentials",
+];
+
 export interface ComputeParts {
   driver: RemoteDriver;
   store: Store;
@@ -350,7 +371,10 @@ export class Compute {
     } catch (error) {
       const { code, details } = statusOf(error);
       if (code === grpc.status.UNIMPLEMENTED) return;
-      throw new Status(code, `delete workspace platform resources failed: ${details}`);
+      throw new Status(
+        code,
+        `delete workspace platform resources failed: code: '${CODE_WORDS[code]}', message: ${JSON.stringify(details)}`,
+      );
     }
   }
 

@@ -1,0 +1,335 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/**
+ * What scenarios of this suite are given: a gateway between a scripted driver and scripted supervisors.
+ *
+ *   const scenario = sharedGateway();
+ *   scenario("GA-331 …", async ({ driver, create }) => {
+ *     driver.on("CreateSandbox", fail(9, "no gpu"));
+ *     expect(await answer(create())).toBe("FAILED_PRECONDITION: no gpu");
+ *   });
+ */
+import { afterAll, beforeAll, test } from "bun:test";
+import { Database } from "bun:sqlite";
+import * as grpc from "@grpc/grpc-js";
+import { codeName, streaming, unary, type CallOptions } from "../../proto/contract.ts";
+import { eventually, HarnessError, indent, phaseOf, within } from "../../harness.ts";
+import type { DriverSandboxStatus } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandboxStatus.ts";
+import type { DriverSandbox } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
+import type { CreateSandboxRequest } from "../../proto/v0.0/types/openshell/v1/CreateSandboxRequest.ts";
+import type { OpenShellClient } from "../../proto/v0.0/types/openshell/v1/OpenShell.ts";
+import type { Sandbox__Output } from "../../proto/v0.0/types/openshell/v1/Sandbox.ts";
+import { type GatewayOptions, type GatewayProcess, Lab } from "./gateway-process.ts";
+import { type Script, ScriptedDriver } from "./scripted-driver.ts";
+import { ScriptedSupervisor } from "./scripted-supervisor.ts";
+
+export { CAPABILITIES, fail, ready, readyIs } from "./scripted-driver.ts";
+
+/** What one call of a user may take, in milliseconds; a gateway itself gives a driver all the time in the world. */
+const CALL_DEADLINE_MS = 20_000;
+/** What a scenario may take: a real gateway waits for its driver for 30 s. */
+const SCENARIO_DEADLINE_MS = 60_000;
+/** Above that and what comes before and after, the wait for a turn above all. Bun's own default is 5 s. */
+const TEST_DEADLINE_MS = 180_000;
+
+// Scenarios
+
+/**
+ * Scenarios of one file that share a gateway, one after the other. After each the driver forgets its script, and the
+ * gateway the sandboxes.
+ */
+export function sharedGateway(options: GatewayOptions = {}) {
+  let bench: Bench;
+  beforeAll(async () => {
+    bench = await Bench.start(options);
+  }, TEST_DEADLINE_MS);
+  afterAll(() => bench?.close(), TEST_DEADLINE_MS);
+  return (title: string, body: (bench: Bench) => Promise<void>): void => {
+    const prove = async () => {
+      bench.driver.calls = [];
+      try {
+        await judged(body, bench);
+      } finally {
+        bench.tidy();
+      }
+    };
+    test(title, prove, TEST_DEADLINE_MS);
+  };
+}
+
+/** A scenario with a gateway of its own, which it may end and start again; runs beside others. */
+export function ownGateway(title: string, body: (bench: Bench) => Promise<void>, script: Script = {}): void {
+  const prove = async () => {
+    await using bench = await Bench.start({}, script);
+    await judged(body, bench);
+  };
+  test.concurrent(title, () => inTurn(prove), TEST_DEADLINE_MS);
+}
+
+/** A scenario about gateways that have yet to be started, in a folder of its own; runs beside others. */
+export function ownLab(title: string, body: (lab: Lab) => Promise<void>): void {
+  const prove = async () => {
+    await using lab = await Lab.open();
+    await within(SCENARIO_DEADLINE_MS, "The scenario", body(lab));
+  };
+  test.concurrent(title, () => inTurn(prove), TEST_DEADLINE_MS);
+}
+
+/** Gateways that start all at once start slowly; most of what they then do is waiting. */
+const AT_A_TIME = 6;
+let running = 0;
+const queue: (() => void)[] = [];
+
+async function inTurn(work: () => Promise<void>): Promise<void> {
+  if (running >= AT_A_TIME) await new Promise<void>((next) => queue.push(next));
+  running++;
+  try {
+    await work();
+  } finally {
+    running--;
+    queue.shift()?.();
+  }
+}
+
+/** A failure shows what the driver was asked, and the gateway's last words. */
+async function judged(body: (bench: Bench) => Promise<void>, bench: Bench): Promise<void> {
+  try {
+    await within(SCENARIO_DEADLINE_MS, "The scenario", body(bench));
+  } catch (error) {
+    const failure = error instanceof Error ? error : new Error(String(error));
+    failure.message += `\n\n${bench.evidence()}`;
+    throw failure;
+  }
+}
+
+// Waiting and answers
+
+/**
+ * Waits until `look` returns something other than undefined or false, and returns that.
+ * @throws HarnessError with what `seen` says, or the last error, once `deadlineMs` have passed
+ */
+export function until<Seen>(
+  what: string,
+  look: () => Promise<Seen | undefined | false> | Seen | undefined | false,
+  { seen, deadlineMs = 20_000 }: { seen?: () => unknown; deadlineMs?: number } = {},
+): Promise<Seen> {
+  const attempt = async () => {
+    const found = await look();
+    if (found === undefined || found === false) throw new Error(seen ? Bun.inspect(seen()) : "nothing yet");
+    return found;
+  };
+  return eventually(attempt, { what, deadlineMs });
+}
+
+/** What came of a call, in one line: "OK", or the code's name and the message as in "NOT_FOUND: sandbox not found". */
+export async function answer(call: Promise<unknown>): Promise<string> {
+  try {
+    await call;
+    return "OK";
+  } catch (error) {
+    const { code, details } = error as grpc.ServiceError;
+    if (typeof code !== "number") throw error;
+    return `${codeName(code)}: ${details}`;
+  }
+}
+
+/** The phase without its prefix, and the Ready condition: "READY True/DependenciesReady". */
+export function stateOf(sandbox: Sandbox__Output): string {
+  const condition = sandbox.status?.conditions.find(({ type }) => type === "Ready");
+  return `${phaseOf(sandbox)} ${condition ? `${condition.status}/${condition.reason}` : "-"}`;
+}
+
+// A gateway with its driver
+
+type UserMethod<Request, Response> = (
+  request: Request,
+  callback: grpc.requestCallback<Response>,
+) => grpc.ClientUnaryCall;
+
+/** A gateway with its scripted driver, and a user of it. Its functions need no `this`: scenarios take what they use. */
+export class Bench {
+  readonly sandboxes: TestSandbox[] = [];
+
+  constructor(
+    readonly lab: Lab,
+    public driver: ScriptedDriver,
+    public gateway: GatewayProcess,
+  ) {}
+
+  static async start(options: GatewayOptions = {}, script: Script = {}): Promise<Bench> {
+    const lab = await Lab.open();
+    try {
+      const driver = await lab.listen(script);
+      const bench = new Bench(lab, driver, await lab.start(options));
+      await bench.watched();
+      return bench;
+    } catch (error) {
+      await lab.close();
+      throw error;
+    }
+  }
+
+  /** Calls a method of the public API: `call((client) => client.GetSandbox, { name })`. */
+  call = <Request, Response>(
+    method: (client: OpenShellClient) => UserMethod<Request, Response>,
+    request: Request,
+    options: Partial<CallOptions> = {},
+  ): Promise<Response> => {
+    const { client } = this.gateway;
+    return unary(client, method(client), request, { deadlineMs: CALL_DEADLINE_MS, ...options });
+  };
+
+  /** Asks for a sandbox; resolves once the gateway has accepted it, while it is Provisioning. */
+  create = async (
+    request: CreateSandboxRequest = {},
+    options: Partial<CallOptions> = {},
+  ): Promise<TestSandbox> => {
+    const { sandbox } = await this.call((client) => client.CreateSandbox, { spec: {}, ...request }, options);
+    const created = new TestSandbox(this, sandbox!);
+    this.sandboxes.push(created);
+    return created;
+  };
+
+  /** A sandbox with a supervisor's session, which is Ready. */
+  readySandbox = async (request: CreateSandboxRequest = {}): Promise<TestSandbox> => {
+    const sandbox = await this.create(request);
+    await sandbox.supervise();
+    await sandbox.reaches("READY");
+    return sandbox;
+  };
+
+  /** The public record of that name. */
+  get = async (name: string): Promise<Sandbox__Output> =>
+    (await this.call((client) => client.GetSandbox, { name })).sandbox!;
+
+  /** Waits until the driver has a watcher. */
+  watched = (): Promise<true> =>
+    until("the gateway to watch its driver", () => this.driver.watching || undefined);
+
+  /** Waits until the gateway has applied all events sent so far: it takes them in order, and one of `sandbox` is last. */
+  applied = async ({ id }: TestSandbox): Promise<void> => {
+    const deadline = Date.now() + CALL_DEADLINE_MS;
+    const events = streaming(this.gateway.client.WatchSandbox({ id, follow_events: true }, { deadline }));
+    await events.next();
+    this.driver.platformEvent(id, { reason: "Marker" });
+    for await (const { event } of events) if (event?.reason === "Marker") break;
+  };
+
+  /** Ends the gateway with SIGTERM, or the signal given, and starts it again on the same database. */
+  restart = async (signal: NodeJS.Signals = "SIGTERM", options: GatewayOptions = {}): Promise<void> => {
+    await this.gateway.stop(signal);
+    this.driver.calls = [];
+    this.gateway = await this.lab.start(options);
+  };
+
+  /**
+   * Makes a sandbox's record older, for the gateway's grace period of five minutes. The gateway must not run: it is done
+   * in its database, since nobody can wait that long.
+   */
+  age = (sandbox: TestSandbox, seconds: number): void => {
+    const database = new Database(this.lab.databasePath);
+    const { changes } = database
+      .query(
+        "UPDATE objects SET created_at_ms = created_at_ms - ?1, updated_at_ms = updated_at_ms - ?1 WHERE id = ?2",
+      )
+      .run(seconds * 1_000, sandbox.id);
+    database.close();
+    if (changes !== 1) throw new HarnessError(`The gateway's database has no row of sandbox ${sandbox.id}`);
+  };
+
+  /** Leaves a gateway to the next scenario as it was. */
+  tidy(): void {
+    this.driver.usual();
+    for (const { id, supervisor } of this.sandboxes.splice(0)) {
+      supervisor?.close();
+      this.driver.deleted(id);
+    }
+  }
+
+  /** What the driver was asked, and what the gateway said last. */
+  evidence(): string {
+    const calls = this.driver.calls.slice(-20).map(({ method, request }) => {
+      const about = request.sandbox_name ?? request.sandbox?.name ?? "";
+      return `${method} ${about}`.trimEnd();
+    });
+    const spans = /request\{[^}]*\}: /g;
+    const log = this.gateway.log.replace(spans, "").trimEnd().split("\n").slice(-12).join("\n");
+    return `Calls to the driver:\n${indent(calls.join("\n"), "  ")}\nGateway's log:\n${indent(log, "  ")}`;
+  }
+
+  close = (): Promise<void> => this.lab.close();
+  [Symbol.asyncDispose] = () => this.close();
+}
+
+// Sandboxes
+
+/** A sandbox as its user sees it, and its supervisor. */
+export class TestSandbox {
+  readonly id: string;
+  readonly name: string;
+  supervisor: ScriptedSupervisor | undefined;
+
+  constructor(
+    readonly bench: Bench,
+    /** As CreateSandbox returned it. */
+    readonly created: Sandbox__Output,
+  ) {
+    this.id = created.metadata!.id;
+    this.name = created.metadata!.name;
+  }
+
+  get = (): Promise<Sandbox__Output> => this.bench.get(this.name);
+  phase = async (): Promise<string> => phaseOf(await this.get());
+  state = async (): Promise<string> => stateOf(await this.get());
+
+  /** Each answers with the record that the gateway returns. */
+  stop = async (options: Partial<CallOptions> = {}): Promise<Sandbox__Output> =>
+    (await this.bench.call((client) => client.StopSandbox, { name: this.name }, options)).sandbox!;
+  start = async (options: Partial<CallOptions> = {}): Promise<Sandbox__Output> =>
+    (await this.bench.call((client) => client.StartSandbox, { name: this.name }, options)).sandbox!;
+  /** Resolves with the gateway's `deleted`. */
+  delete = async (options: Partial<CallOptions> = {}): Promise<boolean> =>
+    (await this.bench.call((client) => client.DeleteSandbox, { name: this.name }, options)).deleted;
+
+  /** Opens a supervisor's session, with the token that the driver was given. */
+  supervise = async (
+    instanceId = "instance-1",
+    client = this.bench.gateway.client,
+  ): Promise<ScriptedSupervisor> => {
+    const { driver } = this.bench;
+    const made = driver.created.get(this.id);
+    if (!made) throw new HarnessError(`The driver never made ${this.name}`);
+    this.supervisor = new ScriptedSupervisor(client, this.id, made.spec!.sandbox_token, instanceId);
+    await this.supervisor.accepted();
+    return this.supervisor;
+  };
+
+  /** Has the driver report a status, and resolves with the record once the gateway has taken it in. */
+  report = async (
+    status: DriverSandboxStatus | null,
+    differing: DriverSandbox = {},
+  ): Promise<Sandbox__Output> => {
+    const { driver, applied } = this.bench;
+    driver.snapshot(this.id, status, differing);
+    await applied(this);
+    return this.get();
+  };
+
+  /** Waits until the state begins with `wanted`: "READY", or "ERROR False/Pulling". */
+  reaches = async (wanted: string): Promise<Sandbox__Output> => {
+    let last = "";
+    const look = async () => {
+      const sandbox = await this.get();
+      last = stateOf(sandbox);
+      return last.startsWith(wanted) && sandbox;
+    };
+    return until(`${this.name} to be ${wanted}`, look, { seen: () => last });
+  };
+
+  /** Waits until nobody knows it. */
+  gone = async (): Promise<void> => {
+    let last = "";
+    const look = async () => (last = await answer(this.get())) === "NOT_FOUND: sandbox not found";
+    await until(`${this.name} to be gone`, look, { seen: () => last });
+  };
+}
