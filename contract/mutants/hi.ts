@@ -10,7 +10,20 @@ import { mutant } from "../mutant.ts";
 
 mutant(
   "A watch never tells of sandboxes that were made before it",
-  ["DC-80", "DC-84", "DC-88", "DC-170", "DC-172", "DC-173", "DC-179"],
+  [
+    "DC-62",
+    "DC-71",
+    "DC-72",
+    "DC-73",
+    "DC-80",
+    "DC-84",
+    "DC-88",
+    "DC-161",
+    "DC-170",
+    "DC-172",
+    "DC-173",
+    "DC-179",
+  ],
   () => {
     const made = new Set<string>();
     return { ...noteCreated(made), ...silentAbout(() => [...made]) };
@@ -38,18 +51,21 @@ mutant("A watch that is opened amid a create misses it", ["DC-173"], () => {
   };
 });
 
-mutant("A watch that is opened amid a stop misses it", ["DC-84"], () => {
+mutant("A watch that is opened amid a start misses it", ["DC-84"], () => {
   const underWay = new Set<string>();
   return {
-    StopSandbox: async ({ sandbox_id }, pass) => {
+    StartSandbox: async ({ sandbox_id }, pass) => {
       underWay.add(sandbox_id);
       return pass().finally(() => underWay.delete(sandbox_id));
     },
-    ...silentAbout(() => [...underWay], saysStopped),
+    ...silentAbout(
+      () => [...underWay],
+      (event) => !saysStopped(event),
+    ),
   };
 });
 
-mutant("A watch ends when nobody creates anything for a while", ["DC-81"], () => {
+mutant("A watch ends when nobody creates anything for a while", ["DC-10", "DC-81"], () => {
   let busy = false;
   return {
     CreateSandbox: (_, pass) => {
@@ -63,13 +79,13 @@ mutant("A watch ends when nobody creates anything for a while", ["DC-81"], () =>
   };
 });
 
-mutant("A stop is not told of", ["DC-80", "DC-82", "DC-84", "DC-172"], () => {
+mutant("A stop is not told of", ["DC-80", "DC-172", "DC-180"], () => {
   const stopped = new Set<string>();
   const tell = (event: Event) => !(saysStopped(event) && stopped.has(idIn(event)));
   return { ...noteStopped(stopped), ...onlyEvents(tell) };
 });
 
-mutant("A start is not told of", ["DC-82"], () => {
+mutant("A start is not told of", ["DC-62", "DC-82", "DC-84"], () => {
   const started = new Set<string>();
   return {
     StartSandbox: (request, pass) => {
@@ -83,6 +99,10 @@ mutant("A start is not told of", ["DC-82"], () => {
 mutant(
   "A create is told of when the sandbox is stopped or gone",
   [
+    "DC-62",
+    "DC-71",
+    "DC-72",
+    "DC-73",
     "DC-80",
     "DC-81",
     "DC-82",
@@ -92,7 +112,9 @@ mutant(
     "DC-88",
     "DC-90",
     "DC-92",
+    "DC-161",
     "DC-170",
+    "DC-171",
     "DC-173",
     "DC-179",
   ],
@@ -126,7 +148,7 @@ mutant("An exit is not told of unless it was asked for", ["DC-94"], () => {
 
 mutant(
   "The second watcher is told nothing",
-  ["DC-84", "DC-85", "DC-86", "DC-88", "DC-172", "DC-173", "DC-179"],
+  ["DC-71", "DC-84", "DC-85", "DC-86", "DC-88", "DC-172", "DC-173", "DC-179"],
   onlyEvents((_, watch) => watch.number !== 2),
 );
 
@@ -194,7 +216,7 @@ mutant("The last snapshot is told once more after the end", ["DC-89"], () => {
 
 mutant(
   "Ends are told by the container's id",
-  ["DC-83", "DC-85", "DC-89", "DC-171", "DC-172", "DC-174"],
+  ["DC-71", "DC-72", "DC-73", "DC-83", "DC-85", "DC-89", "DC-161", "DC-171", "DC-172", "DC-174"],
   () => {
     const containers = new Map<string, string>();
     return changedEvents((event) => {
@@ -284,7 +306,7 @@ mutant("Before they are told of a stop, watchers are told that a sandbox is Stop
 
 mutant(
   "Stopped sandboxes are listed as ready",
-  ["DC-93"],
+  ["DC-61", "DC-93"],
   listed((snapshot) =>
     isStopped(snapshot)
       ? withConditions(snapshot, (condition) => [{ ...condition, status: "True" }])

@@ -3,15 +3,7 @@
 /** What a driver tells whoever watches: everything, in order, to each watcher, for as long as it stays. */
 import { readdirSync } from "node:fs";
 import { group, holds, same } from "../../contract/check.ts";
-import {
-  describeEvent,
-  type Event,
-  isStopped,
-  isUp,
-  phaseOf,
-  type Snapshot,
-  type Watch,
-} from "../../contract/driver.ts";
+import { describeEvent, type Event, isStopped, isUp, phaseOf, type Watch } from "../../contract/driver.ts";
 import { SlowWatch } from "../../contract/slow-watch.ts";
 import { agree, becomes, type Trial } from "../../contract/trial.ts";
 
@@ -62,7 +54,7 @@ check(
 check(
   "DC-82",
   "MUST",
-  "A watch tells when a sandbox is created, stopped and started",
+  "A watch tells when a sandbox is created, and when it is started again",
   {
     source: "gateway 0.0.112, compute/mod.rs:2691",
     harm: "Users wait for a phase that was reached long ago, until the next sweep a minute later.",
@@ -71,16 +63,30 @@ check(
   async (trial) => {
     const watch = trial.driver.watch();
     const box = await trial.running();
-    let told = 0;
-    const tells = async (what: string, seen: (snapshot: Snapshot) => boolean) => {
-      await watch.until(`a snapshot of ${what}`, () => watch.of(box.id).slice(told).some(seen));
-      told = watch.of(box.id).length;
-    };
-    await tells("the created sandbox", isUp);
+    let before = 0;
+    const up = () => watch.events.slice(before).some((event) => stageIn(event, box.id) === "up");
+    await watch.until("a snapshot of the created sandbox", up);
     await box.stop();
-    await tells("the stopped sandbox", isStopped);
+    before = watch.events.length;
     await box.start();
-    await tells("the sandbox that was started again", isUp);
+    await watch.until("a snapshot of the sandbox that was started again", up);
+  },
+);
+
+check(
+  "DC-180",
+  "SHOULD",
+  "A watch tells when a sandbox is stopped, though whoever asked for it knows",
+  {
+    source: "gateway 0.0.112, compute/mod.rs:2691 and 1112: the one that asked does not need it",
+    harm: "Any other watcher, such as a second gateway or an operator's tool, shows the sandbox as running.",
+    deadlineMs: LONG_MS,
+  },
+  async (trial) => {
+    const watch = trial.driver.watch();
+    const box = await trial.running();
+    await box.stop();
+    await watch.until("a snapshot of the stop", () => watch.of(box.id).some(isStopped));
   },
 );
 
@@ -113,13 +119,14 @@ check(
   },
   async (trial) => {
     const box = await trial.running();
-    const stop = box.stop();
+    await box.stop();
+    const start = box.start();
     const watches = [trial.driver.watch()];
     const opening = setInterval(() => watches.length < 6 && watches.push(trial.driver.watch()), 4);
-    await stop.finally(() => clearInterval(opening));
+    await start.finally(() => clearInterval(opening));
     watches.push(trial.driver.watch());
-    const knows = (watch: Watch) => watch.of(box.id).some(isStopped);
-    await Promise.all(watches.map((watch) => watch.until("a snapshot of the stop", () => knows(watch))));
+    const knows = (watch: Watch) => watch.events.some((event) => stageIn(event, box.id) === "up");
+    await Promise.all(watches.map((watch) => watch.until("a snapshot of the start", () => knows(watch))));
   },
 );
 
@@ -390,6 +397,7 @@ check(
       const box = await trial.create();
       await watch.until("a snapshot", () => watch.of(box.id).length > 0);
       watch.close();
+      await box.delete();
     };
     await once();
     const before = open();
