@@ -3,7 +3,8 @@
 /** What scenarios of several files share. */
 import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { dirname } from "node:path";
-import { HarnessError, parts, type RunningStack } from "../../harness.ts";
+import { expect } from "bun:test";
+import { eventually, HarnessError, parts, type RunningStack, type Sandbox } from "../../harness.ts";
 import { Engine } from "../../keeper/engine.ts";
 import type { Struct } from "../../proto/v0.0/types/google/protobuf/Struct.ts";
 import type { Value } from "../../proto/v0.0/types/google/protobuf/Value.ts";
@@ -30,12 +31,23 @@ export const withoutProc = process.platform !== "linux" && "it reads /proc, whic
 export const withoutPodmanDriver =
   parts.driver.label.endsWith("(custom)") && "it is about the Podman driver's own configuration or engine";
 
+/** Why a scenario does not apply: it restarts the engine, which all stacks of a run share. */
+export const withForeignEngine =
+  Boolean(process.env.OPENSHELL_PODMAN_SOCKET) && parts.engine.real
+    ? "the engine is somebody else's service, which is not ours to restart"
+    : false;
+
+/** Why a scenario does not apply: a rootless Podman keeps its bridges to itself. */
+export const withoutBridges =
+  parts.engine.real && process.getuid?.() !== 0 && "a rootless Podman makes no bridge on this machine";
+
 // Engine
 
 /** What the engine knows of a sandbox's container, as far as scenarios ask. */
 export interface Inspection {
   Id: string;
   Config: { Env: string[]; Labels: Record<string, string>; Cmd: string[] };
+  State: { Status: string; Pid: number };
 }
 
 /** The engine of a stack, asked directly. */
@@ -49,6 +61,73 @@ export async function inspect(stack: RunningStack, sandboxId: string): Promise<I
   );
   if (!ours) throw new HarnessError(`The engine has no container of sandbox ${sandboxId}`);
   return engine.call<Inspection>("GET", `containers/${ours.Id}/json`);
+}
+
+/** Does something to a sandbox's container behind its driver's back. */
+export async function toContainer(
+  stack: RunningStack,
+  sandboxId: string,
+  deed: "kill" | "stop" | "pause" | "unpause" | "remove",
+): Promise<void> {
+  const { Id } = await inspect(stack, sandboxId);
+  const engine = engineOf(stack);
+  if (deed === "remove")
+    await engine.call("DELETE", `containers/${Id}`, { query: { force: "true", timeout: "0" } });
+  else if (deed === "kill")
+    await engine.call("POST", `containers/${Id}/kill`, { query: { signal: "SIGKILL" } });
+  else await engine.call("POST", `containers/${Id}/${deed}`, { query: { timeout: "1" } });
+}
+
+/** What a sandbox has on the engine, a line each. */
+export const onEngine = ({ keeper, info }: RunningStack, sandboxId: string): Promise<string[]> =>
+  keeper.call("leftovers", info.id, [sandboxId]);
+
+/** Waits until nothing of a sandbox is on the engine any more. */
+export async function nothingLeft(stack: RunningStack, sandboxId: string): Promise<void> {
+  const look = async () => expect(await onEngine(stack, sandboxId)).toEqual([]);
+  await eventually(look, { what: "nothing of the sandbox on the engine", deadlineMs: 3_000 });
+}
+
+// What users see
+
+/** A sandbox's Ready condition, as it was last seen. */
+export const readyCondition = ({ seen }: Sandbox) =>
+  seen.status?.conditions.find(({ type }) => type === "Ready");
+
+/** A sandbox whose every start of its main process writes a line into the workspace's file `starts`. */
+export const COUNTS_STARTS = [
+  "sh",
+  "-c",
+  "echo begun >> starts; trap 'exit 0' TERM; while :; do sleep 1 & wait; done",
+];
+
+/**
+ * Waits until the gateway watches the driver, which it tries every 2 s, and has been told of these sandboxes: what is
+ * deleted before stays DELETING, and what is started before may be failed by news of its last end.
+ */
+export async function watched(stack: RunningStack, ...sandboxes: Sandbox[]): Promise<void> {
+  const open = async () => {
+    const last = (await stack.calls()).findLast(({ method }) => method === "WatchSandboxes");
+    if (!last || last.status) throw new Error(`the last one ended with ${last?.status}`);
+    const untold = sandboxes.find(({ id }) => !JSON.stringify(last.responses).includes(id));
+    if (untold) throw new Error(`it has not told of ${untold.name}`);
+  };
+  await eventually(open, { what: "the gateway to watch the driver again", deadlineMs: 10_000 });
+}
+
+/** Starts a gateway that has ended, and waits until this client has found it again. */
+export async function startGateway(stack: RunningStack): Promise<void> {
+  await stack.control("gateway", "start");
+  await eventually(() => stack.gateway.health(), { what: "the gateway to answer", deadlineMs: 10_000 });
+}
+
+/** Waits until the driver has such a call under way. */
+export async function asked(stack: RunningStack, method: string): Promise<void> {
+  const look = async () => {
+    const last = (await stack.calls()).findLast((call) => call.method === method);
+    if (!last || last.status) throw new Error(last ? `it ended with ${last.status}` : "no such call");
+  };
+  await eventually(look, { what: `the gateway to ask for ${method}` });
 }
 
 /** The environment that a container was given. */
