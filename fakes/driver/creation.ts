@@ -88,10 +88,16 @@ export class Creation {
     const devices = gpuDevices(sandbox, config.cdiDevices);
     const withToken = token !== "";
     const body = containerSpec(settings, { sandbox, config, devices, image, withToken, bridgeAddress });
-    const { Id } = JSON.parse(await podman.call("POST", "/containers/create", { body })) as { Id: string };
-    undo.push(() => podman.discard(`/containers/${Id}?force=true&volumes=true&timeout=0`));
+    const container = `/containers/${containerName(sandbox)}`;
+    // By its name: the engine may have made it although its answer did not come.
+    undo.push(() => podman.discard(`${container}?force=true&volumes=true&timeout=0`));
+    await podman.call("POST", "/containers/create", { body }).catch((error: unknown) => {
+      // Somebody else's, with all that is in it.
+      if (isDuplicate(error)) undo.length = 0;
+      throw error;
+    });
     signal.throwIfAborted();
-    await podman.call("POST", `/containers/${Id}/start`);
+    await podman.call("POST", `${container}/start`);
   }
 
   async #prepareImages(
