@@ -191,11 +191,11 @@ export class Bench {
   };
 
   /** A sandbox with a supervisor's session, which is Ready. */
-  readySandbox = async (request: CreateSandboxRequest = {}): Promise<TestSandbox> => {
+  readySandbox = async (request: CreateSandboxRequest = {}): Promise<ReadySandbox> => {
     const sandbox = await this.create(request);
     await sandbox.supervise();
     await sandbox.reaches("READY");
-    return sandbox;
+    return sandbox as ReadySandbox;
   };
 
   /** The public record of that name. */
@@ -262,6 +262,9 @@ export class Bench {
 }
 
 // Sandboxes
+
+/** One that has, or had, a supervisor. */
+type ReadySandbox = TestSandbox & { supervisor: ScriptedSupervisor };
 
 /** A sandbox as its user sees it, and its supervisor. */
 export class TestSandbox {
