@@ -127,6 +127,14 @@ export function readSettings(
   return { settings: settings as Settings, args: parsed.positionals, own: Object.fromEntries(own) };
 }
 
+/** Settings as another process of ours reads them. */
+export const asEnvironment = (settings: Settings): Record<string, string> =>
+  Object.fromEntries(
+    SETTINGS.map(
+      ([name, variable]) => [variable, settings[camelCase(name) as keyof Settings]] as const,
+    ).filter(([, value]) => value),
+  );
+
 const VALUE_CHECKS: Record<Kind, (value: string) => string | false> = {
   program: (path) => {
     if (!existsSync(path)) return "no such file";
@@ -577,8 +585,10 @@ mkdir -p "$0" || exit
  * Starts a keeper in a session of its own, twice removed from this process, and connects to it. `bun test` ends the
  * children that it knows when a test times out; it does not know this one.
  */
-export async function startKeeper(run: Run): Promise<Connection> {
+export async function startKeeper(run: Run, settings: Settings): Promise<Connection> {
   const shell = Bun.spawn(["sh", "-c", KEEPER_AND_GUARD, run.folder, process.execPath, import.meta.path], {
+    // What flags said, too.
+    env: { ...process.env, ...asEnvironment(settings) },
     detached: true,
     stdin: "ignore",
     stdout: "ignore",
@@ -603,7 +613,7 @@ export async function startKeeper(run: Run): Promise<Connection> {
  */
 export async function withKeeper<T>(settings: Settings, work: (keeper: Connection, run: Run) => Promise<T>) {
   const run = Run.create(settings);
-  const keeper = await startKeeper(run);
+  const keeper = await startKeeper(run, settings);
   let left: string[] = [];
   try {
     const result = await work(keeper, run);
@@ -1210,7 +1220,7 @@ export function sharedKeeper(): Promise<SharedKeeper> {
     const { settings } = readSettings();
     const at = now();
     const attached = await attach(settings);
-    const keeper = attached ?? (await startKeeper(Run.create(settings)));
+    const keeper = attached ?? (await startKeeper(Run.create(settings), settings));
     const { run, folder, parts, stack } = await keeper.call("hello");
     if (!process.env.OPENSHELL_E2E_ANNOUNCED) console.log(describeParts(parts));
     recordTo(folder, `test-${process.pid}`);

@@ -18,7 +18,7 @@ export const command: Command = async (settings) => {
   const stops: number[] = [];
   for (let round = 0; round < ROUNDS; round++) {
     const started = performance.now();
-    const keeper = await startKeeper(Run.create(settings));
+    const keeper = await startKeeper(Run.create(settings), settings);
     const stack = new RunningStack(keeper, await keeper.call("startStack", {}));
     await stack.gateway.health();
     starts.push(performance.now() - started);
@@ -29,7 +29,7 @@ export const command: Command = async (settings) => {
     stops.push(performance.now() - stopping);
   }
 
-  const keeper = await startKeeper(Run.create(settings));
+  const keeper = await startKeeper(Run.create(settings), settings);
   const stack = new RunningStack(keeper, await keeper.call("startStack", {}));
   const { parts } = await keeper.call("hello");
   console.log(`${describeParts(parts)}\n`);

@@ -9,14 +9,13 @@
 import { existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
 import { join, resolve } from "node:path";
 import {
+  asEnvironment,
   scenariosAtATime,
   checkParts,
   describeParts,
   EXIT,
   findParts,
   HarnessError,
-  SETTINGS,
-  camelCase,
 } from "../harness.ts";
 import type { Command, Settings } from "../harness.ts";
 
@@ -63,12 +62,11 @@ export const command: Command = async (settings, args, { t: pattern }) => {
 
 /** The settings as the test process reads them, and none of the variables that make bun test print less. */
 function environment(settings: Settings): Record<string, string | undefined> {
-  const set = SETTINGS.map(([name, variable]) => [variable, settings[camelCase(name) as keyof Settings]]);
   const quiet = Object.fromEntries(["CLAUDECODE", "REPL_ID", "AGENT"].map((name) => [name, undefined]));
   return {
     ...process.env,
     ...quiet,
-    ...Object.fromEntries(set.filter(([, value]) => value)),
+    ...asEnvironment(settings),
     OPENSHELL_E2E_ANNOUNCED: "1",
     OPENSHELL_E2E_COMMAND: ["bun", "harness.ts", ...process.argv.slice(2)].join(" "),
   };
