@@ -27,7 +27,7 @@ async function check(kind: string, only: string): Promise<Checked> {
   const { PATH, HOME } = process.env;
   const child = Bun.spawn([process.execPath, "harness.ts", ...argv], {
     cwd: ROOT,
-    env: { PATH, HOME, OPENSHELL_E2E_RUN_DIR: runs, OPENSHELL_DRIVER_CMD: driver },
+    env: { PATH, HOME, OPENSHELL_E2E_RUN_DIR: runs },
     stdout: "pipe",
     stderr: "pipe",
     timeout: AT_MOST_MS - 5_000,
