@@ -33,6 +33,15 @@ import type { ScenarioResult, Standing } from "./report/model.ts";
 import { now, record, recordTo } from "./report/record.ts";
 import { type About, aboutCaller, excerpt, recorded, recordSkip } from "./report/scenario.ts";
 import type { EngineRule } from "./keeper/engine-proxy.ts";
+import {
+  findKnown,
+  outdated,
+  type Known,
+  type Parties,
+  readKnown,
+  scenarioIds,
+  whyOf,
+} from "./known-failing.ts";
 import type { Deed, Keeper, Method } from "./keeper/keeper.ts";
 import type { StackInfo, StackSpec } from "./keeper/stack.ts";
 import type { Call, Rule } from "./keeper/tap.ts";
@@ -1199,6 +1208,9 @@ interface SharedRun {
   /** The other shared stacks, by their spec. */
   others: Map<string, Promise<RunningStack>>;
   parts: Parts;
+  /** What is known to fail, and who is at work: asked only when a scenario is listed. */
+  known: Known[];
+  parties: () => Promise<Parties>;
 }
 
 interface SharedKeeper {
@@ -1249,8 +1261,25 @@ export function sharedRun(): Promise<SharedRun> {
   return (shared ??= (async () => {
     const { keeper, parts, kept } = await sharedKeeper();
     const info = kept ?? (await keeper.call("startStack", {}));
-    return { keeper, parts, stack: new RunningStack(keeper, info), others: new Map() };
+    const stack = new RunningStack(keeper, info);
+    const known = readKnown("scenario", scenarioIds());
+    let parties: Promise<Parties> | undefined;
+    return {
+      keeper,
+      parts,
+      stack,
+      others: new Map(),
+      known,
+      parties: () => (parties ??= partiesOf(stack.gateway)),
+    };
   })().catch(fail));
+}
+
+/** Who is at work, by what gateway and driver say of themselves. */
+async function partiesOf(gateway: Gateway): Promise<Parties> {
+  const [{ version }, [driver]] = await Promise.all([gateway.health(), gateway.drivers()]);
+  const { driver_name = "", driver_version = "" } = driver?.capabilities ?? {};
+  return { gateway: { version }, driver: { name: driver_name, version: driver_version } };
 }
 
 /** Ends the run, if one was begun. Resolves with what it left behind, a line each. Called once, by the preload. */
@@ -1340,7 +1369,25 @@ export async function inTurn(work: () => Promise<void>): Promise<void> {
   }
 }
 
+/**
+ * Proves a scenario. One that known-failing.toml lists is to fail.
+ * @throws what it fails with, or HarnessError when it is listed and passes.
+ */
 async function prove(body: Body, deadlineMs: number, result: ScenarioResult): Promise<void> {
+  const { known, parties } = await sharedRun();
+  const listed = known.some(({ scenario }) => scenario === result.id);
+  const entry = listed ? findKnown(known, result.id, await parties()) : undefined;
+  if (!entry) return attempt(body, deadlineMs, result);
+  const failure = await attempt(body, deadlineMs, result).then(
+    () => undefined,
+    (error: Error) => error,
+  );
+  if (!failure) throw new HarnessError(outdated(entry));
+  Object.assign(result, { verdict: "known", reason: `${whyOf(entry)}\n${failure.message}` });
+  console.log(`(known) ${result.id}: ${whyOf(entry)}`);
+}
+
+async function attempt(body: Body, deadlineMs: number, result: ScenarioResult): Promise<void> {
   const { keeper, stack: base, others, parts: found } = await sharedRun();
   const stack = base.forAnother();
   const used = [stack];

@@ -10,7 +10,7 @@ import { describeParts, EXIT, HarnessError, type Settings, withKeeper } from "..
 import type { Command } from "../harness.ts";
 import type { Check } from "../contract/check.ts";
 import { judge, type Judged } from "../contract/judge.ts";
-import { type Known, readKnown } from "../contract/known-failing.ts";
+import { type Known, readKnown } from "../known-failing.ts";
 import { loadChecks } from "../contract/load.ts";
 import { countsTable, explanation, markdown, oneLine, summary } from "../contract/report.ts";
 import { notRun, run } from "../contract/runner.ts";
@@ -32,7 +32,7 @@ export const command: Command = async (settings, args, own) => {
       console.log(`${id.padEnd(6)} ${level.padEnd(6)} ${group}: ${rule}`);
     return EXIT.ok;
   }
-  const known = readKnown(new Set((await loadChecks()).map(({ id }) => id)));
+  const known = readKnown("check", new Set((await loadChecks()).map(({ id }) => id)));
   const choice = own as BackendChoice;
   if (socket) return checkAll(checks, runningSubject(socket, settings, choice), known, settings);
 

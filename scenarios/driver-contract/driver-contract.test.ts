@@ -4,7 +4,7 @@
 import { expect, test } from "bun:test";
 import { loadChecks } from "../../contract/load.ts";
 import { judge } from "../../contract/judge.ts";
-import { readKnown } from "../../contract/known-failing.ts";
+import { readKnown } from "../../known-failing.ts";
 import { explanation } from "../../contract/report.ts";
 import { runOne } from "../../contract/runner.ts";
 import { startSubject } from "../../contract/subject.ts";
@@ -12,7 +12,7 @@ import { identify } from "../../contract/versions.ts";
 import { inTurn, readSettings, sharedKeeper } from "../../harness.ts";
 
 const checks = await loadChecks();
-const known = readKnown(new Set(checks.map(({ id }) => id)));
+const known = readKnown("check", new Set(checks.map(({ id }) => id)));
 
 /** The driver, started for the first check; the run's end stops it. */
 let started: ReturnType<typeof start> | undefined;

@@ -4,21 +4,21 @@ import { expect, test } from "bun:test";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { Check } from "./check.ts";
-import { judge } from "./judge.ts";
-import { findKnown, type Known, readKnown } from "./known-failing.ts";
-import type { Outcome, Verdict } from "./runner.ts";
-import type { Identity } from "./versions.ts";
+import type { Check } from "./contract/check.ts";
+import { judge } from "./contract/judge.ts";
+import type { Outcome, Verdict } from "./contract/runner.ts";
+import type { Identity } from "./contract/versions.ts";
+import { findKnown, type Known, readKnown, scenarioIds } from "./known-failing.ts";
 
 const entry: Known = { check: "DC-30", driver: "podman", until: "0.0.112", why: "it answers INTERNAL" };
 const real = { name: "podman", version: "0.0.112-dev.7+g2f7fb65" } as Identity;
 
-function read(text: string): Known[] {
+function read(text: string, kind: "check" | "scenario" = "check"): Known[] {
   const folder = mkdtempSync(join(tmpdir(), "known-"));
   try {
     const file = join(folder, "known-failing.toml");
     writeFileSync(file, text);
-    return readKnown(new Set(["DC-30"]), file);
+    return readKnown(kind, new Set(["DC-30", "DI-20"]), file);
   } finally {
     rmSync(folder, { recursive: true });
   }
@@ -41,6 +41,10 @@ test("an entry is read as it is written", () => {
 
 test.each([
   ["a check that does not exist", `check = "DC-999"\ndriver = "x"\nwhy = "y"`, "there is no check DC-999"],
+  ["nobody", `check = "DC-30"\nwhy = "y"`, "driver or gateway is missing"],
+  ["no subject", `driver = "x"\nwhy = "y"`, "check or scenario is missing"],
+  ["two subjects", `check = "DC-30"\nscenario = "DI-20"\ndriver = "x"\nwhy = "y"`, "exclude each other"],
+  ["a check's gateway", `check = "DC-30"\ngateway = "openshell-gateway"\nwhy = "y"`, "no gateway takes part"],
   ["no reason", `check = "DC-30"\ndriver = "x"`, "why is missing"],
   [
     "a field that nobody knows",
@@ -62,18 +66,18 @@ test("a file that is no TOML is refused in one line", () => {
 });
 
 test("an entry speaks of its driver alone, in its versions, builds between releases included", () => {
-  expect(findKnown([entry], "DC-30", real)).toBe(entry);
-  expect(findKnown([entry], "DC-31", real)).toBeUndefined();
-  expect(findKnown([entry], "DC-30", { ...real, name: "docker" })).toBeUndefined();
-  expect(findKnown([entry], "DC-30", { ...real, version: "0.0.113" })).toBeUndefined();
+  expect(findKnown([entry], "DC-30", { driver: real })).toBe(entry);
+  expect(findKnown([entry], "DC-31", { driver: real })).toBeUndefined();
+  expect(findKnown([entry], "DC-30", { driver: { ...real, name: "docker" } })).toBeUndefined();
+  expect(findKnown([entry], "DC-30", { driver: { ...real, version: "0.0.113" } })).toBeUndefined();
   expect(
-    findKnown([{ ...entry, since: "0.0.112" }], "DC-30", { ...real, version: "0.0.111" }),
+    findKnown([{ ...entry, since: "0.0.112" }], "DC-30", { driver: { ...real, version: "0.0.111" } }),
   ).toBeUndefined();
-  expect(findKnown([entry], "DC-30", { ...real, version: "unknown" })).toBeUndefined();
+  expect(findKnown([entry], "DC-30", { driver: { ...real, version: "unknown" } })).toBeUndefined();
 });
 
 test("the fake has no excuses", () => {
-  expect(findKnown([entry], "DC-30", { ...real, version: "0.0.112+fake" })).toBeUndefined();
+  expect(findKnown([entry], "DC-30", { driver: { ...real, version: "0.0.112+fake" } })).toBeUndefined();
 });
 
 test("a listed failure is known, with the reason why and what was seen", () => {
@@ -98,4 +102,34 @@ test("what is not listed, and an error, stay what they are", () => {
   expect(judge(outcome("fail"), [], real).verdict).toBe("fail");
   expect(judge(outcome("pass"), [], real).verdict).toBe("pass");
   expect(judge(outcome("error"), [entry], real).verdict).toBe("error");
+});
+
+// Scenarios
+
+const of = (field: "driver" | "gateway", name: string): string =>
+  `[[known]]\nscenario = "DI-20"\n${field} = "${name}"\nuntil = "0.0.112"\nwhy = "it hangs"\n`;
+
+test("an entry may speak of a scenario, of the gateway's defect or the driver's", () => {
+  expect(read(of("gateway", "openshell-gateway"), "scenario")).toMatchObject([{ scenario: "DI-20" }]);
+  expect(read(of("driver", "podman"), "scenario")).toMatchObject([{ driver: "podman" }]);
+  expect(read(of("driver", "podman"))).toEqual([]);
+  expect(() => read(of("gateway", "another"), "scenario")).toThrow("gateway can be openshell-gateway");
+  expect(() => read(of("driver", "x").replace("DI-20", "DI-999"), "scenario")).toThrow(
+    "there is no scenario DI-999",
+  );
+});
+
+test("a gateway's entry speaks of its versions, and of the fake, which has the same habits", () => {
+  const known = read(of("gateway", "openshell-gateway"), "scenario");
+  const found = (version: string) => findKnown(known, "DI-20", { gateway: { version } }) !== undefined;
+  expect([found("0.0.112-dev.7+g2f7fb65"), found("0.0.112+fake"), found("0.0.113")]).toEqual([
+    true,
+    true,
+    false,
+  ]);
+});
+
+test("the ids of scenarios are found in their sources, also when a run does not load them", () => {
+  const ids = scenarioIds();
+  for (const id of ["DI-01", "DI-53", "LC-03"]) expect(ids).toContain(id);
 });
