@@ -1248,7 +1248,7 @@ const commandLine = (): string =>
   process.env.OPENSHELL_E2E_COMMAND ?? ["bun", "test", ...process.argv.slice(2)].join(" ");
 
 /** What stands in each place, as a report has it: no path of this machine. */
-const standings = (parts: Parts): Record<Place, Standing> =>
+export const standings = (parts: Parts): Record<Place, Standing> =>
   Object.fromEntries(
     PLACES.map((place) => {
       const { real, label, command } = parts[place];
@@ -1450,6 +1450,7 @@ const VERBS: Record<string, OwnFlags> = {
     seed: { type: "string" },
   },
   mutants: { only: { type: "string" } },
+  parity: { t: { type: "string", short: "t" } },
   check: {
     driver: { type: "string" },
     socket: { type: "string" },

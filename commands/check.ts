@@ -6,10 +6,10 @@
  */
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join, relative, resolve } from "node:path";
-import { describeParts, EXIT, HarnessError, type Settings, withKeeper } from "../harness.ts";
+import { describeParts, EXIT, HarnessError, type Settings, standings, withKeeper } from "../harness.ts";
 import type { Command } from "../harness.ts";
 import type { Check } from "../contract/check.ts";
-import { judge, type Judged } from "../contract/judge.ts";
+import { judge, type Judged, recordOutcome } from "../contract/judge.ts";
 import { type Known, readKnown } from "../known-failing.ts";
 import { loadChecks } from "../contract/load.ts";
 import { countsTable, explanation, markdown, oneLine, summary } from "../contract/report.ts";
@@ -17,6 +17,8 @@ import { notRun, run } from "../contract/runner.ts";
 import { type BackendChoice, NotReady, runningSubject, startSubject } from "../contract/subject.ts";
 import type { Subject } from "../contract/trial.ts";
 import { identify } from "../contract/versions.ts";
+import type { Standing } from "../report/model.ts";
+import { now, record, recordTo, waitingEntries, writeResults } from "../report/record.ts";
 
 /** Most of a check is waiting; a real engine does little at a time. */
 const AT_A_TIME = { fake: 8, real: 4 };
@@ -34,11 +36,18 @@ export const command: Command = async (settings, args, own) => {
   }
   const known = readKnown("check", new Set((await loadChecks()).map(({ id }) => id)));
   const choice = own as BackendChoice;
-  if (socket) return checkAll(checks, runningSubject(socket, settings, choice), known, settings);
+  if (socket) {
+    recordBegin("", {});
+    const code = await checkAll(checks, runningSubject(socket, settings, choice), known, settings);
+    writeResults(waitingEntries(), resolve(settings.reports));
+    return code;
+  }
 
   const started = driver ? { ...settings, driverCmd: driver } : settings;
-  const { result, left } = await withKeeper(started, async (keeper) => {
+  const { result, left } = await withKeeper(started, async (keeper, { id, folder }) => {
     const { parts } = await keeper.call("hello");
+    recordTo(folder, "check");
+    recordBegin(id, standings({ ...parts, supervisor: { ...parts.supervisor, label: "probe" } }));
     console.log(describeParts({ ...parts, supervisor: { ...parts.supervisor, label: "probe" } }));
     const subject = await startSubject(keeper, started, choice).catch((error: unknown) => {
       if (error instanceof NotReady) return error;
@@ -72,6 +81,7 @@ async function checkAll(
     onOutcome(outcome) {
       const one = judge(outcome, known, identity);
       judged.push(one);
+      recordOutcome(one);
       console.log(oneLine(one));
     },
   });
@@ -84,15 +94,29 @@ async function checkAll(
   writeFileSync(file, markdown(ordered, identity, new Date()));
   console.log(`For the driver's README: ${relative(process.cwd(), file)}`);
   console.log(summary(ordered));
+  record({ kind: "end", at: now() });
   const is = (verdict: string) => ordered.some((one) => one.verdict === verdict);
   return is("error") ? EXIT.error : is("fail") ? EXIT.failed : EXIT.ok;
 }
+
+const recordBegin = (run: string, stack: Record<string, Standing>): void =>
+  record({
+    kind: "begin",
+    at: now(),
+    run,
+    command: ["bun", "harness.ts", ...process.argv.slice(2)].join(" "),
+    stack,
+  });
 
 /** Says of every check that nobody could ask it, and why. */
 function reportNotReady(checks: Check[], { message }: NotReady): number {
   const judged = checks.map((check) => notRun(check, "the driver did not come up"));
   console.log();
-  for (const one of judged) console.log(oneLine(one));
+  for (const one of judged) {
+    recordOutcome(one);
+    console.log(oneLine(one));
+  }
+  record({ kind: "end", at: now() });
   console.log(`\nThe driver did not come up.\n${message}\n\n${countsTable(judged)}\n\n${summary(judged)}`);
   return EXIT.error;
 }

@@ -5,6 +5,7 @@
  *
  * The checks themselves are in scenarios/driver-contract, a file for each group of rules.
  */
+import { aboutCaller } from "../report/scenario.ts";
 import type { Trial } from "./trial.ts";
 
 /** MUST: the gateway depends on it, or the contract states it. SHOULD: every driver of upstream's does it. */
@@ -27,6 +28,9 @@ export interface Check {
   alone: boolean;
   /** What its body may take, in milliseconds. */
   deadlineMs: number;
+  /** Where it stands, relative to the repository. */
+  file: string;
+  line: number;
   body: (trial: Trial) => Promise<void>;
 }
 
@@ -39,7 +43,19 @@ type About = Pick<Check, "source" | "harm"> & Partial<Pick<Check, "alone" | "dea
 export function group(name: string) {
   return (id: string, level: Level, rule: string, about: About, body: Check["body"]): void => {
     if (checks.some((known) => known.id === id)) throw new Error(`There are two checks ${id}`);
-    checks.push({ id, group: name, level, rule, alone: false, deadlineMs: 20_000, ...about, body });
+    const { file, line } = aboutCaller(id, import.meta.path);
+    checks.push({
+      id,
+      group: name,
+      level,
+      rule,
+      alone: false,
+      deadlineMs: 20_000,
+      file,
+      line,
+      ...about,
+      body,
+    });
   };
 }
 

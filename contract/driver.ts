@@ -10,7 +10,9 @@ import type { ComputeDriverClient } from "../proto/v0.0/types/openshell/compute/
 import type { DriverSandbox } from "../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
 import type { DriverSandbox__Output as Snapshot } from "../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
 import type { WatchSandboxesEvent__Output as Event } from "../proto/v0.0/types/openshell/compute/v1/WatchSandboxesEvent.ts";
-import { redact } from "../keeper/tap.ts";
+import { redact, sandboxOf, type SandboxRequest } from "../keeper/tap.ts";
+import type { CallRecord } from "../report/model.ts";
+import { now, record } from "../report/record.ts";
 import { patient, Refused, show, Violation } from "./check.ts";
 
 export type { Event, Snapshot };
@@ -123,18 +125,20 @@ export class Driver {
   ): Promise<Response> {
     const deadlineMs = patient(longestMs);
     const began = performance.now();
-    const note = (outcome: string) =>
-      this.#note(
-        `${name} ${show(redact(message))} → ${outcome} (${Math.round(performance.now() - began)} ms)`,
-      );
+    const note = (status: string, details: string, responses: unknown[]) => {
+      const [request, ms] = [redact(message), performance.now() - began];
+      const outcome = responses.length > 0 ? responses.map(show).join(" ") : details;
+      this.#note(`${name} ${show(request)} → ${status} ${outcome} (${Math.round(ms)} ms)`);
+      recordCall({ method: name, status, details, request, responses, ms });
+    };
     try {
       const response = await unary(this.client, method, message, { deadlineMs, metadata: metadata() });
-      note(`OK ${show(redact(response))}`);
+      note("OK", "", [redact(response)]);
       return response;
     } catch (error) {
       const { code, details } = error as grpc.ServiceError;
       if (typeof code !== "number") throw error;
-      note(`${codeName(code)} ${details}`);
+      note(codeName(code), details, []);
       const said = code === grpc.status.DEADLINE_EXCEEDED ? `no answer within ${deadlineMs} ms` : details;
       throw new Refused(name, codeName(code), said);
     }
@@ -148,6 +152,17 @@ export class Driver {
 
 type Done = grpc.requestCallback<object>;
 type UnaryMethod = (request: Buffer, callback: Done) => grpc.ClientUnaryCall;
+
+let calls = 0;
+
+/** Records a call for the run's report; without a run, for nobody. */
+function recordCall(
+  call: Pick<CallRecord, "method" | "status" | "details" | "request" | "responses"> & { ms: number },
+) {
+  const ms = Math.round(call.ms * 100) / 100;
+  const sandbox = sandboxOf(call.request as SandboxRequest);
+  record({ kind: "calls", calls: [{ ...call, ms, stack: 0, seq: ++calls, at: now() - call.ms, sandbox }] });
+}
 
 const request = ({ id, name }: Ref) => ({ sandbox_id: id, sandbox_name: name });
 

@@ -2,11 +2,33 @@
 
 /** What came of a check, in the light of what is known of the driver. */
 import { findKnown, type Known, outdated, whyOf } from "../known-failing.ts";
+import { now, record } from "../report/record.ts";
+import { begun } from "../report/scenario.ts";
 import type { Outcome, Verdict } from "./runner.ts";
 import type { Identity } from "./versions.ts";
 
 /** An outcome with its final verdict. */
 export type Judged = Omit<Outcome, "verdict"> & { verdict: Verdict | "known" };
+
+/** Records what came of a check, for the run's report. */
+export function recordOutcome({ check, verdict, reason, left, ms }: Judged): void {
+  const { id, rule, file, line, source, harm } = check;
+  const about = { suite: "driver-contract", id, title: `${id} ${rule}`, file, line, source, harm };
+  const [expected = "", seen = ""] =
+    reason.match(/^(?:expected|\s*saw) .*$/gm)?.map((text) => text.trim()) ?? [];
+  record({
+    kind: "scenario",
+    scenario: {
+      ...begun(about),
+      at: now() - ms,
+      ms: Math.round(ms * 10) / 10,
+      verdict,
+      reason: [reason, ...left.map((one) => `left behind: ${one}`)].filter(Boolean).join("\n"),
+      expected: expected.replace(/^expected /, ""),
+      seen: seen.replace(/^saw /, ""),
+    },
+  });
+}
 
 /** A failure that is listed is known; a listed check that passes, and anything left behind, is a failure. */
 export function judge(outcome: Outcome, known: Known[], driver: Identity): Judged {

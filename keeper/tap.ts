@@ -480,13 +480,14 @@ export class Tap {
   }
 }
 
-interface SandboxRequest {
+/** A request that names a sandbox, or carries one. */
+export interface SandboxRequest {
   sandbox_id?: string;
   sandbox?: { id?: string };
 }
 
 /** The id of the sandbox that a call is about; empty if it is about none. */
-const sandboxOf = ({ sandbox_id, sandbox }: SandboxRequest): string => sandbox_id ?? sandbox?.id ?? "";
+export const sandboxOf = ({ sandbox_id, sandbox }: SandboxRequest): string => sandbox_id ?? sandbox?.id ?? "";
 
 function sandboxIdOf(request: object): string {
   return (request as { sandbox?: { id?: string } | null }).sandbox?.id ?? "";

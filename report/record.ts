@@ -38,7 +38,7 @@ export type Entry =
 export const now = (): number => performance.timeOrigin + performance.now();
 
 /** Of a program that makes no report, such as `soak`, nobody ever asks for them. */
-const MOST_WAITING = 1_000;
+const MOST_WAITING = 10_000;
 
 let file: string | undefined;
 let waiting: Entry[] = [];
@@ -60,6 +60,9 @@ export function record(entry: Entry): void {
     // What cannot be recorded is missing from the report, and from nothing else.
   }
 }
+
+/** What waits, for a run that has no folder. */
+export const waitingEntries = (): Entry[] => waiting;
 
 /**
  * Everything that was recorded in a run's folder, by all or by those. The last line of a process that was killed may be
