@@ -32,7 +32,7 @@ function atMost(most: number, key: (request: { sandbox_id: string }) => string) 
 
 // F StopSandbox and StartSandbox
 
-mutant("StopSandbox is OK for an id that it does not know", ["DC-55", "DC-66", "DC-162"], {
+mutant("StopSandbox is OK for an id that it does not know", ["DC-10", "DC-55", "DC-66", "DC-161"], {
   StopSandbox: ({ sandbox_id }, pass) =>
     pass().catch((error: unknown) => {
       if (!sandbox_id) throw error;
@@ -40,7 +40,7 @@ mutant("StopSandbox is OK for an id that it does not know", ["DC-55", "DC-66", "
     }),
 });
 
-mutant("StartSandbox is OK for an id that it does not know", ["DC-56", "DC-66", "DC-162"], {
+mutant("StartSandbox is OK for an id that it does not know", ["DC-56", "DC-66", "DC-161"], {
   StartSandbox: ({ sandbox_id }, pass) =>
     pass().catch((error: unknown) => {
       if (!sandbox_id) throw error;
@@ -72,7 +72,20 @@ mutant("StartSandbox refuses a running sandbox", ["DC-58"], {
 
 mutant(
   "StopSandbox answers at once, and stops when somebody asks for the sandbox next",
-  ["DC-59", "DC-60", "DC-63", "DC-64", "DC-66", "DC-67", "DC-150", "DC-151", "DC-152"],
+  [
+    "DC-59",
+    "DC-60",
+    "DC-63",
+    "DC-64",
+    "DC-66",
+    "DC-67",
+    "DC-80",
+    "DC-82",
+    "DC-84",
+    "DC-150",
+    "DC-151",
+    "DC-152",
+  ],
   () => {
     const later = new Map<string, () => Promise<unknown>>();
     return {
@@ -103,6 +116,8 @@ mutant(
     "DC-66",
     "DC-67",
     "DC-68",
+    "DC-82",
+    "DC-84",
     "DC-151",
     "DC-152",
   ],
@@ -114,14 +129,31 @@ mutant(
   },
 );
 
-mutant("StartSandbox starts nothing", ["DC-60", "DC-62", "DC-150", "DC-151"], {
-  StartSandbox: async ({ sandbox_id }, _, { ask }) => {
-    await find(ask, sandbox_id);
-    return {};
+mutant(
+  "StartSandbox starts nothing",
+  [
+    "DC-60",
+    "DC-62",
+    "DC-82",
+    "DC-91",
+    "DC-95",
+    "DC-98",
+    "DC-150",
+    "DC-151",
+    "DC-175",
+    "DC-176",
+    "DC-177",
+    "DC-178",
+  ],
+  {
+    StartSandbox: async ({ sandbox_id }, _, { ask }) => {
+      await find(ask, sandbox_id);
+      return {};
+    },
   },
-});
+);
 
-mutant("StartSandbox makes a stopped sandbox anew", ["DC-60"], {
+mutant("StartSandbox makes a stopped sandbox anew", ["DC-60", "DC-178"], {
   StartSandbox: async (request, pass, { ask }) => {
     const before = await find(ask, request.sandbox_id);
     if (!isStopped(before)) return pass();
@@ -132,13 +164,13 @@ mutant("StartSandbox makes a stopped sandbox anew", ["DC-60"], {
   },
 });
 
-mutant("ListSandboxes hides stopped sandboxes", ["DC-60", "DC-61"], {
+mutant("ListSandboxes hides stopped sandboxes", ["DC-49", "DC-60", "DC-61"], {
   ListSandboxes: async (_, pass) => ({
     sandboxes: (await pass()).sandboxes.filter((sandbox) => !isStopped(sandbox)),
   }),
 });
 
-mutant("A stopped sandbox has a reason that no gateway knows", ["DC-57", "DC-61", "DC-68"], {
+mutant("A stopped sandbox has a reason that no gateway knows", ["DC-57", "DC-61", "DC-68", "DC-176"], {
   GetSandbox: async (_, pass) => {
     const { sandbox } = await pass();
     for (const condition of sandbox!.status!.conditions)
@@ -147,7 +179,7 @@ mutant("A stopped sandbox has a reason that no gateway knows", ["DC-57", "DC-61"
   },
 });
 
-mutant("A stopped sandbox is listed as running", ["DC-61"], {
+mutant("A stopped sandbox is listed as running", ["DC-61", "DC-93"], {
   ListSandboxes: async (_, pass) => {
     const { sandboxes } = await pass();
     for (const sandbox of sandboxes.filter(isStopped)) sandbox.status!.conditions[0]!.status = "True";
@@ -170,7 +202,7 @@ mutant("WatchSandboxes reports the end of the last run while StartSandbox runs",
   };
 });
 
-mutant("StopSandbox stops eight sandboxes at a time, and refuses the others", ["DC-63"], () => ({
+mutant("StopSandbox stops eight sandboxes at a time, and refuses the others", ["DC-10", "DC-63"], () => ({
   StopSandbox: atMost(8, () => "all"),
 }));
 
@@ -240,7 +272,7 @@ mutant("DeleteSandbox answers NOT_FOUND for an unknown id", ["DC-70", "DC-73", "
 
 mutant(
   "DeleteSandbox never says that there was one",
-  ["DC-71", "DC-74", "DC-79", "DC-153", "DC-155", "DC-156", "DC-158", "DC-159"],
+  ["DC-71", "DC-74", "DC-79", "DC-109", "DC-153", "DC-155", "DC-156", "DC-158", "DC-159"],
   {
     DeleteSandbox: async (_, pass) => {
       await pass();
@@ -259,6 +291,7 @@ mutant("DeleteSandbox always says that there was one", ["DC-70", "DC-73", "DC-77
 mutant(
   "DeleteSandbox deletes nothing",
   [
+    "DC-31",
     "DC-71",
     "DC-72",
     "DC-73",
@@ -266,31 +299,40 @@ mutant(
     "DC-75",
     "DC-78",
     "DC-79",
+    "DC-85",
+    "DC-89",
+    "DC-141",
     "DC-153",
     "DC-155",
     "DC-157",
     "DC-158",
     "DC-159",
     "DC-161",
-    "DC-162",
+    "DC-171",
+    "DC-172",
+    "DC-174",
   ],
   {
     DeleteSandbox: async ({ sandbox_id }, pass, { ask }) =>
-      (await ifThere(ask, sandbox_id)) ? { deleted: true } : pass(),
+      sandbox_id ? { deleted: (await ifThere(ask, sandbox_id)) !== undefined } : pass(),
   },
 );
 
-mutant("Only the first watch is told of a deletion", ["DC-71"], {
+mutant("Only the first watch is told of a deletion", ["DC-71", "DC-85", "DC-172"], {
   WatchSandboxes: (watch) => (event) => {
     if (!event.deleted || watch.number === 1) watch.send(event);
   },
 });
 
-mutant("No watch is told of a deletion", ["DC-71", "DC-72", "DC-73", "DC-161"], {
-  WatchSandboxes: (watch) => (event) => {
-    if (!event.deleted) watch.send(event);
+mutant(
+  "No watch is told of a deletion",
+  ["DC-71", "DC-72", "DC-73", "DC-83", "DC-85", "DC-89", "DC-171", "DC-172", "DC-174"],
+  {
+    WatchSandboxes: (watch) => (event) => {
+      if (!event.deleted) watch.send(event);
+    },
   },
-});
+);
 
 /** Answers as if there still were every sandbox that a watch has told of. */
 const remembering = (): Interceptors & { seen: Map<string, Snapshot> } => {
@@ -341,7 +383,7 @@ mutant("DeleteSandbox fails for what it has deleted already", ["DC-73"], () => {
   };
 });
 
-mutant("DeleteSandbox refuses a stopped sandbox", ["DC-74", "DC-153", "DC-156"], {
+mutant("DeleteSandbox refuses a stopped sandbox", ["DC-74", "DC-89", "DC-153", "DC-156", "DC-172"], {
   DeleteSandbox: async ({ sandbox_id }, pass, { ask }) => {
     const before = await ifThere(ask, sandbox_id);
     if (before && isStopped(before)) throw refusal("FAILED_PRECONDITION");
@@ -358,15 +400,6 @@ mutant("DeleteSandbox falls back to the name", ["DC-77"], {
     const { deleted } = await pass();
     const sandbox_id = deleted ? "" : await idOf(ask, sandbox_name);
     return sandbox_id ? pass({ sandbox_id, sandbox_name }) : { deleted };
-  },
-});
-
-mutant("DeleteSandbox answers first, and deletes then without a word", ["DC-78", "DC-79"], {
-  DeleteSandbox: async ({ sandbox_id }, pass, { ask }) => {
-    const before = await ifThere(ask, sandbox_id);
-    if (!before) return pass();
-    setTimeout(() => void pass().catch(() => {}), 100);
-    return { deleted: true };
   },
 });
 
@@ -456,7 +489,7 @@ mutant("CreateSandbox refuses what has failed before", ["DC-160"], () => {
   };
 });
 
-mutant("The name of a deleted sandbox stays taken", ["DC-161"], () => {
+mutant("The name of a deleted sandbox stays taken", ["DC-141"], () => {
   const taken = new Map<string, string>();
   return {
     CreateSandbox: async ({ sandbox }, pass) => {

@@ -365,24 +365,6 @@ check(
 check(
   "DC-161",
   "MUST",
-  "The name of a deleted sandbox can be used again",
-  {
-    source: "gateway 0.0.112, compute/mod.rs:2698: the name is free once the deletion is reported",
-    harm: "Who deletes a sandbox and makes it anew, as scripts do, is told that it exists.",
-  },
-  async (trial) => {
-    const first = await trial.create();
-    const watch = await watching(first);
-    await first.delete();
-    await reported(watch, first);
-    const second = await trial.create(trial.sandbox({}, { name: first.name }));
-    same("the name of the second", (await second.get()).name, first.name);
-  },
-);
-
-check(
-  "DC-162",
-  "MUST",
   "StopSandbox and StartSandbox answer NOT_FOUND for a deleted sandbox",
   {
     source: "gateway 0.0.112, compute/mod.rs:2212",
