@@ -207,10 +207,13 @@ describe("exec", () => {
 
   row("a supervisor that dies ends its runs", async (bench) => {
     const { id, supervisor } = await bench.readySandbox();
-    const run = answer(exec(bench.gateway, { sandbox_id: id, command: ["sleep", "30"] }));
-    await until("the command to start", () => supervisor.commands[0]);
+    const request = { sandbox_id: id, command: ["sh", "-c", "echo up; sleep 30"] };
+    const events = streaming(bench.gateway.client.ExecSandbox(request, { deadline: Date.now() + 20_000 }));
+    expect((await events.next()).value!.stdout!.data.toString()).toBe("up\n");
     supervisor.die();
-    expect(await run).toBe("UNAVAILABLE: exec relay closed before the command reported an exit status");
+    expect(await answer(collect(events))).toBe(
+      "UNAVAILABLE: exec relay closed before the command reported an exit status",
+    );
   });
 
   row(

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/**
+ * `parity [-t PATTERN]`: runs the suite gateway-adapter on the fake gateway and on the real one, side by side, and
+ * prints each scenario whose verdict differs. A fake is honest only while there is none.
+ */
+import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { checkParts, EXIT, findParts, HarnessError, HOW_TO_NAME, indent, readable } from "../harness.ts";
+import type { Command } from "../harness.ts";
+
+const ROOT = join(import.meta.dir, "..");
+const SUITE = "scenarios/gateway-adapter/";
+/** The suite waits for the real gateway's time-outs of 30 s. */
+const DEADLINE_MS = 600_000;
+
+/** How one scenario ended on one gateway, and why it failed. */
+interface Verdict {
+  verdict: "pass" | "FAIL" | "skip";
+  failure: string;
+}
+
+export const command: Command = async (settings, args, { t: pattern }) => {
+  if (args.length > 0) throw new HarnessError(`parity: unexpected ${args[0]}`);
+  const found = findParts(settings);
+  if (!found.gateway.real)
+    throw new HarnessError(`parity needs a real gateway beside the fake. ${HOW_TO_NAME.gateway}`);
+  const none = { real: false, label: "none", command: [] };
+  const { gateway } = await checkParts({ ...found, driver: none, engine: none, supervisor: none }, settings);
+  console.log(`fake gateway against ${gateway.label}`);
+
+  const folder = mkdtempSync(join(tmpdir(), "openshell-parity-"));
+  try {
+    const [fake, real] = await Promise.all([
+      run("fake", { OPENSHELL_E2E_FAKE: "gateway" }, folder, pattern),
+      run("real", { OPENSHELL_GATEWAY_BIN: gateway.command[0]! }, folder, pattern),
+    ]);
+    return report(fake, real);
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+};
+
+/**
+ * Runs the suite on one gateway.
+ * @returns the verdict of each scenario by its title
+ * @throws HarnessError with the last words of a run that proved nothing
+ */
+async function run(
+  name: "fake" | "real",
+  differing: Partial<Record<string, string>>,
+  folder: string,
+  pattern: string | undefined,
+): Promise<Map<string, Verdict>> {
+  const junit = join(folder, `${name}.xml`);
+  const filter = pattern === undefined ? [] : ["-t", pattern];
+  const began = performance.now();
+  const child = Bun.spawn(
+    [process.execPath, "test", "--reporter=junit", `--reporter-outfile=${junit}`, ...filter, SUITE],
+    {
+      cwd: ROOT,
+      env: { ...process.env, ...WITHOUT_PLACES, ...differing },
+      stdin: "ignore",
+      stdout: "pipe",
+      stderr: "pipe",
+      timeout: DEADLINE_MS,
+    },
+  );
+  const forward = (signal: NodeJS.Signals) => child.kill(signal);
+  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, forward);
+  const [stdout, stderr] = await Promise.all([child.stdout.text(), child.stderr.text()]);
+  await child.exited;
+  const verdicts = readJunit(junit);
+  if ([...verdicts.values()].every(({ verdict }) => verdict === "skip")) {
+    const words = readable(`${stdout}${stderr}`).trimEnd().split("\n").slice(-12).join("\n");
+    throw new HarnessError(`parity: the run on the ${name} gateway proved nothing:\n${indent(words, "  ")}`);
+  }
+  const count = (wanted: string) => [...verdicts.values()].filter(({ verdict }) => verdict === wanted).length;
+  const seconds = ((performance.now() - began) / 1_000).toFixed(1);
+  console.log(`${name}: ${count("pass")} passed, ${count("FAIL")} failed, ${seconds} s`);
+  return verdicts;
+}
+
+/** What would put something else than the gateway that is asked for in its place. */
+const WITHOUT_PLACES = {
+  OPENSHELL_E2E_FAKE: undefined,
+  OPENSHELL_E2E_REQUIRE: undefined,
+  OPENSHELL_GATEWAY_BIN: undefined,
+  OPENSHELL_REPO: undefined,
+} satisfies Partial<Record<string, string | undefined>>;
+
+/** The verdicts in a JUnit report of bun's; none when there is no report. */
+function readJunit(path: string): Map<string, Verdict> {
+  const verdicts = new Map<string, Verdict>();
+  if (!existsSync(path)) return verdicts;
+  const cases = /<testcase name="([^"]*)"[^>]*?(?:\/>|>(.*?)<\/testcase>)/gs;
+  for (const [, name = "", inside = ""] of readFileSync(path, "utf8").matchAll(cases)) {
+    const verdict = inside.includes("<failure") ? "FAIL" : inside.includes("<skipped") ? "skip" : "pass";
+    const [, failure = ""] = /<failure [^>]*message="([^"]*)"/.exec(inside) ?? [];
+    verdicts.set(unescapeXml(name), { verdict, failure: unescapeXml(failure) });
+  }
+  return verdicts;
+}
+
+const unescapeXml = (text: string): string =>
+  text
+    .replaceAll("&lt;", "<")
+    .replaceAll("&gt;", ">")
+    .replaceAll("&quot;", '"')
+    .replaceAll("&apos;", "'")
+    .replaceAll("&#10;", "\n")
+    .replaceAll("&amp;", "&");
+
+/** Prints each difference, and what fails on both gateways, which is no parity either. */
+function report(fake: Map<string, Verdict>, real: Map<string, Verdict>): number {
+  // What a pattern leaves out is skipped on both.
+  const titles = [...new Set([...fake.keys(), ...real.keys()])].filter(
+    (title) => fake.get(title)?.verdict !== "skip" || real.get(title)?.verdict !== "skip",
+  );
+  let differences = 0;
+  let failures = 0;
+  for (const title of titles) {
+    const [onFake, onReal] = [fake.get(title), real.get(title)];
+    if (onFake?.verdict === onReal?.verdict) {
+      if (onFake?.verdict !== "FAIL") continue;
+      failures++;
+      console.log(`FAILS ON BOTH  ${title}${reason(onReal)}`);
+      continue;
+    }
+    differences++;
+    console.log(`DIFFERS  ${title}`);
+    console.log(`  fake: ${onFake?.verdict ?? "did not run"}${reason(onFake)}`);
+    console.log(`  real: ${onReal?.verdict ?? "did not run"}${reason(onReal)}`);
+  }
+  console.log(`parity: ${titles.length} scenarios, ${differences} differences`);
+  return differences + failures > 0 ? EXIT.failed : EXIT.ok;
+}
+
+/** Why a scenario failed, below its line. */
+const reason = (verdict: Verdict | undefined): string =>
+  verdict?.failure ? `\n${indent(readable(verdict.failure).split("\n").slice(0, 6).join("\n"), "    ")}` : "";
