@@ -3,6 +3,7 @@
 /** What the proxy does to calls, in front of an engine that counts them. */
 import { afterAll, beforeAll, beforeEach, expect, test } from "bun:test";
 import { mkdtempSync, rmSync, statSync } from "node:fs";
+import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { eventually } from "../harness.ts";
@@ -59,6 +60,14 @@ test("without rules a call passes as it is, and is recorded by its name", async 
   expect(seen).toEqual(["POST /v5.0.0/libpod/secrets/create content"]);
   expect(proxy.calls).toEqual([{ call: "POST secrets/create", at: expect.any(Number), status: 200 }]);
   expect(statSync(proxy.socket).mode & 0o777).toBe(0o600);
+});
+
+test("a call has its name also when its client names the server", async () => {
+  const socket = connect(proxy.socket);
+  socket.write("GET http://localhost/v5.0.0/libpod/info?x=y HTTP/1.1\r\nHost: localhost\r\n\r\n");
+  await new Promise((answered) => socket.once("data", answered));
+  socket.destroy();
+  expect(proxy.calls.map(({ call }) => call)).toEqual(["GET info"]);
 });
 
 test("a large body passes whole", async () => {

@@ -172,7 +172,9 @@ const matches = ({ call }: Pick<EngineRule, "call">, seen: string): boolean =>
 /** "POST containers/create", of a request line such as `POST /v5.0.0/libpod/containers/create?x=y HTTP/1.1`. */
 function nameOf(head: string): string {
   const [method = "", target = ""] = head.split(/[ \r]/, 2);
-  return `${method} ${target.replace(/\?.*$/, "").replace(/^\/(v[\d.]+\/)?(libpod\/)?/, "")}`;
+  // Some clients name the server too: `GET http://localhost/v5.0.0/libpod/info`.
+  const path = target.replace(/^\w+:\/\/[^/]*/, "").replace(/\?.*$/, "");
+  return `${method} ${path.replace(/^\/(v[\d.]+\/)?(libpod\/)?/, "")}`;
 }
 
 /** The request with the wish that the connection end with its answer, so that each connection has one call to judge. */

@@ -135,9 +135,10 @@ scenario("DI-41 a command ends with an error when its gateway dies", async ({ st
   const stack = await startStack();
   const sandbox = await stack.gateway.readySandbox();
   const command = sandbox.interact(["sh", "-c", "echo up; sleep 60"], { tty: false });
+  const ended = refusal(command.result);
   await command.shows("up");
   await stack.control("gateway", "kill");
-  expect((await refusal(command.result)).code).toBe("UNAVAILABLE");
+  expect((await ended).code).toBe("UNAVAILABLE");
   await startGateway(stack);
   await sandbox.ready();
 });
@@ -149,9 +150,10 @@ scenario("DI-42 a watch ends with an error when its gateway dies, and can be ope
   const watching = (async () => {
     for await (const _ of sandbox.watch({ follow_status: true })) seen++;
   })();
+  const ended = refusal(watching);
   await eventually(() => expect(seen).toBeGreaterThan(0), { what: "the first event" });
   await stack.control("gateway", "kill");
-  expect((await refusal(watching)).code).toBe("UNAVAILABLE");
+  expect((await ended).code).toBe("UNAVAILABLE");
   await startGateway(stack);
   await sandbox.ready();
 });
