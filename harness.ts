@@ -235,13 +235,19 @@ export async function eventually<T>(attempt: () => T | Promise<T>, waiting: Wait
   }
 }
 
-export async function within<T>(deadlineMs: number, what: string, work: Promise<T>): Promise<T> {
+/** What `work` resolves with. @throws HarnessError, or what `late` returns, after `deadlineMs`. */
+export async function within<T>(
+  deadlineMs: number,
+  what: string,
+  work: Promise<T>,
+  late = () => new HarnessError(`${what}: not within ${deadlineMs} ms`) as Error,
+): Promise<T> {
   let timer: Timer | undefined;
-  const late = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => reject(new HarnessError(`${what}: not within ${deadlineMs} ms`)), deadlineMs);
+  const tooLate = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(late()), deadlineMs);
   });
   try {
-    return await Promise.race([work, late]);
+    return await Promise.race([work, tooLate]);
   } finally {
     clearTimeout(timer);
   }

@@ -5,6 +5,7 @@
  * workload, remove it behind the driver's back, and, where it can, tell what the workload was given.
  */
 import { Engine, removeBelongings, type Belonging } from "../keeper/engine.ts";
+import { Violation } from "./check.ts";
 
 /** What a sandbox's workload was given, as its backend and its probe tell. */
 export interface Workload {
@@ -67,7 +68,7 @@ export function podman(engine: Engine): Backend {
   };
   const one = async (id: string) => {
     const [container] = await find(id);
-    if (!container) throw new Error(`podman has no container of sandbox ${id}`);
+    if (!container) throw new Violation("a container of the sandbox", `podman has none with its id, ${id}`);
     return container;
   };
   return {

@@ -76,6 +76,8 @@ export class Violation extends Error {
   constructor(
     readonly expected: string,
     readonly seen: string,
+    /** The refusal that was seen, if it was one. */
+    readonly refused?: Refused,
   ) {
     super(`expected ${expected}\n     saw ${seen}`);
   }
@@ -113,7 +115,7 @@ export async function refuses(call: Promise<unknown>, ...codes: string[]): Promi
     throw error;
   });
   if (!(answer instanceof Refused)) throw new Violation(wanted, `OK ${show(answer)}`);
-  if (!codes.includes(answer.code)) throw new Violation(wanted, answer.message);
+  if (!codes.includes(answer.code)) throw new Violation(wanted, answer.message, answer);
   return answer;
 }
 

@@ -37,7 +37,9 @@ export function judge(outcome: Outcome, known: Known[], driver: Identity): Judge
   if (failed && entry) {
     return { ...outcome, verdict: "known", reason: `${whyOf(entry)}\n${outcome.reason}` };
   }
-  if (failed) return { ...outcome, verdict: "fail" };
+  const reason =
+    outcome.reason || `the rule is kept, but something is left behind: ${outcome.left.join("; ")}`;
+  if (failed) return { ...outcome, verdict: "fail", reason };
   if (entry && outcome.verdict === "pass") return { ...outcome, verdict: "fail", reason: outdated(entry) };
   return outcome;
 }

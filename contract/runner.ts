@@ -81,7 +81,8 @@ export async function runOne(
   let verdict: Verdict = "pass";
   let reason = "";
   try {
-    await within(check.deadlineMs, "The check", check.body(trial));
+    const late = () => new Violation(`an end of the check within ${check.deadlineMs} ms`, "it waits");
+    await within(check.deadlineMs, "The check", check.body(trial), late);
   } catch (error) {
     [verdict, reason] = judgement(error, older);
   }
@@ -134,9 +135,10 @@ async function whatBecameOf({ owned, directSocket }: Subject): Promise<string | 
 /** A refusal that a check did not expect is the driver's fault, and so is one that comes too late. */
 function judgement(error: unknown, older: ReadonlySet<string> = new Set()): [Verdict, string] {
   if (error instanceof NotApplicable) return ["skip", error.message];
+  const refused = error instanceof Violation ? error.refused : error;
+  if (refused instanceof Refused && refused.code === "UNIMPLEMENTED" && older.has(refused.method))
+    return ["older", `the driver has no ${refused.method}: an older contract`];
   if (error instanceof Violation) return ["fail", error.message];
-  if (error instanceof Refused && error.code === "UNIMPLEMENTED" && older.has(error.method))
-    return ["older", `the driver has no ${error.method}: an older contract`];
   if (error instanceof Refused)
     return ["fail", `expected ${error.method} to be accepted\n     saw ${error.message}`];
   return ["error", error instanceof Error ? error.message : String(error)];

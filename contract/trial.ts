@@ -120,7 +120,7 @@ export class Trial {
 
   /** Has the driver create it, and removes it at the end: what is left in the backend then is a finding of its own. */
   async create(sandbox: DriverSandbox & Ref = this.sandbox(), over = this.driver): Promise<Box> {
-    await this.forget(sandbox);
+    await this.forget(sandbox, over);
     await over.create(sandbox, UP_MS);
     return new Box(this, sandbox, over);
   }
@@ -132,13 +132,14 @@ export class Trial {
     return box;
   }
 
-  /** Removes a sandbox at the end, whether or not it was ever made. */
-  async forget(who: Ref): Promise<void> {
+  /** Removes a sandbox at the end, whether or not it was ever made: over the driver that made it, if that still can. */
+  async forget(who: Ref, maker?: Driver): Promise<void> {
     const { owned, backend, directSocket, stopMs } = this.subject;
     await owned?.keeper.call("remember", owned.stack.id, who.id);
     this.defer(async () => {
       this.#own ??= new Driver(directSocket);
       // Whatever comes of it, the backend is looked into: a driver that is gone has left everything there.
+      if (maker && maker !== this.driver) await maker.delete(who, stopMs).catch(() => {});
       const refused = await this.#own.delete(who, stopMs).then(
         () => undefined,
         (error: Error) => error,
@@ -275,7 +276,17 @@ export class Box implements Ref {
         () => "it does not run",
         UP_MS,
       );
-    return this.until("a sandbox that is up", isUp);
+    const snapshot = await this.until("a sandbox that is up", isUp);
+    // A driver may answer first and provision later.
+    const { list } = this.trial.subject.backend ?? {};
+    if (!inspect && list)
+      await becomes(
+        "something in the backend",
+        async () => (await list(this.id)).length > 0,
+        () => describeSnapshot(snapshot),
+        UP_MS,
+      );
+    return snapshot;
   }
 
   /** Waits until a gateway would take it for stopped. */

@@ -10,7 +10,7 @@ export interface Identity {
   version: string;
   defaultImage: string;
   managesLifecycle: boolean;
-  /** The calls that it answers with UNIMPLEMENTED. */
+  /** The calls that it answers with UNIMPLEMENTED, as far as its contract lets it. */
   missing: Set<string>;
   /** The version of the contract that it keeps, such as "0.0.107". */
   contract: string;
@@ -32,9 +32,12 @@ export async function identify(socket: string): Promise<Identity> {
       });
     await Promise.all([
       probe(driver.getListenerRequirements()),
+      probe(driver.stop(nobody)),
       probe(driver.start(nobody)),
       probe(driver.ensureWorkspace(workspace).finally(() => probe(driver.deleteWorkspace(workspace)))),
     ]);
+    // It was in the contract from the start; no gateway called it before there was StartSandbox.
+    if (!missing.has("StartSandbox")) missing.delete("StopSandbox");
     return {
       name: capabilities.driver_name,
       version: capabilities.driver_version,
@@ -48,12 +51,15 @@ export async function identify(socket: string): Promise<Identity> {
   }
 }
 
-/** What a gateway can do with a driver that lacks these calls. It accepts UNIMPLEMENTED of all but StartSandbox. */
+/** What a gateway can do with a driver that lacks these calls. It accepts that there are no listeners or workspaces. */
 function contractOf(missing: Set<string>): Pick<Identity, "contract" | "serves"> {
-  const all = "gateways 0.0.96 to 0.0.116";
   if (missing.has("StartSandbox")) {
     const contract = missing.has("GetGatewayListenerRequirements") ? "0.0.96" : "0.0.97";
-    return { contract, serves: "gateways up to 0.0.104; a later one cannot start what it stopped" };
+    return {
+      contract,
+      serves: "gateways up to 0.0.104; users of a later one cannot stop and start sandboxes",
+    };
   }
-  return { contract: missing.has("EnsureWorkspace") ? "0.0.105" : "0.0.107", serves: all };
+  const contract = missing.has("EnsureWorkspace") ? "0.0.105" : "0.0.107";
+  return { contract, serves: "gateways 0.0.96 to 0.0.116" };
 }

@@ -290,7 +290,7 @@ mutant(
   withSpec(() => ({ sandbox_token: "" })),
 );
 
-mutant("Repeats in its snapshots what it was given, the token, too", ["DC-37", "DC-54"], () => {
+mutant("Repeats in its snapshots what it was given, the token, too", ["DC-37", "DC-54", "DC-175"], () => {
   const specs = new Map<string, Spec | null>();
   return {
     CreateSandbox({ sandbox }, pass) {
@@ -396,7 +396,7 @@ mutant(
   withSpec(() => ({ log_level: "" })),
 );
 
-mutant("Never gives a name free again", ["DC-141"], () => {
+mutant("Never gives a name free again", ["DC-141", "DC-161"], () => {
   const taken = new Map<string, string>();
   return {
     async CreateSandbox({ sandbox }, pass) {

@@ -127,13 +127,16 @@ check(
 
     const refused = async (socket: string) => {
       const process = await trial.startDriver({ socket });
-      const end = await process.ended(30_000);
+      const end = await process.ended(10_000);
       holds(/^exit code [1-9]/.test(end), `a failure on ${basename(socket)}`, end);
     };
-    await Promise.all([refused(at("file")), refused(at("link")), refused(at("folder/driver.sock"))]);
+    const started = [refused(at("file")), refused(at("link")), refused(at("folder/driver.sock"))];
+    const [first] = (await Promise.allSettled(started)).filter(({ status }) => status === "rejected");
+    holds(lstatSync(at("file")).isFile(), "the file, untouched", "something else");
     same("the file", readFileSync(at("file"), "utf8"), "somebody's");
     same("what is a symlink still", lstatSync(at("link")).isSymbolicLink(), true);
     same("a socket behind the folder's symlink", existsSync(at("elsewhere/driver.sock")), false);
+    if (first) throw (first as PromiseRejectedResult).reason;
   },
 );
 

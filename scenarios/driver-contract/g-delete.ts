@@ -62,7 +62,7 @@ check(
     harm: "Sandboxes stay Deleting for minutes after they are gone, and their names are taken as long.",
   },
   async (trial) => {
-    const box = await trial.create();
+    const box = await trial.running();
     const watches = await Promise.all([watching(box), watching(box, trial.connect())]);
     same("deleted", await box.delete(), true);
     await Promise.all(watches.map((watch) => reported(watch, box)));
@@ -130,7 +130,7 @@ check(
   },
   async (trial) => {
     const list = trial.backend("list");
-    const box = await trial.create();
+    const box = await trial.running();
     holds((await list(box.id)).length > 0, "something of the sandbox in the backend", "nothing");
     await box.delete();
     await leavesNothing(trial, box);
@@ -198,7 +198,7 @@ check(
     harm: "A gateway that was restarted in the middle of a deletion reports an internal error for one that works.",
   },
   async (trial) => {
-    const box = await trial.create();
+    const box = await trial.running();
     const answers = await Promise.all([box.delete(), box.delete()]);
     same("how often deleted is true", answers.filter(Boolean).length, 1);
   },
@@ -251,7 +251,7 @@ check(
     harm: "A gateway and a driver that differ about a name leave a sandbox that runs for ever.",
   },
   async (trial) => {
-    const box = await trial.create();
+    const box = await trial.running();
     same("deleted", await trial.driver.delete({ id: box.id, name: "somebody-else" }), true);
     await leavesNothing(trial, box);
   },
@@ -318,9 +318,10 @@ check(
   async (trial) => {
     const box = await trial.running();
     // What becomes of the stop, nobody asks any more.
-    const stopping = box.stop().catch(refusal);
+    const stopping = box.stop().catch((error: unknown) => error);
     const deleted = await box.delete();
-    await stopping;
+    const stopped = await stopping;
+    if (stopped instanceof Refused && stopped.code === "UNIMPLEMENTED") throw stopped;
     same("deleted", deleted, true);
     await leavesNothing(trial, box);
   },
@@ -336,7 +337,7 @@ check(
     deadlineMs: 60_000,
   },
   async (trial) => {
-    const boxes = await Promise.all(Array.from({ length: 8 }, () => trial.create()));
+    const boxes = await Promise.all(Array.from({ length: 8 }, () => trial.running()));
     const answers = await Promise.all(boxes.map((box) => box.delete()));
     same("how often deleted is true", answers.filter(Boolean).length, boxes.length);
     await Promise.all(boxes.map((box) => leavesNothing(trial, box)));

@@ -161,7 +161,7 @@ check(
     const engine = await trial.engineBehindSocket();
     const started = await trial.startDriver({ podman_socket: engine.socket });
     const driver = await started.answers(trial);
-    const box = await trial.create();
+    const box = await trial.create(trial.sandbox(), driver);
     const watch = driver.watch();
     await watch.until("a snapshot of the sandbox", () => watch.of(box.id).length > 0);
     engine.cut();

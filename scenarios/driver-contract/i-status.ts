@@ -138,7 +138,7 @@ check(
     const engine = await trial.engineBehindSocket();
     const started = await trial.startDriver({ podman_socket: engine.socket });
     const driver = await started.answers(trial);
-    const box = await trial.create();
+    const box = await trial.create(trial.sandbox(), driver);
     engine.refuse = INSPECT;
     const watch = driver.watch();
     await soon(() => watch.of(box.id).length > 0);

@@ -2,7 +2,7 @@
 
 /** What is left of a driver's sandboxes when the driver, or its backend, goes away and comes back. */
 import { statSync } from "node:fs";
-import { group, holds, refuses, same } from "../../contract/check.ts";
+import { group, holds, Refused, refuses, same } from "../../contract/check.ts";
 import { SlowWatch } from "../../contract/slow-watch.ts";
 import { agree, becomes, Box } from "../../contract/trial.ts";
 import { computeDriver } from "../../proto/contract.ts";
@@ -72,8 +72,11 @@ check(
     const driver = await process.answers(trial);
     const box = await trial.running(trial.sandbox(), driver);
     engine.cut();
-    await refuses(box.get(), ...CANNOT_TELL);
-    await refuses(driver.list(), ...CANNOT_TELL);
+    // It may say that it cannot tell, or what it remembers; not that the sandbox is gone.
+    const got = await box.get().catch(() => refuses(box.get(), ...CANNOT_TELL));
+    if (!(got instanceof Refused)) same("the sandbox that it remembers", got.id, box.id);
+    const listed = await box.listed().catch(() => refuses(driver.list(), ...CANNOT_TELL));
+    holds(listed !== undefined, "the sandbox in ListSandboxes, or an error", "a list without it");
 
     await engine.restore();
     await box.up();
