@@ -163,7 +163,7 @@ mutant(
 
 mutant(
   "Tells the platform's name for the sandbox's",
-  ["DC-28", "DC-40", "DC-50", "DC-80", "DC-109", "DC-130", "DC-135", "DC-161"],
+  ["DC-28", "DC-40", "DC-50", "DC-80", "DC-109", "DC-130", "DC-135"],
   telling(({ status }) => ({ name: status?.sandbox_name })),
 );
 
@@ -396,7 +396,7 @@ mutant(
   withSpec(() => ({ log_level: "" })),
 );
 
-mutant("Never gives a name free again", ["DC-141", "DC-161"], () => {
+mutant("Never gives a name free again", ["DC-141"], () => {
   const taken = new Map<string, string>();
   return {
     async CreateSandbox({ sandbox }, pass) {

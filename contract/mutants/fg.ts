@@ -32,7 +32,7 @@ function atMost(most: number, key: (request: { sandbox_id: string }) => string) 
 
 // F StopSandbox and StartSandbox
 
-mutant("StopSandbox is OK for an id that it does not know", ["DC-10", "DC-55", "DC-66", "DC-161"], {
+mutant("StopSandbox is OK for an id that it does not know", ["DC-10", "DC-55", "DC-66", "DC-162"], {
   StopSandbox: ({ sandbox_id }, pass) =>
     pass().catch((error: unknown) => {
       if (!sandbox_id) throw error;
@@ -40,7 +40,7 @@ mutant("StopSandbox is OK for an id that it does not know", ["DC-10", "DC-55", "
     }),
 });
 
-mutant("StartSandbox is OK for an id that it does not know", ["DC-56", "DC-66", "DC-161"], {
+mutant("StartSandbox is OK for an id that it does not know", ["DC-56", "DC-66", "DC-162"], {
   StartSandbox: ({ sandbox_id }, pass) =>
     pass().catch((error: unknown) => {
       if (!sandbox_id) throw error;
@@ -81,10 +81,10 @@ mutant(
     "DC-67",
     "DC-80",
     "DC-82",
-    "DC-84",
     "DC-150",
     "DC-151",
     "DC-152",
+    "DC-180",
   ],
   () => {
     const later = new Map<string, () => Promise<unknown>>();
@@ -117,9 +117,9 @@ mutant(
     "DC-67",
     "DC-68",
     "DC-82",
-    "DC-84",
     "DC-151",
     "DC-152",
+    "DC-180",
   ],
   {
     StopSandbox: async ({ sandbox_id }, _, { ask }) => {
@@ -307,7 +307,7 @@ mutant(
     "DC-157",
     "DC-158",
     "DC-159",
-    "DC-161",
+    "DC-162",
     "DC-171",
     "DC-172",
     "DC-174",

@@ -364,7 +364,7 @@ check(
 );
 
 check(
-  "DC-161",
+  "DC-162",
   "MUST",
   "StopSandbox and StartSandbox answer NOT_FOUND for a deleted sandbox",
   {
