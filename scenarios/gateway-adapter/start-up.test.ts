@@ -5,8 +5,10 @@ import { linkSync, renameSync, rmSync, symlinkSync, writeFileSync } from "node:f
 import { createServer, type Server } from "node:net";
 import { status } from "@grpc/grpc-js";
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import { fail, ownGateway, ownLab, until } from "./given.ts";
+import { fail, ownGateway, ownLab, sharedGateway, until } from "./given.ts";
 import { isReal, Lab, type Outcome } from "./gateway-process.ts";
+
+const scenario = sharedGateway();
 
 const RUNTIME = "execution error: failed to create compute runtime: ";
 
@@ -22,13 +24,13 @@ ownGateway(
   },
 );
 
-ownGateway("GA-102 the log names the driver by its configured and by its own name", async ({ gateway }) => {
+scenario("GA-102 the log names the driver by its configured and by its own name", async ({ gateway }) => {
   expect(gateway.log).toContain(
     "Compute driver connected configured_driver=external-test advertised_driver=scripted in_tree=false",
   );
 });
 
-ownGateway(
+scenario(
   "GA-103 users see the driver by its configured name, with what it says of itself",
   async ({ call }) => {
     expect((await call((client) => client.GetGatewayInfo, {})).compute_drivers).toEqual([
@@ -48,7 +50,7 @@ ownGateway(
   { GetCapabilities: () => ({}) },
 );
 
-ownGateway("GA-105 health is answered on a port of its own", async ({ gateway }) => {
+scenario("GA-105 health is answered on a port of its own", async ({ gateway }) => {
   expect(await gateway.health("/healthz")).toBe(200);
   await until("/readyz", async () => (await gateway.health("/readyz")) === 200);
   expect(await gateway.health("/health")).toBe(200);
