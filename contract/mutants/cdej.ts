@@ -41,7 +41,7 @@ const values = <Value, Other>(map: Record<string, Value>, change: (value: Value)
   Object.fromEntries(Object.entries(map).map(([key, value]) => [key, change(value)]));
 
 const isNowhere = (sandbox: Sandbox | null): boolean =>
-  sandbox?.spec?.template?.image.includes("no-such-image") ?? false;
+  sandbox?.spec?.template?.image.includes("no-such-image-") ?? false;
 
 const withoutConfig = (sandbox: Sandbox | null): Sandbox | null => {
   const { spec = null } = sandbox ?? {};
