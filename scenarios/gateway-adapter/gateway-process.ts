@@ -82,6 +82,27 @@ function guard(run: Run): void {
   Bun.spawnSync(argv, { stdin: "ignore", stdout: "ignore", stderr: "inherit" });
 }
 
+/** Nobody serves anything here: whoever holds a port of this address has it for its gateways, in all test processes. */
+const LOCKS = "127.99.99.99";
+
+/**
+ * A port for a gateway, for the life of this process. Two gateways that are given the same one are worse than a failed
+ * start: the client of the second finds the first, and is content.
+ */
+export async function reservePort(): Promise<number> {
+  return eventually(
+    async () => {
+      const port = await freePort();
+      await new Promise<void>((done, failed) => {
+        const lock = createServer().once("error", failed);
+        lock.listen(port, LOCKS, done).unref();
+      });
+      return port;
+    },
+    { what: "reserve a port" },
+  );
+}
+
 // A folder with a gateway
 
 export interface GatewayOptions {
@@ -151,9 +172,8 @@ export class Lab {
 
   /** Writes a configuration, and returns the arguments that name it. */
   async configure(options: GatewayOptions = {}) {
-    const { driver = DRIVER_NAME, table = driver, port = await freePort() } = options;
-    let healthPort = await freePort();
-    while (healthPort === port) healthPort = await freePort();
+    const { driver = DRIVER_NAME, table = driver, port = await reservePort() } = options;
+    const healthPort = await reservePort();
     const gateway: Record<string, unknown> = {
       bind_address: `127.0.0.1:${port}`,
       health_bind_address: `127.0.0.1:${healthPort}`,
@@ -289,7 +309,12 @@ export class GatewayProcess {
 
   /** Waits until it answers Health. @throws HarnessError with its last words when it ends instead. */
   async answering(client = this.client): Promise<void> {
-    await eventually(() => unary(client, client.Health, {}, { deadlineMs: 1_000 }), {
+    const answers = async () => {
+      await unary(client, client.Health, {}, { deadlineMs: 1_000 });
+      // Its last step before it answers; so it is this gateway, and no other on the same port.
+      if (!this.log.includes("Health server listening")) throw new Error("it is not ready");
+    };
+    await eventually(answers, {
       what: "the gateway to answer Health",
       deadlineMs: START_DEADLINE_MS,
       failed: () => this.ended && `${this.ended}\n${this.log}`,

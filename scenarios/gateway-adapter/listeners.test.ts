@@ -6,9 +6,8 @@ import { status } from "@grpc/grpc-js";
 import { expect } from "bun:test";
 import { unary } from "../../proto/contract.ts";
 import type { GatewayListenerRequirement } from "../../proto/v0.0/types/openshell/compute/v1/GatewayListenerRequirement.ts";
-import { freePort } from "../../keeper/stack.ts";
 import { answer, fail, ownLab, Bench, until } from "./given.ts";
-import { DRIVER_NAME, type GatewayProcess, type Lab } from "./gateway-process.ts";
+import { DRIVER_NAME, type GatewayProcess, type Lab, reservePort } from "./gateway-process.ts";
 
 const CONFIG = "configuration error: compute driver requested ";
 const RUNTIME = `execution error: failed to create compute runtime: compute driver '${DRIVER_NAME}' returned `;
@@ -73,7 +72,7 @@ ownLab(
 );
 
 ownLab("GA-208 a gateway elsewhere opens loopback for sandboxes alone", async (lab) => {
-  const port = await freePort();
+  const port = await reservePort();
   await lab.listen(requirements({ reason: "local", loopback_interface: {} }));
   const gateway = await lab.launch({ port, gateway: { bind_address: `127.0.0.3:${port}` } });
   const client = gateway.connect("127.0.0.3");
@@ -84,7 +83,7 @@ ownLab("GA-208 a gateway elsewhere opens loopback for sandboxes alone", async (l
 });
 
 ownLab("GA-209 the default route's address is opened if it is private, and else refused", async (lab) => {
-  const port = await freePort();
+  const port = await reservePort();
   await lab.listen(requirements({ reason: "pasta", default_route_interface: {} }));
   const gateway = await lab.launch({ port });
   const opened = () => listeners(gateway).length === 2;
@@ -175,7 +174,7 @@ const refused: [
 ];
 for (const [id, what, asks, says] of refused) {
   ownLab(`${id} a requirement ${what} ends the start with exit code 1 and its own message`, async (lab) => {
-    const port = await freePort();
+    const port = await reservePort();
     await lab.listen(requirements({ reason: "why", ...asks(port) }));
     expect(await lab.giveUp({ port })).toMatchObject({ exitCode: 1, message: says(port) });
   });
@@ -197,7 +196,7 @@ const requirements = (...all: GatewayListenerRequirement[]) => ({
 
 /** A gateway whose driver requires what `asks` says for the gateway's port. */
 async function started(lab: Lab, asks: (port: number) => GatewayListenerRequirement[]) {
-  const port = await freePort();
+  const port = await reservePort();
   const driver = await lab.listen(requirements(...asks(port)));
   const gateway = await lab.start({ port });
   return { gateway, port, bench: new Bench(lab, driver, gateway) };

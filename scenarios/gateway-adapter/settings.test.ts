@@ -3,9 +3,8 @@
 /** How a gateway is told which driver to use, by file, environment and command line, and which names it takes. */
 import { expect } from "bun:test";
 import { unary } from "../../proto/contract.ts";
-import { freePort } from "../../keeper/stack.ts";
 import { ownLab } from "./given.ts";
-import type { GatewayProcess } from "./gateway-process.ts";
+import { type GatewayProcess, reservePort } from "./gateway-process.ts";
 
 // The driver's name
 
@@ -117,7 +116,11 @@ ownLab("GA-018 with --compute-driver-socket even a reserved name is a driver of 
 
 ownLab("GA-019 a flag outdoes the environment, which outdoes the file", async (lab) => {
   const driver = await lab.listen();
-  const [fromFile, fromEnvironment, fromFlag] = [await freePort(), await freePort(), await freePort()];
+  const [fromFile, fromEnvironment, fromFlag] = [
+    await reservePort(),
+    await reservePort(),
+    await reservePort(),
+  ];
   const gateway = await lab.start({
     port: fromFlag,
     gateway: { bind_address: `127.0.0.1:${fromFile}` },
