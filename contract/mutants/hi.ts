@@ -10,7 +10,20 @@ import { mutant } from "../mutant.ts";
 
 mutant(
   "A watch never tells of sandboxes that were made before it",
-  ["DC-62", "DC-71", "DC-72", "DC-73", "DC-80", "DC-84", "DC-88", "DC-170", "DC-172", "DC-173", "DC-179"],
+  [
+    "DC-62",
+    "DC-71",
+    "DC-72",
+    "DC-73",
+    "DC-80",
+    "DC-84",
+    "DC-86",
+    "DC-88",
+    "DC-170",
+    "DC-172",
+    "DC-173",
+    "DC-179",
+  ],
   () => {
     const made = new Set<string>();
     return { ...noteCreated(made), ...silentAbout(() => [...made]) };
@@ -52,13 +65,15 @@ mutant("A watch that is opened amid a start misses it", ["DC-84"], () => {
   };
 });
 
-mutant("A watch ends when nobody creates anything for a while", ["DC-10", "DC-81"], () => {
+mutant("A watch ends when nobody creates or stops anything for a while", ["DC-81"], () => {
   let busy = false;
+  const noticed = <T>(_: unknown, pass: () => Promise<T>) => {
+    busy = true;
+    return pass();
+  };
   return {
-    CreateSandbox: (_, pass) => {
-      busy = true;
-      return pass();
-    },
+    CreateSandbox: noticed,
+    StopSandbox: noticed,
     WatchSandboxes: (watch) => {
       setTimeout(() => busy || watch.end(), 200);
       return watch.send;
@@ -99,17 +114,16 @@ mutant(
     "DC-88",
     "DC-90",
     "DC-92",
+    "DC-94",
     "DC-170",
     "DC-171",
     "DC-173",
     "DC-179",
   ],
   () => {
-    const over = new Set<string>();
-    return onlyEvents((event) => {
-      if (saysStopped(event) || event.deleted) over.add(idIn(event));
-      return over.has(idIn(event));
-    });
+    const stopped = new Set<string>();
+    const tell = (event: Event) => Boolean(event.deleted) || stopped.has(idIn(event));
+    return { ...noteStopped(stopped), ...onlyEvents(tell) };
   },
 );
 

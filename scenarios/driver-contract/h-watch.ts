@@ -140,6 +140,8 @@ check(
   },
   async (trial) => {
     const watches = [trial.driver.watch(), trial.connect().watch()];
+    // So that both see the create; a driver may be silent until it has something to tell.
+    await Promise.race([Promise.all(watches.map(({ began }) => began)), Bun.sleep(QUIET_MS)]);
     const all = (what: string, seen: (watch: Watch) => boolean) =>
       Promise.all(watches.map((watch) => watch.until(what, () => seen(watch))));
     const box = await trial.create();
