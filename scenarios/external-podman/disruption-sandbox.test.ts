@@ -65,8 +65,8 @@ scenario(
     const sandbox = await gateway.readySandbox();
     await toContainer(stack, sandbox.id, "kill");
     await sandbox.reach("ERROR");
-    for (const attempt of [sandbox.stop(), sandbox.start(), sandbox.exec(["true"])])
-      expect((await refusal(attempt)).code).toBe("FAILED_PRECONDITION");
+    for (const attempt of [() => sandbox.stop(), () => sandbox.start(), () => sandbox.exec(["true"])])
+      expect((await refusal(attempt())).code).toBe("FAILED_PRECONDITION");
     expect(await sandbox.delete()).toBe(true);
     await nothingLeft(stack, sandbox.id);
   },

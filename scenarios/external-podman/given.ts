@@ -37,9 +37,10 @@ export const withForeignEngine =
     ? "the engine is somebody else's service, which is not ours to restart"
     : false;
 
-/** Why a scenario does not apply: a rootless Podman keeps its bridges to itself. */
+/** Why a scenario does not apply: the engine's networks have no bridge on this machine. */
 export const withoutBridges =
-  parts.engine.real && process.getuid?.() !== 0 && "a rootless Podman makes no bridge on this machine";
+  (!parts.engine.real && "the fake engine's networks are this machine's loopback") ||
+  (process.getuid?.() !== 0 && "a rootless Podman makes no bridge on this machine");
 
 // Engine
 
@@ -121,12 +122,9 @@ export async function startGateway(stack: RunningStack): Promise<void> {
   await eventually(() => stack.gateway.health(), { what: "the gateway to answer", deadlineMs: 10_000 });
 }
 
-/** Waits until the driver has such a call under way. */
-export async function asked(stack: RunningStack, method: string): Promise<void> {
-  const look = async () => {
-    const last = (await stack.calls()).findLast((call) => call.method === method);
-    if (!last || last.status) throw new Error(last ? `it ended with ${last.status}` : "no such call");
-  };
+/** Waits until the gateway has asked the driver for something after call number `since`. */
+export async function asked(stack: RunningStack, method: string, since = 0): Promise<void> {
+  const look = async () => expect((await stack.calls(since)).map((call) => call.method)).toContain(method);
   await eventually(look, { what: `the gateway to ask for ${method}` });
 }
 
