@@ -1455,6 +1455,8 @@ const VERBS: Record<string, OwnFlags> = {
     chaos: { type: "boolean" },
     seed: { type: "string" },
   },
+  report: { format: { type: "string" }, out: { type: "string" } },
+  diff: {},
   mutants: { only: { type: "string" } },
   parity: { t: { type: "string", short: "t" } },
   check: {

@@ -23,6 +23,10 @@ const VERBS = `bun harness.ts VERB [settings]
   with -- COMMAND            run any command against a stack
   soak                       many sandboxes live their lives: latencies, leaks, broken promises
     [--sandboxes 200] [--parallel 16] [--minutes 10] [--chaos [--seed N]]
+  report [DIR|FILE]          make a report of a run, of its results.json
+    --format html            or junit, ctrf, markdown, github; matrix makes one table of several runs
+    [--out FILE]             where to; standard output without it, and for a page report.html beside the results
+  diff A B                   what changed from one run to another: verdicts, durations, versions
   doctor                     what is here, what is missing, and how to get it
   sweep                      remove what dead runs left
   bench                      measure the harness

@@ -1,0 +1,496 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/**
+ * Which process a failure points to, in one sentence, with the lines that show it and what to do next.
+ *
+ * Each clue knows one way in which runs fail, and reads it from what was recorded. They are tried from the most certain
+ * to the vaguest; where none speaks, the explanation says so instead of guessing.
+ */
+import type { CallRecord, Mark, ProcessSpan, ScenarioResult, Verdict } from "./model.ts";
+import { isRed } from "./model.ts";
+import { clipped, took } from "./text.ts";
+
+/** Who a failure points to. `harness` is also the machine, and the settings of the run. */
+export type Culprit = "gateway" | "driver" | "engine" | "supervisor" | "harness" | "unclear";
+
+export interface Explanation {
+  culprit: Culprit;
+  /** What that process did: "The driver answered StopSandbox with INTERNAL". */
+  sentence: string;
+  /** At most three lines that show it. */
+  lines: string[];
+  /** What to do next. */
+  advice: string;
+}
+
+/** What was recorded beside a scenario. A whole `Results` is one. */
+export interface Recorded {
+  calls: CallRecord[];
+  processes?: ProcessSpan[];
+  marks?: Mark[];
+}
+
+/** A scenario with what belongs to it alone. */
+export interface Case {
+  scenario: ScenarioResult;
+  /** What the scenario said, without the evidence that follows. */
+  message: string;
+  calls: CallRecord[];
+  processes: ProcessSpan[];
+  /** What was done to its stack on purpose. */
+  marks: Mark[];
+}
+
+/** What a scenario said when it failed, without the evidence behind it, which the report shows apart. */
+export const messageOf = ({ reason }: Pick<ScenarioResult, "reason">): string =>
+  reason.split(/\n+RPCs between gateway and driver:/)[0]!.trim();
+
+/** What belongs to a scenario: on its stack, in its time, about its sandboxes or about none. */
+export function caseOf(scenario: ScenarioResult, recorded: Recorded): Case {
+  const { stack, at, ms, sandboxes } = scenario;
+  const inTime = (from: number, to = Infinity) => from <= at + ms && to >= at;
+  const mine = (sandbox: string) => sandbox === "" || sandboxes.includes(sandbox);
+  const ours = <Of extends { stack: number }>(items: Of[] = []) =>
+    items.filter((item) => item.stack === stack);
+  return {
+    scenario,
+    message: messageOf(scenario),
+    calls: stack
+      ? ours(recorded.calls).filter(
+          (call) => inTime(call.at, call.at + (call.ms ?? Infinity)) && mine(call.sandbox),
+        )
+      : [],
+    processes: (recorded.processes ?? []).filter(
+      (process) =>
+        (process.stack === stack || process.stack === 0) &&
+        inTime(process.at, process.at + (process.ms ?? Infinity)),
+    ),
+    marks: stack ? ours(recorded.marks).filter((mark) => inTime(mark.at, mark.at)) : [],
+  };
+}
+
+/** The process that a scenario's failure points to. For a scenario that is not bad news, its reason. */
+export function explain(scenario: ScenarioResult, recorded: Recorded): Explanation {
+  return explainCase(caseOf(scenario, recorded));
+}
+
+export function explainCase(one: Case): Explanation {
+  if (!isRed(one.scenario.verdict)) return quiet(one);
+  for (const clue of CLUES) {
+    const found = clue(one);
+    if (found)
+      return {
+        ...found,
+        lines: found.lines
+          .filter(Boolean)
+          .slice(0, 3)
+          .map((line) => clipped(line)),
+      };
+  }
+  return nothingFound(one);
+}
+
+/** How to run it again, alone. */
+export function again({ suite, id }: Pick<ScenarioResult, "suite" | "id">): string {
+  if (suite === "driver-contract") return `bun harness.ts check --only ${id}`;
+  return suite === "external-podman" ? `bun run e2e -- -t ${id}` : `bun harness.ts test ${suite} -t ${id}`;
+}
+
+/** One call in one line: "+1.20 s StopSandbox → INTERNAL after 3 ms: no such container". */
+export function callLine(call: CallRecord, since: number): string {
+  const outcome = call.status ? `${call.status} after ${took(call.ms ?? 0)}` : "no answer";
+  return `${offset(call.at - since)}  ${call.method} → ${outcome}${call.details ? `: ${call.details}` : ""}`;
+}
+
+/** "+1.20 s" since the scenario's start; a call may have begun before it. */
+export const offset = (ms: number): string => `${ms < 0 ? "−" : "+"}${(Math.abs(ms) / 1000).toFixed(2)} s`;
+
+// Clues
+
+type Clue = (one: Case) => Explanation | undefined;
+
+const cutOff: Clue = ({ scenario }) =>
+  scenario.verdict === "cut"
+    ? {
+        culprit: "harness",
+        sentence: "The run ended while this scenario was under way: it was killed, or its time was over.",
+        lines: [],
+        advice: "Nothing is known of the requirement. Run it again; if it is cut off again, it hangs",
+      }
+    : undefined;
+
+/** A setting is refused in one line, which names it and what is expected. */
+const wrongSetting: Clue = ({ scenario, message }) =>
+  scenario.verdict === "error" && /^(?:--[a-z][\w-]*|OPENSHELL_\w+): /.test(message)
+    ? {
+        culprit: "harness",
+        sentence: `A setting is wrong: ${clipped(message)}`,
+        lines: [],
+        advice:
+          "Correct it; `bun harness.ts help` lists all settings, `bun harness.ts doctor` what they come to",
+      }
+    : undefined;
+
+const listedWrongly: Clue = ({ message }) =>
+  message.startsWith("it is listed as known to fail")
+    ? {
+        culprit: "harness",
+        sentence: "It passes, though scenarios/known-failing.toml lists it as known to fail.",
+        lines: [clipped(message)],
+        advice: "Good news: take the entry out of scenarios/known-failing.toml",
+      }
+    : undefined;
+
+/** A process never answered, or ended before it did: the harness says so in `name: what: why`. */
+const neverCameUp: Clue = ({ scenario, message }) => {
+  const found =
+    /^(gateway|driver|engine): [^\n]*: (it ended with [^\n]*|not within \d+ ms|cannot be started: [^\n]*)/m.exec(
+      message,
+    ) ?? /^(gateway|driver|engine): (cannot be started: [^\n]*)/m.exec(message);
+  if (!found) return undefined;
+  const [line, culprit, why] = found as unknown as [string, "gateway" | "driver" | "engine", string];
+  const said = logLines(message.slice(message.indexOf(line) + line.length).split("\n"));
+  const last = said.length > 0 ? said : logLines(logOf(scenario, culprit));
+  return {
+    culprit,
+    sentence: `The ${culprit} did not come up: ${why.replace(/^not/, "no answer").replace(/:$/, "")}.`,
+    lines: last,
+    advice:
+      /likely cause: (.*)/.exec(message)?.[1] ??
+      `Its own last words tell why; its whole log is among the reports, in logs/${scenario.stack || "N"}-${culprit}.log`,
+  };
+};
+
+/** A process ended by itself in the scenario's time: nobody had told it to. */
+const died: Clue = ({ scenario, message, processes, marks }) => {
+  const onPurpose = ({ name, at, ms = 0 }: ProcessSpan) =>
+    marks.some(
+      (mark) =>
+        new RegExp(`^(?:kill|stop|terminate) ${name}`).test(mark.what) && mark.at <= at + ms + SLACK_MS,
+    );
+  const end = scenario.at + scenario.ms;
+  const dead = processes.find(
+    (process) =>
+      process.ms !== undefined &&
+      process.at + process.ms <= end &&
+      ["gateway", "driver", "engine"].includes(process.name) &&
+      process.ending !== "exit code 0" &&
+      !onPurpose(process),
+  );
+  const told = /the driver is gone: (?:it )?([^\n]*)/.exec(message);
+  if (!dead && !told) return undefined;
+  const culprit = (dead?.name ?? "driver") as "gateway" | "driver" | "engine";
+  const how = dead ? `with ${dead.ending}` : told![1]!.replace(/^ended |, its log with$/g, "");
+  const when = dead ? ` ${took(dead.at + (dead.ms ?? 0) - scenario.at)} into the scenario` : "";
+  const inMessage = told ? logLines(message.slice(told.index).split("\n").slice(1)) : [];
+  return {
+    culprit,
+    sentence: `The ${culprit} died${when}: it ended ${how}, and nobody had told it to.`,
+    lines: inMessage.length > 0 ? inMessage : logLines(logOf(scenario, culprit)),
+    advice: `A ${culprit} must outlive every call. Its last words are above or in its log; look for a panic`,
+  };
+};
+
+const leftBehind: Clue = ({ message }) => {
+  if (!/^Left behind:/m.test(message)) return undefined;
+  const items = message
+    .slice(message.indexOf("Left behind:"))
+    .split("\n")
+    .slice(1)
+    .map((line) => line.trim());
+  const kept = items.filter((item) => /^(?:container|volume|secret|network|process|mount) /.test(item));
+  const unreachable = items.find((item) => /UNAVAILABLE|ECONNREFUSED|No connection/.test(item));
+  if (kept.length === 0 && unreachable)
+    return {
+      culprit: "gateway",
+      sentence: "The scenario's sandboxes could not be deleted: the gateway did not answer any more.",
+      lines: [unreachable],
+      advice: "Find out why it was gone by then: the end of its log is below",
+    };
+  const kinds = [...new Set(kept.map((item) => item.split(" ")[0]))].join(", ");
+  return {
+    culprit: "driver",
+    sentence: `The driver left something behind: ${kinds || "see below"}. A deleted sandbox must leave nothing.`,
+    lines: kept.length > 0 ? kept : items,
+    advice:
+      "Look at what the driver does for DeleteSandbox. The run itself has removed it; a dead run's is removed by `bun harness.ts sweep`",
+  };
+};
+
+const engineGone: Clue = ({ scenario, message, calls }) => {
+  const pattern =
+    /engine on \S+: .*(?:ECONN|ENOENT|connect|socket|closed)|cannot connect to (?:podman|docker)|podman(?:\.sock)?[^\n]*(?:connection refused|no such file)|event stream ended unexpectedly/i;
+  const details = calls.find((call) => pattern.test(call.details) && !wasAskedFor(call, []));
+  const line =
+    message.split("\n").find((each) => pattern.test(each)) ?? (details && callLine(details, scenario.at));
+  if (!line) return undefined;
+  return {
+    culprit: "engine",
+    sentence: "The engine could not be reached: its API service is gone, or never was there.",
+    lines: [line],
+    advice: "See whether it runs: `podman --url unix://SOCKET info`, and `bun harness.ts doctor`",
+  };
+};
+
+const imageMissing: Clue = ({ scenario, message, calls }) => {
+  const pattern =
+    /image[^\n]*(?:not found|not known|pull failed|no such|manifest unknown|unauthorized)|pull(?:ing)? image[^\n]*(?:fail|error)|(?:ErrImagePull|ImagePullBackOff|no such image)/i;
+  const call = calls.find(({ details }) => pattern.test(details));
+  const line =
+    (call && callLine(call, scenario.at)) ?? message.split("\n").find((each) => pattern.test(each));
+  if (!line || (call && /image/i.test(scenario.title))) return undefined;
+  return {
+    culprit: "engine",
+    sentence: "The engine has no such image, and cannot get it.",
+    lines: [line],
+    advice: "Pull or build it, or name another one: OPENSHELL_SANDBOX_IMAGE, OPENSHELL_SUPERVISOR_IMAGE",
+  };
+};
+
+const leaked: Clue = ({ scenario, message }) => {
+  const about = /\b(?:token|secret|credential)/i;
+  if (
+    !about.test(scenario.title) ||
+    !/not\.to(?:Contain|Match)|leak|in the clear|must not|shows?\b/i.test(`${message} ${scenario.title}`)
+  )
+    return undefined;
+  const text = `${message} ${scenario.seen}`;
+  const place = (["gateway", "driver", "supervisor", "engine"] as const).find((name) =>
+    new RegExp(name, "i").test(text),
+  );
+  return {
+    culprit: place ?? "driver",
+    sentence: `A secret is where it must not be: ${place ? `with the ${place}` : "see what was found"}. Reports show it redacted.`,
+    lines: message.split("\n").filter((line) => about.test(line) || /^(?:Expected|Received)/.test(line)),
+    advice:
+      "The supervisor gets its token in a file; it belongs in no environment, argument list, label or log",
+  };
+};
+
+/** A suite that asks one process alone says with its name who is at fault. */
+const onlySubject: Clue = ({ scenario, message, calls }) => {
+  const culprit = ({ "driver-contract": "driver", "gateway-adapter": "gateway" } as const)[scenario.suite];
+  if (!culprit || scenario.verdict !== "fail") return undefined;
+  const role = culprit === "driver" ? "the driver alone was asked" : "the driver was scripted";
+  const finding = scenario.expected ? [] : message.split("\n").filter((line) => line.trim() !== "");
+  return {
+    culprit,
+    sentence: `The ${culprit} broke the rule; ${role}.`,
+    lines: finding.length > 0 ? finding : calls.slice(-2).map((call) => callLine(call, scenario.at)),
+    advice: scenario.source
+      ? `Compare with the rule's source: ${scenario.source}`
+      : "Compare with the contract, proto/v0.0/compute_driver.proto",
+  };
+};
+
+/** The driver has a call and does not answer it. */
+const hung: Clue = ({ scenario, calls, marks }) => {
+  const end = scenario.at + scenario.ms;
+  const call = calls.findLast(
+    (each) =>
+      each.method !== "WatchSandboxes" &&
+      (each.status === "" || each.status === "DEADLINE_EXCEEDED") &&
+      !wasAskedFor(each, marks) &&
+      (each.ms ?? end - each.at) > HANGS_MS,
+  );
+  if (!call) return undefined;
+  return {
+    culprit: "driver",
+    sentence: `The driver did not answer ${call.method} for ${took(call.ms ?? end - call.at)}.`,
+    lines: [callLine(call, scenario.at), ...logLines(scenario.logs.driver).slice(-2)],
+    advice: "See what it waits for: the end of its log, and whether the engine answers it",
+  };
+};
+
+/** The driver refused a call, and the scenario had not arranged that. */
+const refused: Clue = ({ scenario, message, calls, marks }) => {
+  const candidates = calls.filter(
+    ({ status, method, ...call }) =>
+      !["", "OK", "CANCELLED"].includes(status) &&
+      !(method === "WatchSandboxes" && status === "UNAVAILABLE") &&
+      !wasAskedFor({ ...call, method }, marks),
+  );
+  const call =
+    candidates.findLast(({ details }) => details !== "" && message.includes(details)) ??
+    candidates.findLast(({ status }) => UNEXPECTED.has(status));
+  if (!call) return undefined;
+  const gone = /ECONNREFUSED|ENOENT|No connection established|Connection dropped/.test(call.details);
+  return {
+    culprit: "driver",
+    sentence: gone
+      ? `The driver could not be reached for ${call.method}: nobody listened on its socket.`
+      : `The driver answered ${call.method} with ${call.status}.`,
+    lines: [callLine(call, scenario.at), ...logLines(scenario.logs.driver).filter(isComplaint).slice(-2)],
+    advice: gone
+      ? "Find out why it was gone by then: the end of its log is below"
+      : "Its log says what went wrong inside, or the engine's answer does",
+  };
+};
+
+const containerEnded: Clue = ({ scenario, message, marks }) => {
+  const line = message
+    .split("\n")
+    .find((each) => /Ready=False (?:Container(?:Exited|Failed|Died)|OOMKilled)/.test(each));
+  if (!line) return undefined;
+  const running = scenario.engine.find((each) => each.endsWith(" running"));
+  if (running) {
+    const scripted = marks.some(({ what }) => what.startsWith("fault WatchSandboxes:"));
+    return {
+      culprit: scripted ? "gateway" : "driver",
+      sentence: scripted
+        ? "The gateway believes news of the past: the container runs."
+        : "The driver told of an end, and the container runs.",
+      lines: [line.trim(), running],
+      advice: "Find the snapshot among what WatchSandboxes sent, and compare its time with the last start",
+    };
+  }
+  return {
+    culprit: "supervisor",
+    sentence: "The sandbox's container ended, and the gateway calls that an error.",
+    lines: [line.trim(), ...scenario.engine],
+    advice: "Its last words on the engine tell why the supervisor, or the command in it, ended",
+  };
+};
+
+const neverConnected: Clue = ({ scenario, message }) => {
+  const line = message
+    .split("\n")
+    .find((each) => /SupervisorNotConnected|DependenciesNotReady|supervisor session/i.test(each));
+  if (!line) return undefined;
+  return {
+    culprit: "supervisor",
+    sentence: "The container runs, but its supervisor has no session with the gateway.",
+    lines: [line.trim(), ...scenario.engine],
+    advice:
+      "The supervisor must reach the gateway's address from inside the sandbox: network, token file, TLS",
+  };
+};
+
+/** The driver did all that it was asked, and the public API still shows something else. */
+const gatewayAlone: Clue = ({ scenario, message, calls, marks }) => {
+  const asked = calls.filter(({ method }) => method !== "WatchSandboxes");
+  if (scenario.verdict !== "fail" || asked.length === 0) return undefined;
+  if (asked.some(({ status }) => status !== "OK") || marks.length > 0) return undefined;
+  const count = asked.length === 1 ? "The only call" : `All ${asked.length} calls`;
+  return {
+    culprit: "gateway",
+    sentence: `${count} that crossed the socket ended with OK: look at the gateway first.`,
+    lines: [...findingLines(scenario, message), callLine(asked.at(-1)!, scenario.at)],
+    advice: "Or the driver said OK too early: compare the engine's view with what the scenario expects",
+  };
+};
+
+const onPurpose: Clue = ({ scenario, message, marks }) => {
+  const last = marks.at(-1);
+  if (!last || scenario.verdict !== "fail") return undefined;
+  return {
+    culprit: "unclear",
+    sentence: `It went wrong after something was done on purpose: ${clipped(last.what, 80)}.`,
+    lines: [
+      ...findingLines(scenario, message),
+      ...marks.slice(-2).map(({ at, what }) => `${offset(at - scenario.at)}  ${what}`),
+    ],
+    advice: "Follow the timeline from there: which call, log line or phase is the first that should not be",
+  };
+};
+
+const CLUES: Clue[] = [
+  cutOff,
+  wrongSetting,
+  listedWrongly,
+  neverCameUp,
+  died,
+  leftBehind,
+  engineGone,
+  imageMissing,
+  leaked,
+  onlySubject,
+  hung,
+  refused,
+  containerEnded,
+  neverConnected,
+  gatewayAlone,
+  onPurpose,
+];
+
+function nothingFound({ scenario, message }: Case): Explanation {
+  const harness = scenario.verdict === "error";
+  return {
+    culprit: harness ? "harness" : "unclear",
+    sentence: harness
+      ? "The harness or the machine failed, not the subject."
+      : "What was recorded does not tell the processes apart.",
+    lines: message
+      .split("\n")
+      .filter((line) => line.trim() !== "")
+      .slice(0, 3)
+      .map((line) => clipped(line)),
+    advice: "Read both logs for the scenario's time, below",
+  };
+}
+
+/** Of a scenario that is no bad news: what a reader may want to know of it. */
+function quiet({ scenario, message }: Case): Explanation {
+  const sentences: Partial<Record<Verdict, string>> = {
+    known: "It fails, as it is known to.",
+    older: "The driver keeps an older contract, which has no such rule.",
+    skip: "It was not run.",
+  };
+  return {
+    culprit: "unclear",
+    sentence: sentences[scenario.verdict] ?? "",
+    lines: message ? [clipped(message)] : [],
+    advice: "",
+  };
+}
+
+// What clues share
+
+/** How much later than it happened something may be recorded, in milliseconds. */
+const SLACK_MS = 200;
+/** From here on a call hangs, in milliseconds; the slowest honest ones wait for a stop timeout. */
+const HANGS_MS = 10_000;
+/** What no driver answers in order. */
+const UNEXPECTED = new Set([
+  "INTERNAL",
+  "UNKNOWN",
+  "UNIMPLEMENTED",
+  "UNAVAILABLE",
+  "RESOURCE_EXHAUSTED",
+  "DATA_LOSS",
+  "ABORTED",
+]);
+
+/** Whether the scenario itself made that call end as it did: by a rule on the tap, or by ending the driver. */
+function wasAskedFor(
+  { method, at, ms = 0 }: Pick<CallRecord, "method" | "at" | "ms">,
+  marks: Mark[],
+): boolean {
+  if (marks.some((mark) => mark.what.startsWith(`fault ${method}:`) && mark.at <= at + SLACK_MS)) return true;
+  const driver = marks.filter((mark) => mark.what.endsWith(" driver") && mark.at <= at + ms + SLACK_MS);
+  const down = driver.findLast(({ what }) => !/^(?:start|continue) /.test(what));
+  const up = driver.findLast(({ what }) => /^(?:start|continue) /.test(what));
+  // It was away when the call began, or went away before it was answered.
+  return down !== undefined && (!up || up.at < down.at || up.at >= at - SLACK_MS || down.at >= at);
+}
+
+const logOf = ({ logs }: ScenarioResult, who: string): string[] =>
+  who === "gateway" || who === "driver" ? logs[who] : [];
+
+const isComplaint = (line: string): boolean =>
+  /\b(?:ERROR|FATAL|WARN|panicked|panic|Error)\b|× |╰/.test(line);
+
+/**
+ * The last complaint of a log with what follows it, or else the last lines; without the frame that a failure puts around
+ * them.
+ */
+function logLines(lines: string[]): string[] {
+  const said = lines.map((line) => line.replace(/^\s*\|?\s*/, "").trimEnd()).filter(Boolean);
+  const last = said.findLastIndex(isComplaint);
+  return last < 0 ? said.slice(-3) : said.slice(last, last + 3);
+}
+
+const findingLines = ({ expected, seen }: ScenarioResult, message: string): string[] =>
+  expected
+    ? [`expected ${expected}, saw ${seen}`]
+    : [message.split("\n").find((line) => line.trim() !== "") ?? ""];

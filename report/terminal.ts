@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** A failure on the terminal, in at most one screen: who broke which rule, the lines that show it, and what to do. */
+import {
+  again,
+  type Case,
+  caseOf,
+  callLine,
+  type Culprit,
+  explainCase,
+  messageOf,
+  offset,
+} from "./explain.ts";
+import type { CallRecord, Mark, ProcessSpan, ScenarioResult } from "./model.ts";
+import { isRed } from "./model.ts";
+import { clipped, sentenceOf, took, WORDS } from "./text.ts";
+
+/** The height of a screen, in lines. */
+export const SCREEN_LINES = 40;
+/** Longer lines would wrap, and make a screen more than a screen. */
+const WIDTH = 160;
+const SHOWN = { message: 6, calls: 8, engine: 3, log: 4 };
+
+export interface TerminalOptions {
+  colour?: boolean;
+  /** What ran, and what was done to it on purpose: with them more can be told. */
+  processes?: ProcessSpan[];
+  marks?: Mark[];
+}
+
+/**
+ * The explanation of a scenario's failure, at most `SCREEN_LINES` lines long.
+ * @param calls all calls of the run; those of the scenario are found in it.
+ */
+export function explainOnTerminal(
+  scenario: ScenarioResult,
+  calls: CallRecord[],
+  options: TerminalOptions = {},
+): string {
+  const { processes = [], marks = [] } = options;
+  const paint = options.colour ? painted : (_: Colour, text: string) => text;
+  const one = caseOf(scenario, { calls, processes, marks });
+  const { culprit, sentence, lines, advice } = explainCase(one);
+  const red = isRed(scenario.verdict);
+  const head = `${WORDS[scenario.verdict]} ${scenario.id}`;
+  const out = [
+    `${paint(red ? "red" : "yellow", head)} ${paint("bold", sentenceOf(scenario))}`,
+    paint(
+      "dim",
+      `  ${scenario.file}:${scenario.line} · ${took(scenario.ms)}${scenario.source && ` · ${scenario.source}`}`,
+    ),
+    "",
+    `  ${culprit === "unclear" ? "" : `${paint("inverse", ` ${NAMES[culprit]} `)} `}${paint("bold", sentence)}`,
+    ...lines.map((line) => `    ${line}`),
+    ...finding(scenario, lines),
+    ...section("Calls between gateway and driver", callLines(one), SHOWN.calls, paint),
+    ...section("Containers, as the engine has them", scenario.engine, SHOWN.engine, paint),
+    ...section("Gateway's log", culprit === "gateway" ? scenario.logs.gateway : [], SHOWN.log, paint),
+    ...section("Driver's log", culprit === "driver" ? scenario.logs.driver : [], SHOWN.log, paint),
+    ...(scenario.harm ? ["", `  Users: ${scenario.harm}`] : [""]),
+    ...(advice ? [`  Next:  ${advice}`] : []),
+    `  Again: ${again(scenario)}`,
+  ];
+  return out
+    .map((line) => line.split("\n", 1)[0]!)
+    .map((line) => cut(line))
+    .slice(0, SCREEN_LINES)
+    .join("\n");
+}
+
+const NAMES: Record<Exclude<Culprit, "unclear">, string> = {
+  gateway: "gateway",
+  driver: "driver",
+  engine: "engine",
+  supervisor: "supervisor",
+  harness: "harness",
+};
+
+/** Expected and seen where they are known, else the message, unless it was shown already. */
+function finding(scenario: ScenarioResult, shown: string[]): string[] {
+  const { expected, seen, verdict } = scenario;
+  if (shown.some((line) => expected && line.includes(expected)) || verdict === "cut") return [];
+  if (expected) return ["", `  expected  ${clipped(expected)}`, `  saw       ${clipped(seen)}`];
+  const plain = (line: string) => line.replace(/^\s*\|?\s*/, "").trim();
+  const message = messageOf(scenario)
+    .split("\n")
+    .filter((line) => plain(line) !== "" && !shown.some((each) => each.includes(plain(line))));
+  // A heading, and all that it headed was shown.
+  if (message.length === 1 && message[0]!.endsWith(":")) return [];
+  return message.length > 0 ? ["", ...message.slice(0, SHOWN.message).map((line) => `  ${line}`)] : [];
+}
+
+/** The calls, without a watch that was open before and after, and among them what was done on purpose. */
+function callLines({ scenario, calls, marks }: Case): string[] {
+  const { at: begin, ms: length } = scenario;
+  const isNews = ({ at, ms = Infinity }: CallRecord) => at >= begin || at + ms <= begin + length;
+  const items = [
+    ...calls.filter(isNews).map((call) => ({ at: call.at, text: callLine(call, scenario.at) })),
+    ...marks.map(({ at, what }) => ({ at, text: `${offset(at - scenario.at)}  ── ${what}` })),
+  ];
+  return items.toSorted((a, b) => a.at - b.at).map(({ text }) => text);
+}
+
+function section(title: string, lines: string[], most: number, paint: Paint): string[] {
+  if (lines.length === 0) return [];
+  const more = lines.length > most ? `, the last ${most} of ${lines.length}` : "";
+  return ["", paint("dim", `  ${title}${more}:`), ...lines.slice(-most).map((line) => `    ${line}`)];
+}
+
+const COLOURS = { red: 31, yellow: 33, bold: 1, dim: 2, inverse: 7 } as const;
+type Colour = keyof typeof COLOURS;
+type Paint = (colour: Colour, text: string) => string;
+
+const painted: Paint = (colour, text) => `\u001b[${COLOURS[colour]}m${text}\u001b[0m`;
+
+/** Cut to the width of a screen, so that a coloured line does not lose the code that ends its colour. */
+function cut(line: string): string {
+  if (line.length <= WIDTH || line.includes("\u001b")) return line;
+  return `${line.slice(0, WIDTH - 1)}…`;
+}

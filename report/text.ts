@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** Words and numbers as all reports write them. */
+import { PLACES } from "../harness.ts";
+import type { Results, Verdict } from "./model.ts";
+
+/** A verdict as a reader sees it: what asks for attention is in capitals. */
+export const WORDS: Record<Verdict, string> = {
+  pass: "pass",
+  fail: "FAIL",
+  known: "known",
+  older: "older",
+  skip: "skip",
+  error: "ERROR",
+  cut: "CUT OFF",
+};
+
+/** What a verdict means, for those who meet it for the first time. */
+export const MEANINGS: Record<Verdict, string> = {
+  pass: "the requirement is met",
+  fail: "the requirement is broken",
+  known: "it fails, as scenarios/known-failing.toml says",
+  older: "the driver keeps an older contract, which has no such rule",
+  skip: "it was not run; the reason is given",
+  error: "the harness or the machine failed, not the subject",
+  cut: "the run ended in the middle of it",
+};
+
+/** A duration as a person says it: "12 ms", "1.3 s", "4 min 05 s". */
+export function took(ms: number): string {
+  if (ms < 1000) return `${Math.round(ms)} ms`;
+  if (ms < 60_000) return `${(ms / 1000).toFixed(1)} s`;
+  const seconds = Math.round(ms / 1000);
+  return `${Math.floor(seconds / 60)} min ${String(seconds % 60).padStart(2, "0")} s`;
+}
+
+/** "3 scenarios", "1 scenario". */
+export const plural = (count: number, one: string, many = `${one}s`): string =>
+  `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
+
+/** The first line, cut to so many characters. */
+export function clipped(text: string, length = 200): string {
+  const line = text.trim().split("\n", 1)[0] ?? "";
+  return line.length > length ? `${line.slice(0, length - 1)}…` : line;
+}
+
+/** The sentence of a title, without the id that it begins with. */
+export const sentenceOf = ({ id, title }: { id: string; title: string }): string =>
+  title.startsWith(`${id} `) ? title.slice(id.length + 1) : title;
+
+/** What stood in each place, in one line, as the first line of a run says it. */
+export const stackLine = ({ stack }: Results): string =>
+  PLACES.map((place) => `${place} ${stack[place].label}`).join(" · ");
+
+/** What a run with these parts proves, if it is less than a reader may think; empty if all were real. */
+export function caveat({ stack }: Results): string {
+  const fakes = PLACES.filter((place) => !stack[place].real);
+  if (fakes.length === 0) return "";
+  if (fakes.length === PLACES.length)
+    return "Everything was faked: this run proves the harness and its scenarios, not OpenShell.";
+  return `Faked: ${fakes.join(", ")}. What this run shows holds for the real parts alone.`;
+}
+
+/** What a run came to, in one line: "86 scenarios: 74 pass, 12 FAIL". */
+export function countsLine({ counts, scenarios }: Results): string {
+  const parts = Object.entries(counts).flatMap(([verdict, count]) =>
+    count > 0 ? [`${count} ${WORDS[verdict as Verdict]}`] : [],
+  );
+  return `${plural(scenarios.length, "scenario")}${parts.length > 0 ? `: ${parts.join(", ")}` : ""}`;
+}
+
+/** Text as content or attribute of XML and HTML, without the characters that XML 1.0 cannot hold. */
+export function escaped(text: string): string {
+  return text
+    .replaceAll(UNPRINTABLE, "\uFFFD")
+    .replace(/[&<>"']/g, (character) => `&#${character.charCodeAt(0)};`);
+}
+
+/** Control characters that XML 1.0 forbids, and halves of characters. */
+const UNPRINTABLE =
+  // oxlint-disable-next-line no-control-regex -- they are what is looked for
+  /[\u0000-\u0008\u000b\u000c\u000e-\u001f\ufffe\uffff]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
