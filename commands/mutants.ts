@@ -12,10 +12,11 @@ import type { Command } from "../harness.ts";
 import { type Check, checks, setPatience } from "../contract/check.ts";
 import { loadChecks } from "../contract/load.ts";
 import { type Mutant, mutants } from "../contract/mutant.ts";
+import { changesAny } from "../contract/replay.ts";
 import { type Outcome, runOne } from "../contract/runner.ts";
 import { startSubject } from "../contract/subject.ts";
 import type { Subject } from "../contract/trial.ts";
-import { type Interceptors, Tap } from "../keeper/tap.ts";
+import { type Crossed, type Interceptors, Tap } from "../keeper/tap.ts";
 
 /** Mutants that answer nothing must not cost a check its whole deadline; what looks odd is looked at again with all of it. */
 const PATIENCE = 0.1;
@@ -25,6 +26,8 @@ const AT_A_TIME = 8;
 interface Result {
   mutant: Mutant;
   found: string[];
+  /** How many checks have not been run yet. */
+  left: number;
   ms: number;
 }
 
@@ -57,18 +60,29 @@ const MUTANTS = join(import.meta.dir, "..", "contract", "mutants");
 /** Checks all mutants. Resolves with what is wrong, a line each. */
 async function hunt(chosen: Mutant[], subject: Subject): Promise<string[]> {
   setPatience(PATIENCE);
-  const methods = await methodsOf(checks, subject);
-  const results = new Map(chosen.map((mutant) => [mutant, { mutant, found: [] as string[], ms: 0 }]));
-  const pairs = chosen.flatMap((mutant) => {
-    const broken = Object.keys(mutant.make());
-    const touched = checks.filter((check) => broken.some((method) => methods.get(check)?.has(method)));
-    return touched.map((check) => ({ mutant, check }));
-  });
-  const [together, alone] = [
-    pairs.filter(({ check }) => !check.alone),
-    pairs.filter(({ check }) => check.alone),
-  ];
+  const calls = await callsOf(checks, subject);
   const problems: string[] = [];
+  const results = new Map(
+    chosen.map((mutant) => [mutant, { mutant, found: [] as string[], ms: 0, left: 0 }]),
+  );
+  const pairs: { mutant: Mutant; check: Check }[] = [];
+  for (const mutant of chosen) {
+    const touched: Check[] = [];
+    for (const check of checks) {
+      // A driver that a check starts has a memory, and so a mutant, of its own.
+      const lives = calls.get(check) ?? [];
+      const changed = await Promise.all(lives.map((life) => changesAny(mutant.make(), life)));
+      if (changed.includes(true)) touched.push(check);
+    }
+    for (const id of mutant.foundBy)
+      if (!touched.some((check) => check.id === id))
+        problems.push(`WRONG    ${mutant.name}: it changes no call of ${id}`);
+    if (mutant.foundBy.length === 0) problems.push(`WRONG    ${mutant.name}: names no check`);
+    pairs.push(...touched.map((check) => ({ mutant, check })));
+    results.get(mutant)!.left = touched.length;
+  }
+  console.log(`${chosen.length} mutants, ${pairs.length} checks that each changes something for\n`);
+
   const judge = async ({ mutant, check }: { mutant: Mutant; check: Check }) => {
     const result = results.get(mutant)!;
     const expected = mutant.foundBy.includes(check.id);
@@ -77,42 +91,36 @@ async function hunt(chosen: Mutant[], subject: Subject): Promise<string[]> {
     result.ms += outcome.ms;
     if (isFinding(outcome)) result.found.push(check.id);
     if (wrong(outcome, expected)) problems.push(describe(mutant, outcome, expected));
+    if (--result.left === 0) console.log(line(result));
   };
-  await pool(together, AT_A_TIME, judge);
-  await pool(alone, 1, judge);
-  for (const result of results.values()) console.log(line(result));
-  for (const { mutant, found } of results.values()) {
-    const never = mutant.foundBy.filter(
-      (id) => !pairs.some((pair) => pair.mutant === mutant && pair.check.id === id),
-    );
-    for (const id of never) problems.push(`WRONG    ${mutant.name}: ${id} makes no call that it breaks`);
-    if (found.length === 0 && mutant.foundBy.length === 0)
-      problems.push(`WRONG    ${mutant.name}: names no check`);
-  }
+  await pool(
+    pairs.filter(({ check }) => !check.alone),
+    AT_A_TIME,
+    judge,
+  );
+  await pool(
+    pairs.filter(({ check }) => check.alone),
+    1,
+    judge,
+  );
   return problems;
 }
 
-/** Which methods each check calls, found out by running them all against the driver as it is. */
-async function methodsOf(all: Check[], subject: Subject): Promise<Map<Check, Set<string>>> {
-  const methods = new Map<Check, Set<string>>();
+/** What each check asks of each driver, found out by running them all against the driver as it is. */
+async function callsOf(all: Check[], subject: Subject): Promise<Map<Check, Crossed[][]>> {
+  const calls = new Map<Check, Crossed[][]>();
   const learn = async (check: Check) => {
-    let outcome = await runThrough(
-      check,
-      subject,
-      () => ({}),
-      (called) => methods.set(check, called),
-    );
-    const bad = () => outcome.verdict === "fail" || outcome.verdict === "error";
-    if (bad())
-      outcome = await inPeace(() =>
-        runThrough(
-          check,
-          subject,
-          () => ({}),
-          (called) => methods.set(check, called),
-        ),
+    const attempt = () =>
+      runThrough(
+        check,
+        subject,
+        () => ({}),
+        (lives) => calls.set(check, lives),
       );
-    if (bad()) throw new HarnessError(`${check.id} fails on the driver as it is: ${outcome.reason}`);
+    const bad = ({ verdict }: Outcome) => verdict === "fail" || verdict === "error";
+    let outcome = await attempt();
+    if (bad(outcome)) outcome = await inPeace(attempt);
+    if (bad(outcome)) throw new HarnessError(`${check.id} fails on the driver as it is: ${outcome.reason}`);
   };
   await pool(
     all.filter(({ alone }) => !alone),
@@ -124,7 +132,7 @@ async function methodsOf(all: Check[], subject: Subject): Promise<Map<Check, Set
     1,
     learn,
   );
-  return methods;
+  return calls;
 }
 
 let taps = 0;
@@ -134,7 +142,7 @@ async function runThrough(
   check: Check,
   subject: Subject,
   broken: () => Interceptors,
-  onCalls?: (methods: Set<string>) => void,
+  onCalls?: (lives: Crossed[][]) => void,
 ): Promise<Outcome> {
   const opened: Tap[] = [];
   const inFront = async (driver: string): Promise<string> => {
@@ -148,7 +156,7 @@ async function runThrough(
   try {
     return await runOne(check, { ...subject, socket: await inFront(subject.directSocket), inFront });
   } finally {
-    onCalls?.(new Set(opened.flatMap((tap) => tap.calls().map(({ method }) => method))));
+    onCalls?.(opened.map((tap) => tap.crossed()));
     for (const tap of opened) tap.close();
   }
 }

@@ -145,6 +145,20 @@ interface Crossing {
   details?: string;
   request: Buffer;
   responses: Buffer[];
+  metadata: grpc.Metadata;
+  authority: string;
+}
+
+/** A call that crossed, for whoever wants to go through it again. `response` is the first one, if there was one. */
+export interface Crossed {
+  name: string;
+  bytes: Buffer;
+  request: object;
+  response: object | undefined;
+  code: grpc.status | undefined;
+  details: string;
+  metadata: grpc.Metadata;
+  authority: string;
 }
 
 const asIs = (bytes: Buffer): Buffer => bytes;
@@ -257,6 +271,20 @@ export class Tap {
     });
   }
 
+  /** What crossed, undisguised: for this process alone. */
+  crossed(): Crossed[] {
+    return this.#records.map(
+      ({ name, method, request, responses, status, details = "", metadata, authority }) => {
+        const [first] = responses;
+        const message = {
+          request: method.requestDeserialize(request),
+          response: first && method.responseDeserialize(first),
+        };
+        return { name, bytes: request, ...message, code: status, details, metadata, authority };
+      },
+    );
+  }
+
   /** The number of the last call, to ask later for what came after it. */
   get seq(): number {
     return this.#seq;
@@ -290,7 +318,7 @@ export class Tap {
     call: grpc.ServerUnaryCall<Buffer, Buffer>,
     reply: grpc.sendUnaryData<Buffer>,
   ): Promise<void> {
-    const record = this.#record(name, method, call.request);
+    const record = this.#record(name, method, call);
     const rule = this.#rule(name);
     if (this.#mustHold(rule) && (await this.#held(record, rule, call))) return;
     if (rule?.fail) return reply(this.#end(record, rule.fail.code, rule.fail.message));
@@ -371,7 +399,7 @@ export class Tap {
     method: grpc.MethodDefinition<object, object>,
     call: grpc.ServerWritableStream<Buffer, Buffer>,
   ): Promise<void> {
-    const record = this.#record(name, method, call.request);
+    const record = this.#record(name, method, call);
     const rule = this.#rule(name);
     if (this.#mustHold(rule) && (await this.#held(record, rule, call))) return;
     if (rule?.fail) return void call.emit("error", this.#end(record, rule.fail.code, rule.fail.message));
@@ -463,9 +491,20 @@ export class Tap {
 
   // Recording
 
-  #record(name: string, method: grpc.MethodDefinition<object, object>, request: Buffer): Crossing {
+  #record(name: string, method: grpc.MethodDefinition<object, object>, call: ServedCall): Crossing {
     const at = performance.now() - this.#opened;
-    const record: Crossing = { seq: ++this.#seq, name, method, at, request, responses: [] };
+    const { request, metadata } = call;
+    const authority = call.getHost();
+    const record: Crossing = {
+      seq: ++this.#seq,
+      name,
+      method,
+      at,
+      request,
+      responses: [],
+      metadata,
+      authority,
+    };
     if (name === "CreateSandbox") this.onCreate(sandboxIdOf(method.requestDeserialize(request)));
     this.#records.push(record);
     if (this.#records.length > KEPT_CALLS) this.#records.shift();
