@@ -23,7 +23,7 @@ import { caveat, clipped, escaped, MEANINGS, plural, sentenceOf, took, WORDS } f
 /** The page carries at most so many calls: a longer list would take longer to open than anybody waits. */
 export const CALLS_CARRIED = 20_000;
 /** What all cards of failures may take together, and one at the most, in characters. */
-const ALL_CARDS = 500_000;
+const ALL_CARDS = 400_000;
 const ONE_CARD = 50_000;
 /** Of a card: calls shown, and characters of one body. */
 const CARD_CALLS = 40;
@@ -65,6 +65,9 @@ export function html(results: Results): string {
     "",
   ].join("\n");
 }
+
+/** Text between tags; quotes may stay, and JSON is full of them. */
+const content = (text: string): string => escaped(text).replaceAll("&#34;", '"').replaceAll("&#39;", "'");
 
 const hash = (text: string): string => `sha256-${createHash("sha256").update(text).digest("base64")}`;
 
@@ -120,11 +123,12 @@ ${leftovers.length > 0 ? leftoversNote(leftovers) : ""}
 }
 
 /** The verdicts as one bar, and as words. */
-function proportions({ counts, scenarios }: Results): string {
+function proportions({ counts }: Results): string {
   const used = VERDICTS.filter((verdict) => counts[verdict] > 0);
+  const all = used.reduce((sum, verdict) => sum + counts[verdict], 0);
   let x = 0;
   const bars = used.map((verdict) => {
-    const width = (counts[verdict] / scenarios.length) * 1000;
+    const width = (counts[verdict] / all) * 1000;
     const bar = `<rect class="v-${verdict}" x="${x.toFixed(1)}" width="${Math.max(width - 2, 1).toFixed(1)}" height="8"/>`;
     x += width;
     return bar;
@@ -237,7 +241,7 @@ function findings(scenario: ScenarioResult, { lines }: Explanation, message: str
 }
 
 const block = (lines: string[]): string =>
-  lines.some(Boolean) ? `<pre class="evidence">${escaped(lines.join("\n"))}</pre>` : "";
+  lines.some(Boolean) ? `<pre class="evidence">${content(lines.join("\n"))}</pre>` : "";
 
 const link = (text: string): string =>
   /^https:\/\/[\w./#?=&%~+:-]+$/.test(text)
@@ -258,7 +262,7 @@ function proof(one: Case, room: number): string {
       kept.length < lines.length
         ? ` <span class="number">the last ${kept.length} of ${lines.length} lines</span>`
         : ` <span class="number">${lines.length}</span>`;
-    return `<details class="proof"><summary>${title}${note}</summary><pre>${escaped(kept.join("\n"))}</pre></details>`;
+    return `<details class="proof"><summary>${title}${note}</summary><pre>${content(kept.join("\n"))}</pre></details>`;
   };
   return [
     calls,
@@ -318,7 +322,7 @@ function callRow(call: CallRecord, since: number): string {
   ];
   const folded =
     bodies.length > 0
-      ? `<details><summary>${escaped(clipped(bodies[0]!, 72))}</summary><pre>${escaped(bodies.join("\n"))}</pre></details>`
+      ? `<details><summary>${content(clipped(bodies[0]!, 72))}</summary><pre>${content(bodies.join("\n"))}</pre></details>`
       : "";
   const time = call.ms === undefined ? "" : took(call.ms);
   return `<tr><td>${offset(call.at - since)}</td><td>${escaped(call.method)}</td><td class="s-${kind}">${escaped(status)}</td><td>${time}</td><td>${call.details ? `<span>${escaped(clipped(call.details, 300))}</span>` : ""}${folded}</td></tr>`;

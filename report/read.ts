@@ -4,7 +4,7 @@
 import { existsSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { HarnessError, PLACES } from "../harness.ts";
-import type { Results } from "./model.ts";
+import { type Results, VERDICTS } from "./model.ts";
 import { redactResults } from "./redact.ts";
 
 /**
@@ -29,20 +29,56 @@ export function readResults(path: string): Results {
   return redactResults(found as Results);
 }
 
-const LISTS = ["leftovers", "scenarios", "processes", "calls", "phases", "marks"] as const;
+/** Fields of each item that reports rely on, and what they must be. */
+const LISTS: Record<string, Record<string, "string" | "number" | "object">> = {
+  leftovers: {},
+  scenarios: {
+    ...{ suite: "string", id: "string", title: "string", file: "string", reason: "string", source: "string" },
+    ...{ harm: "string", expected: "string", seen: "string", line: "number", at: "number", ms: "number" },
+    ...{ stack: "number", sandboxes: "object", logs: "object", engine: "object", verdict: "string" },
+  },
+  processes: { name: "string", stack: "number", at: "number" },
+  calls: {
+    method: "string",
+    status: "string",
+    details: "string",
+    sandbox: "string",
+    at: "number",
+    responses: "object",
+  },
+  phases: { sandbox: "string", name: "string", phase: "string", at: "number" },
+  marks: { what: "string", at: "number" },
+};
 
 /** What keeps reports from being made of it. results.schema.json is more exact; this has no dependency. */
 function problemOf(found: unknown): string | undefined {
-  const results = (found ?? {}) as Partial<Results>;
-  const { schema } = results as { schema?: unknown };
+  const results = (found ?? {}) as Record<string, unknown>;
+  const { schema } = results;
   if (schema === undefined) return "it has no `schema`";
   if (schema !== 1) return `it is of format ${JSON.stringify(schema)}, and this harness reads format 1`;
-  const list = LISTS.find((name) => !Array.isArray(results[name]));
-  if (list) return `it has no list \`${list}\``;
-  const object = (["run", "machine", "counts", "stack"] as const).find(
-    (name) => typeof results[name] !== "object" || results[name] === null,
-  );
-  if (object) return `it has no \`${object}\``;
-  const place = PLACES.find((name) => typeof results.stack?.[name]?.label !== "string");
-  return place && `its stack has no ${place}`;
+  for (const [list, fields] of Object.entries(LISTS)) {
+    const items = results[list];
+    if (!Array.isArray(items)) return `it has no list \`${list}\``;
+    const isOne = (item: unknown) =>
+      list === "leftovers" ? typeof item === "string" : hasFields(item, fields);
+    const wrong = items.findIndex((item) => !isOne(item));
+    if (wrong >= 0) return `\`${list}\` has an item, number ${wrong + 1}, that is none`;
+  }
+  const { run, machine, counts, stack, scenarios } = results as Partial<Results>;
+  if (!hasFields(run, { id: "string", startedAt: "string", ms: "number", command: "string" }))
+    return "its `run` is none";
+  if (Number.isNaN(Date.parse(run!.startedAt))) return `its \`run\` started at no time: ${run!.startedAt}`;
+  if (!hasFields(machine, { os: "string", arch: "string", cpus: "number", memoryMb: "number" }))
+    return "its `machine` is none";
+  if (!hasFields(counts, Object.fromEntries(VERDICTS.map((verdict) => [verdict, "number"]))))
+    return "its `counts` are none";
+  const place = PLACES.find((name) => !hasFields(stack?.[name], { label: "string", program: "string" }));
+  if (place) return `its \`stack\` has no ${place}`;
+  const verdict = scenarios?.find((scenario) => !VERDICTS.includes(scenario.verdict));
+  return verdict && `${verdict.id} has a verdict that there is not: ${verdict.verdict}`;
+}
+
+function hasFields(item: unknown, fields: Record<string, string>): boolean {
+  const given = (item ?? {}) as Record<string, unknown>;
+  return Object.entries(fields).every(([name, type]) => typeof given[name] === type && given[name] !== null);
 }

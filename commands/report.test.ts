@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** `report` and `diff` as a shell sees them: what they write, where, and how they end. */
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { largeExample, smallExample } from "../report/example.ts";
+
+const HARNESS = join(import.meta.dir, "..", "harness.ts");
+let folder: string;
+const path = (name: string) => join(folder, name);
+
+beforeAll(() => {
+  folder = mkdtempSync(join(tmpdir(), "report-"));
+  const better = smallExample();
+  for (const scenario of better.scenarios) Object.assign(scenario, { verdict: "pass", reason: "" });
+  writeFileSync(path("results.json"), JSON.stringify(smallExample()));
+  writeFileSync(path("better.json"), JSON.stringify(better));
+  writeFileSync(path("large.json"), JSON.stringify(largeExample()));
+  writeFileSync(path("half.json"), JSON.stringify(smallExample()).slice(0, 5000));
+  writeFileSync(path("newer.json"), JSON.stringify({ ...smallExample(), schema: 2 }));
+  writeFileSync(path("other.json"), JSON.stringify({ ...smallExample(), calls: [1] }));
+});
+afterAll(() => rmSync(folder, { recursive: true }));
+
+/** Runs a verb to its end. */
+async function harness(args: string[], env: Record<string, string> = {}) {
+  const child = Bun.spawn([process.execPath, HARNESS, ...args], {
+    cwd: folder,
+    env: { PATH: process.env.PATH, HOME: folder, ...env },
+    stdout: "pipe",
+    stderr: "pipe",
+    timeout: 30_000,
+  });
+  const [out, err, code] = await Promise.all([child.stdout.text(), child.stderr.text(), child.exited]);
+  return { out, err, code, usage: child.resourceUsage()! };
+}
+
+describe("report", () => {
+  test.each([
+    ["junit", "<?xml"],
+    ["ctrf", "{"],
+    ["markdown", "## ❌"],
+    ["matrix", "| driver | engine |"],
+    ["github", "::error file="],
+  ])("--format %s goes to standard output", async (format, begin) => {
+    const { out, code } = await harness(["report", folder, "--format", format]);
+    expect(out).toStartWith(begin);
+    expect(code).toBe(0);
+  });
+
+  test("a page goes beside the results", async () => {
+    const { out, err, code } = await harness(["report", folder, "--format", "html"]);
+    expect({ out, code }).toEqual({ out: "", code: 0 });
+    expect(err).toContain("report.html");
+    expect(readFileSync(path("report.html"), "utf8")).toStartWith("<!doctype html>");
+  });
+
+  test("all of a long report gets through a pipe", async () => {
+    const { out } = await harness(["report", path("large.json"), "--format", "html", "--out", "-"]);
+    expect(out.trimEnd()).toEndWith("</html>");
+  });
+
+  test("--out names the file, whose folder is made", async () => {
+    await harness([
+      "report",
+      path("results.json"),
+      "--format",
+      "junit",
+      "--out",
+      path("made/here/junit.xml"),
+    ]);
+    expect(existsSync(path("made/here/junit.xml"))).toBe(true);
+  });
+
+  test("in a workflow the summary is added to the step's, and annotations to its log", async () => {
+    writeFileSync(path("summary.md"), "before\n");
+    const { out } = await harness(["report", folder, "--format", "github"], {
+      GITHUB_STEP_SUMMARY: path("summary.md"),
+    });
+    expect(readFileSync(path("summary.md"), "utf8")).toStartWith("before\n## ❌");
+    expect(
+      out
+        .split("\n")
+        .filter(Boolean)
+        .every((line) => line.startsWith("::")),
+    ).toBe(true);
+  });
+
+  test.each([
+    [
+      "no format",
+      ["report", "."],
+      "--format: one of html, junit, ctrf, markdown, github, matrix was expected",
+    ],
+    ["an unknown format", ["report", ".", "--format", "pdf"], "was expected: pdf"],
+    [
+      "a folder without results",
+      ["report", "nowhere", "--format", "junit"],
+      "nowhere: no results can be read there (ENOENT)",
+    ],
+    [
+      "half a file",
+      ["report", "half.json", "--format", "junit"],
+      "half.json: not the results of a run: it is not JSON",
+    ],
+    [
+      "a newer format",
+      ["report", "newer.json", "--format", "junit"],
+      "of format 2, and this harness reads format 1",
+    ],
+    [
+      "something else",
+      ["report", "other.json", "--format", "junit"],
+      "`calls` has an item, number 1, that is none",
+    ],
+    ["several runs for one report", ["report", ".", ".", "--format", "html"], "matrix takes several"],
+    [
+      "a place where nothing can be written",
+      ["report", ".", "--format", "junit", "--out", "results.json/x"],
+      "--out results.json/x: cannot be written",
+    ],
+    ["one run to compare", ["diff", "."], "two runs were expected, and 1 given"],
+  ])("%s is one clear line and exit code 2", async (_, args, message) => {
+    const { out, err, code } = await harness(args);
+    expect(err).toContain(message);
+    expect(err.trimEnd().split("\n")).toHaveLength(1);
+    expect({ out, code }).toEqual({ out: "", code: 2 });
+  });
+
+  test("the page of 300 scenarios and 20,000 calls takes at most 1 s, 200 MB, and 2 MB on disk", async () => {
+    const { usage } = await harness([
+      "report",
+      path("large.json"),
+      "--format",
+      "html",
+      "--out",
+      path("large.html"),
+    ]);
+    // Its own time, in microseconds: how busy the machine is beside it is not what is measured.
+    expect(Number(usage.cpuTime.total) / 1000).toBeLessThan(1_000);
+    expect(usage.maxRSS / 2 ** 20).toBeLessThan(200);
+    expect(Bun.file(path("large.html")).size).toBeLessThan(2_000_000);
+  });
+});
+
+describe("diff", () => {
+  test("what got worse is exit code 1, what did not is 0", async () => {
+    const worse = await harness(["diff", path("better.json"), folder]);
+    expect(worse.out).toContain("pass    → FAIL    XF-01");
+    expect(worse.code).toBe(1);
+    const better = await harness(["diff", folder, path("better.json")]);
+    expect(better.out).toContain("Nothing got worse.");
+    expect(better.code).toBe(0);
+  });
+});

@@ -1,0 +1,312 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** The page of a run in a real Chromium (Debian's package), as its readers use it. */
+import { afterAll, afterEach, beforeAll, describe, expect, test } from "bun:test";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { pathToFileURL } from "node:url";
+import { type Browser, type BrowserContext, chromium, type Page } from "playwright-core";
+import { largeExample, smallExample } from "./example.ts";
+import { CALLS_CARRIED, html } from "./html.ts";
+import { count, isRed, type Results } from "./model.ts";
+
+interface AxeResults {
+  violations: { id: string; nodes: { target: unknown[] }[] }[];
+}
+
+const CHROMIUM = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"].find((path) =>
+  existsSync(path),
+);
+const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+const WAIT_MS = 10_000;
+/** In which part of the page the focus is. */
+const AT = `document.activeElement.closest("#filters, #failures, #tools, #chart, #scenarios")?.id ?? document.activeElement.className`;
+
+const nameOfFocused = (page: Page) =>
+  page.evaluate<string>("document.activeElement.getAttribute('aria-label')");
+
+test("a page stays under 2 MB when everything failed at length, and says what it left out", () => {
+  const results = largeExample(300, CALLS_CARRIED + 3_000);
+  const lines = Array<string>(60).fill("a line of a log that says what a program does ".repeat(3));
+  for (const scenario of results.scenarios)
+    Object.assign(scenario, {
+      verdict: "fail",
+      reason: "it broke ".repeat(2_000),
+      logs: { gateway: lines, driver: lines },
+    });
+  const page = html(results);
+  expect(Buffer.byteLength(page)).toBeLessThan(2_000_000);
+  expect(page).toMatch(/3,000 calls of 23,000 are not in this page/);
+  expect(page).toMatch(/the last \d+ of 60 lines/);
+});
+
+test("what the results hold cannot become markup or script", () => {
+  const results = smallExample();
+  const nasty = `</script><script>globalThis.pwned = 1</script><img src=x onerror="pwned=1">`;
+  results.scenarios[7]!.title = `XF-01 ${nasty}`;
+  results.scenarios[7]!.source = `javascript:${nasty}`;
+  results.marks[0]!.what = nasty;
+  const page = html(results);
+  expect(page).not.toContain("<img");
+  expect(page.match(/<script/g)).toHaveLength(2);
+  expect(page).not.toContain('href="javascript');
+});
+
+test("the page fetches nothing", () => {
+  const page = html(smallExample());
+  expect(page).toContain("default-src 'none'");
+  expect(page).not.toMatch(/(?:src|srcset)=|<link|@import|url\(/);
+});
+
+describe.skipIf(!CHROMIUM)(
+  `in Chromium${CHROMIUM ? "" : " (skipped: there is none; apt-get install chromium)"}`,
+  () => {
+    let browser: Browser;
+    let folder: string;
+    let context: BrowserContext | undefined;
+    const complaints: string[] = [];
+
+    beforeAll(async () => {
+      folder = mkdtempSync(join(tmpdir(), "page-"));
+      browser = await chromium.launch({
+        executablePath: CHROMIUM!,
+        args: ["--no-sandbox", "--disable-dev-shm-usage"],
+      });
+    }, 30_000);
+    afterAll(async () => {
+      await browser?.close();
+      rmSync(folder, { recursive: true, force: true });
+    });
+    afterEach(async () => {
+      await context?.close();
+      expect(complaints.splice(0)).toEqual([]);
+    });
+
+    /** Opens the page of these results; whatever the console says fails the test. */
+    async function open(
+      results: Results,
+      { scheme = "light", hash = "" }: { scheme?: "light" | "dark"; hash?: string } = {},
+    ): Promise<Page> {
+      const file = join(folder, "report.html");
+      writeFileSync(file, html(results));
+      context = await browser.newContext({
+        colorScheme: scheme,
+        viewport: { width: 1280, height: 900 },
+        reducedMotion: "reduce",
+      });
+      context.setDefaultTimeout(WAIT_MS);
+      const page = await context.newPage();
+      page.on("console", (message) => complaints.push(message.text()));
+      page.on("pageerror", (error) => complaints.push(error.message));
+      page.on(
+        "request",
+        (request) => request.url().startsWith("file:") || complaints.push(`fetched ${request.url()}`),
+      );
+      await page.goto(pathToFileURL(file).href + hash);
+      await page.waitForSelector("#chart svg");
+      return page;
+    }
+
+    const visibleCards = (page: Page) => page.locator(".card:visible .id").allTextContents();
+
+    test("says first what it came to, with the stack, and unfolds the first failure", async () => {
+      const page = await open(smallExample());
+      expect(await page.locator("h1").textContent()).toBe("12 of 24 scenarios failed");
+      expect(await page.locator(".stack strong").allTextContents()).toEqual([
+        "openshell-gateway 0.0.112",
+        "openshell-driver-podman 0.0.112",
+        "podman 5.4.2 (rootful)",
+        "openshell-sandbox",
+      ]);
+      expect(await page.locator(".card").count()).toBe(12);
+      expect(await page.locator(".card[open] .evidence").textContent()).toContain(
+        "StopSandbox → INTERNAL after 132 ms",
+      );
+    });
+
+    test("a failure unfolds to its explanation", async () => {
+      const page = await open(smallExample());
+      const card = page.locator("#XF-03");
+      expect(await card.locator(".evidence").isVisible()).toBe(false);
+      await card.locator("summary").first().click();
+      expect(await card.locator(".evidence").textContent()).toContain("panicked");
+      expect(await card.locator("table.calls tbody tr").count()).toBe(2);
+    });
+
+    test("a link to a scenario unfolds its failure, or leads to its row", async () => {
+      const failed = await open(smallExample(), { hash: "#XF-07" });
+      expect(await failed.locator("#XF-07").getAttribute("open")).not.toBeNull();
+      await failed.locator('tr[data-scenario="XF-02"] a').click();
+      await failed.waitForSelector("#XF-02[open]");
+      await context?.close();
+      const passed = await open(smallExample(), { hash: "#LC-02" });
+      expect(await passed.locator("tr:target .id").textContent()).toBe("LC-02");
+    });
+
+    test("every call, phase, process, scenario, fault and restart is a mark of the timeline", async () => {
+      const results = smallExample();
+      const page = await open(results);
+      const marks = (kind: string) => page.locator(`#chart .m${kind}`).count();
+      expect(await marks(".call")).toBe(results.calls.length);
+      expect(await marks(".scn")).toBe(results.scenarios.length);
+      expect(await marks(".process")).toBe(results.processes.length);
+      expect(await marks(".flag")).toBe(results.marks.length);
+      expect(await marks(".band")).toBe(results.phases.filter(({ phase }) => phase !== "GONE").length);
+      expect(await page.locator("#chart .arrow").count()).toBe(
+        results.calls.filter(({ method }) => method !== "WatchSandboxes").length,
+      );
+      expect(await page.locator("#chart text.lane").allTextContents()).toEqual([
+        "test",
+        "gateway",
+        "driver",
+        "engine",
+        "supervisor",
+      ]);
+    });
+
+    test("of 20,000 calls it draws what tells most, says so, and draws the others where one zooms in", async () => {
+      const results = largeExample();
+      const page = await open(results);
+      const refused = results.calls.filter(({ status }) => status !== "OK").length;
+      expect(await page.locator("#chart .call").count()).toBe(1500);
+      expect(await page.locator("#chart .call.bad").count()).toBe(refused);
+      expect(await page.locator("#drawn").textContent()).toStartWith("1,500 of 20,000 calls are drawn");
+      for (let times = 0; times < 5; times++) await page.getByRole("button", { name: "Zoom in" }).click();
+      expect(await page.locator("#drawn").textContent()).toMatch(/^All \d+ calls are drawn/);
+    }, 30_000);
+
+    test("filters by words, sandbox, method and verdict leave what matches, everywhere", async () => {
+      const page = await open(smallExample());
+      const shown = () => page.locator("#shown").textContent();
+      await page.getByRole("searchbox", { name: "Scenario" }).fill("token");
+      expect(await visibleCards(page)).toEqual(["XF-08"]);
+      expect(await shown()).toBe("1 scenario, 4 calls");
+      await page.getByRole("button", { name: "Clear" }).click();
+      await page.locator("[name=sandbox]").selectOption({ label: "sandbox-20" });
+      expect(await visibleCards(page)).toEqual(["XF-01"]);
+      expect(await page.locator("#chart .call").count()).toBe(4);
+      await page.locator("[name=method]").selectOption("StopSandbox");
+      expect(await shown()).toBe("1 scenario, 1 call");
+      await page.getByRole("button", { name: "Clear" }).click();
+      await page.getByRole("checkbox", { name: "FAIL" }).uncheck();
+      expect(await visibleCards(page)).toEqual(["XF-10", "DI-01"]);
+      expect(await page.locator("table.scenarios tbody tr:visible").count()).toBe(14);
+    });
+
+    test("a mark tells under the pointer, and under the keyboard, what it is", async () => {
+      const page = await open(smallExample());
+      await page.locator("#chart .call.bad").first().hover();
+      expect(await page.locator(".tip").textContent()).toContain("StopSandbox → INTERNAL after 132 ms");
+      await page.mouse.move(0, 0);
+      await page.locator('#chart [tabindex="0"]').focus();
+      const name = () => nameOfFocused(page);
+      expect(await name()).toStartWith("fault StopSandbox: delay 300ms");
+      await page.keyboard.press("ArrowRight");
+      expect(await name()).toStartWith("kill driver");
+      await page.keyboard.press("ArrowDown");
+      expect(await name()).toMatch(/^(?:cut|older|fail|pass|test)/);
+      expect(await page.locator(".tip").isVisible()).toBe(true);
+    });
+
+    test("the keyboard reaches every mark, and from a mark its scenario", async () => {
+      const page = await open(smallExample());
+      await page.locator('#chart [tabindex="0"]').focus();
+      const reached = new Set<string>();
+      const here = async () => (await page.evaluate<string>("document.activeElement.dataset.i")) ?? "";
+      for (let lane = 0; lane <= 5; lane++) {
+        await page.keyboard.press("Home");
+        for (let last = ""; last !== (await here()); await page.keyboard.press("ArrowRight"))
+          reached.add((last = await here()));
+        await page.keyboard.press("ArrowDown");
+      }
+      expect(reached.size).toBe(await page.locator("#chart .m").count());
+      await page.locator("#chart .call.bad").first().focus();
+      await page.keyboard.press("Enter");
+      expect(new URL(page.url()).hash).toBe("#XF-01");
+    }, 30_000);
+
+    test("Tab goes through the page from top to bottom, and the timeline is one stop", async () => {
+      const page = await open(smallExample(), { hash: "" });
+      const order: string[] = [];
+      for (let stop = 0; stop < 60; stop++) {
+        await page.keyboard.press("Tab");
+        const at = await page.evaluate<string>(AT);
+        if (order.at(-1) !== at) order.push(at);
+      }
+      expect(order).toEqual(["skip-link", "filters", "failures", "tools", "chart", "scenarios"]);
+      await page.locator('#chart [tabindex="0"]').focus();
+      await page.keyboard.press("Tab");
+      expect(await page.evaluate("document.activeElement.closest('section')?.id")).toBe("scenarios");
+    });
+
+    test("zoom by keyboard keeps the mark in hand, and a drag shows the span", async () => {
+      const page = await open(smallExample());
+      await page.locator("#chart .call.bad").first().focus();
+      await page.keyboard.press("+");
+      await page.keyboard.press("+");
+      expect(await nameOfFocused(page)).toStartWith("StopSandbox");
+      expect(await page.locator("#range").textContent()).not.toStartWith("0 ms to 16.50 s");
+      await page.keyboard.press("0");
+      expect(await page.locator("#range").textContent()).toBe("0 ms to 16.50 s of 16.50 s");
+      const box = (await page.locator("#chart").boundingBox())!;
+      await page.mouse.move(box.x + 300, box.y + 40);
+      await page.mouse.down();
+      await page.mouse.move(box.x + 500, box.y + 60);
+      await page.mouse.up();
+      expect(await page.locator("#range").textContent()).toMatch(/^[23]\.\d+ s to 6\.\d+ s/);
+    });
+
+    test("a failure is shown in the timeline", async () => {
+      const page = await open(smallExample());
+      await page.locator("#XF-01 .show").click();
+      expect(await page.locator("#range").textContent()).toMatch(/^3\.\d+ s to 4\.\d+ s/);
+      expect(await nameOfFocused(page)).toStartWith("fail: XF-01");
+    });
+
+    test.each(["light", "dark"] as const)(
+      "axe finds nothing to complain about in %s",
+      async (scheme) => {
+        const page = await open(smallExample(), { scheme });
+        await page.evaluate(
+          "for (const details of document.querySelectorAll('details')) details.open = true",
+        );
+        await page.evaluate(AXE);
+        const { violations } = await page.evaluate<AxeResults>("axe.run()");
+        expect(
+          violations.map(({ id, nodes }) => `${id}: ${nodes.map(({ target }) => target).join(", ")}`),
+        ).toEqual([]);
+      },
+      60_000,
+    );
+
+    test("printed, everything is unfolded and nothing is cut off", async () => {
+      const page = await open(smallExample());
+      await page.evaluate("dispatchEvent(new Event('beforeprint'))");
+      await page.emulateMedia({ media: "print" });
+      expect(await page.locator(".card:not([open])").count()).toBe(0);
+      expect(await page.locator("#filters").isVisible()).toBe(false);
+      expect((await page.pdf()).length).toBeGreaterThan(20_000);
+    });
+
+    test("a run that went well says so, and one that was cut off does too", async () => {
+      const well = smallExample();
+      well.scenarios = well.scenarios.filter(({ verdict }) => !isRed(verdict));
+      const page = await open(well);
+      expect(await page.locator("h1").textContent()).toBe("9 scenarios passed, none failed");
+      await context?.close();
+      well.run.cutOff = true;
+      Object.assign(well, {
+        counts: count([]),
+        scenarios: [],
+        calls: [],
+        phases: [],
+        processes: [],
+        marks: [],
+      });
+      const empty = await open(well);
+      expect(await empty.locator("h1").textContent()).toBe("The run was cut off");
+    });
+  },
+);
