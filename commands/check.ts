@@ -20,8 +20,8 @@ import { identify } from "../contract/versions.ts";
 import type { Standing } from "../report/model.ts";
 import { now, record, recordTo, waitingEntries, writeResults } from "../report/record.ts";
 
-/** Most of a check is waiting; a real engine does little at a time. */
-const AT_A_TIME = { fake: 8, real: 4 };
+/** Most of a check is waiting; but a real Podman that does several things at a time now and then loses a mounted image. */
+const AT_A_TIME = { fake: 8, real: 1 };
 
 export const command: Command = async (settings, args, own) => {
   const { driver, socket, only, list } = own;

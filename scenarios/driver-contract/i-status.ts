@@ -278,6 +278,8 @@ async function live(trial: Trial) {
   await soon(() => watch.of(box.id).slice(told).some(isUp));
   await box.up();
   const again = await ask(box);
+  // What comes after this life, its end, is none of what it told.
+  watch.close();
   return { box, watch, up, again, all: [...up, ...stopped, ...again, ...watch.of(box.id)] };
 }
 
