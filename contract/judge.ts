@@ -40,6 +40,7 @@ export function judge(outcome: Outcome, known: Known[], driver: Identity): Judge
   const reason =
     outcome.reason || `the rule is kept, but something is left behind: ${outcome.left.join("; ")}`;
   if (failed) return { ...outcome, verdict: "fail", reason };
-  if (entry && outcome.verdict === "pass") return { ...outcome, verdict: "fail", reason: outdated(entry) };
+  const surprise = outcome.verdict === "pass" && entry && outdated(entry);
+  if (surprise) return { ...outcome, verdict: "fail", reason: surprise };
   return outcome;
 }
