@@ -7,6 +7,7 @@ import { largeExample, smallExample } from "./example.ts";
 import { caseOf, explain } from "./explain.ts";
 import { isRed, type Results, type ScenarioResult } from "./model.ts";
 import { explainOnTerminal, SCREEN_LINES } from "./terminal.ts";
+import { markWords } from "./text.ts";
 
 const results = smallExample();
 const of = (id: string, from: Results = results): ScenarioResult =>
@@ -20,7 +21,7 @@ describe("a failure points to the process that is at fault", () => {
       "driver",
       "The driver answered StopSandbox with INTERNAL",
       "container state improper",
-      "log says what went wrong",
+      "what the engine answered",
     ],
     [
       "a driver that hangs",
@@ -142,6 +143,18 @@ describe("a failure points to the process that is at fault", () => {
       sentence: expect.stringContaining("does not tell"),
     });
   });
+});
+
+test.each([
+  ["kill driver", "kill driver"],
+  ['fault StopSandbox: {"delayMs":3000,"times":1}', "fault StopSandbox: delay 3.0 s, once"],
+  [
+    'fault CreateSandbox: {"fail":{"code":8,"message":"no room"},"from":2}',
+    'fault CreateSandbox: fail with RESOURCE_EXHAUSTED "no room", from call 2',
+  ],
+  ["fault X: {half", "fault X: {half"],
+])("%s is told as %s", (what, words) => {
+  expect(markWords(what)).toBe(words);
 });
 
 test("a scenario's calls are those of its stack, its time and its sandboxes", () => {

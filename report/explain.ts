@@ -8,7 +8,7 @@
  */
 import type { CallRecord, Mark, ProcessSpan, ScenarioResult, Verdict } from "./model.ts";
 import { isRed } from "./model.ts";
-import { clipped, took } from "./text.ts";
+import { clipped, markWords, took } from "./text.ts";
 
 /** Who a failure points to. `harness` is also the machine, and the settings of the run. */
 export type Culprit = "gateway" | "driver" | "engine" | "supervisor" | "harness" | "unclear";
@@ -298,7 +298,7 @@ const hung: Clue = ({ scenario, calls, marks }) => {
     culprit: "driver",
     sentence: `The driver did not answer ${call.method} for ${took(call.ms ?? end - call.at)}.`,
     lines: [callLine(call, scenario.at), ...logLines(scenario.logs.driver).slice(-2)],
-    advice: "See what it waits for: the end of its log, and whether the engine answers it",
+    advice: "See what it waits for: how its log ends, and whether the engine still answers (`podman info`)",
   };
 };
 
@@ -323,7 +323,7 @@ const refused: Clue = ({ scenario, message, calls, marks }) => {
     lines: [callLine(call, scenario.at), ...logLines(scenario.logs.driver).filter(isComplaint).slice(-2)],
     advice: gone
       ? "Find out why it was gone by then: the end of its log is below"
-      : "Its log says what went wrong inside, or the engine's answer does",
+      : "Look in the driver's log at that moment for what the engine answered it, and what it made of that",
   };
 };
 
@@ -381,14 +381,14 @@ const gatewayAlone: Clue = ({ scenario, message, calls, marks }) => {
 };
 
 const onPurpose: Clue = ({ scenario, message, marks }) => {
-  const last = marks.at(-1);
-  if (!last || scenario.verdict !== "fail") return undefined;
+  if (marks.length === 0 || scenario.verdict !== "fail") return undefined;
+  const done = marks.slice(-2);
   return {
     culprit: "unclear",
-    sentence: `It went wrong after something was done on purpose: ${clipped(last.what, 80)}.`,
+    sentence: `It went wrong after something was done on purpose: ${clipped(done.map(({ what }) => markWords(what)).join(", then "), 120)}.`,
     lines: [
       ...findingLines(scenario, message),
-      ...marks.slice(-2).map(({ at, what }) => `${offset(at - scenario.at)}  ${what}`),
+      ...done.map(({ at, what }) => `${offset(at - scenario.at)}  ${markWords(what)}`),
     ],
     advice: "Follow the timeline from there: which call, log line or phase is the first that should not be",
   };

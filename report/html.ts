@@ -18,7 +18,7 @@ import {
   type Verdict,
   VERDICTS,
 } from "./model.ts";
-import { caveat, clipped, escaped, MEANINGS, plural, sentenceOf, took, WORDS } from "./text.ts";
+import { caveat, clipped, escaped, MEANINGS, markWords, plural, sentenceOf, took, WORDS } from "./text.ts";
 
 /** The page carries at most so many calls: a longer list would take longer to open than anybody waits. */
 export const CALLS_CARRIED = 20_000;
@@ -290,7 +290,7 @@ function callTable({ scenario, calls, marks }: Case, room: number): string {
     ...calls.map((call) => ({ at: call.at, row: callRow(call, scenario.at) })),
     ...marks.map(({ at, what }) => ({
       at,
-      row: `<tr class="mark"><td>${offset(at - scenario.at)}</td><td colspan="4">${escaped(clipped(what, 300))}</td></tr>`,
+      row: `<tr class="mark"><td>${offset(at - scenario.at)}</td><td colspan="4">${escaped(clipped(markWords(what), 300))}</td></tr>`,
     })),
   ].toSorted((a, b) => a.at - b.at);
   let left = room;
@@ -414,7 +414,7 @@ function pageData(results: Results, { calls }: Carried, anchors: Map<ScenarioRes
       texts.index(clipped(each.details, 160)),
     ]),
     phases: results.phases.map((each) => [each.stack, texts.index(each.sandbox), each.phase, tenth(each.at)]),
-    marks: results.marks.map((each) => [each.stack, tenth(each.at), clipped(each.what, 160)]),
+    marks: results.marks.map((each) => [each.stack, tenth(each.at), clipped(markWords(each.what), 160)]),
     names: Object.fromEntries([...names].map(([sandbox, name]) => [texts.index(sandbox), name])),
     texts: texts.all,
   };

@@ -17,6 +17,7 @@ import {
   type ScenarioResult,
   type Standing,
 } from "./model.ts";
+import { redactResults, secretsIn } from "./redact.ts";
 
 /** What is recorded. Each `at` is in milliseconds since 1970 here; the results have it since the run's start. */
 export type Entry =
@@ -178,7 +179,7 @@ export function writeResults(entries: Entry[], reports: string, since = 0): void
   mkdirSync(reports, { recursive: true });
   const target = join(reports, "results.json");
   if (startOf(target) > results.run.startedAt) return;
-  writeFileSync(`${target}.new`, JSON.stringify(results));
+  writeFileSync(`${target}.new`, JSON.stringify(redactResults(results, secretsIn(process.env))));
   renameSync(`${target}.new`, target);
 }
 

@@ -11,7 +11,7 @@ import { junit } from "./junit.ts";
 import { markdown } from "./markdown.ts";
 import { matrix } from "./matrix.ts";
 import { isRed, type Results } from "./model.ts";
-import { redactResults } from "./redact.ts";
+import { redactResults, secretsIn } from "./redact.ts";
 import { explainOnTerminal } from "./terminal.ts";
 
 const FORMATS: Record<string, (results: Results) => string> = {
@@ -89,6 +89,17 @@ test("a secret that only the caller knows is redacted too", () => {
   results.scenarios[7]!.reason = `login failed for ${OPAQUE}`;
   expect(JSON.stringify(redactResults(results))).toContain(OPAQUE);
   expect(JSON.stringify(redactResults(results, [OPAQUE]))).not.toContain(OPAQUE);
+});
+
+test("an environment has secrets where its names say so", () => {
+  const environment = {
+    GITHUB_TOKEN: "one",
+    AWS_SECRET_ACCESS_KEY: "two",
+    PATH: "/bin",
+    TOKEN_FILE: "/x",
+    EMPTY_TOKEN: "",
+  };
+  expect(secretsIn(environment)).toEqual(["one", "two"]);
 });
 
 test.each([

@@ -54,6 +54,10 @@ export function redactResults(results: Results, known: string[] = []): Results {
   return redacted(results, textRedactor(values)) as Results;
 }
 
+/** The values of environment variables whose names say that they are secrets: what a program may have printed. */
+export const secretsIn = (environment: Record<string, string | undefined>): string[] =>
+  Object.entries(environment).flatMap(([name, value]) => (value && SECRET_NAME.test(name) ? [value] : []));
+
 /** Collects the values of secret fields, wherever they are in `value`. */
 function learn(value: unknown, into: Set<string>, secret = false): void {
   if (typeof value === "string") {

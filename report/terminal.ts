@@ -13,7 +13,7 @@ import {
 } from "./explain.ts";
 import type { CallRecord, Mark, ProcessSpan, ScenarioResult } from "./model.ts";
 import { isRed } from "./model.ts";
-import { clipped, sentenceOf, took, WORDS } from "./text.ts";
+import { clipped, markWords, sentenceOf, took, WORDS } from "./text.ts";
 
 /** The height of a screen, in lines. */
 export const SCREEN_LINES = 40;
@@ -96,7 +96,7 @@ function callLines({ scenario, calls, marks }: Case): string[] {
   const isNews = ({ at, ms = Infinity }: CallRecord) => at >= begin || at + ms <= begin + length;
   const items = [
     ...calls.filter(isNews).map((call) => ({ at: call.at, text: callLine(call, scenario.at) })),
-    ...marks.map(({ at, what }) => ({ at, text: `${offset(at - scenario.at)}  ── ${what}` })),
+    ...marks.map(({ at, what }) => ({ at, text: `${offset(at - scenario.at)}  ── ${markWords(what)}` })),
   ];
   return items.toSorted((a, b) => a.at - b.at).map(({ text }) => text);
 }

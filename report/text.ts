@@ -2,6 +2,8 @@
 
 /** Words and numbers as all reports write them. */
 import { PLACES } from "../harness.ts";
+import type { Rule } from "../keeper/tap.ts";
+import { codeName } from "../proto/contract.ts";
 import type { Results, Verdict } from "./model.ts";
 
 /** A verdict as a reader sees it: what asks for attention is in capitals. */
@@ -42,6 +44,35 @@ export const plural = (count: number, one: string, many = `${one}s`): string =>
 export function clipped(text: string, length = 200): string {
   const line = text.trim().split("\n", 1)[0] ?? "";
   return line.length > length ? `${line.slice(0, length - 1)}…` : line;
+}
+
+/** What was done to a stack. The rule of a fault, which is recorded as it is, becomes words. */
+export function markWords(what: string): string {
+  const [, fault = "", json = ""] = /^(fault \w+: )(\{.*\})$/s.exec(what) ?? [];
+  try {
+    return json ? `${fault}${ruleWords(JSON.parse(json))}` : what;
+  } catch {
+    return what;
+  }
+}
+
+function ruleWords(rule: Partial<Rule>): string {
+  const { delayMs, fail, hang, drop, duplicate, reorder, end, response, from, times } = rule;
+  const words = [
+    delayMs !== undefined && `delay ${took(delayMs)}`,
+    fail && `fail with ${codeName(fail.code)}${fail.message && ` "${fail.message}"`}`,
+    hang && "hang",
+    drop && "drop connections",
+    duplicate && "duplicate",
+    reorder && "reorder",
+    end && `end after ${plural(end.after, "event")}${end.code ? ` with ${codeName(end.code)}` : ""}`,
+    response && `answer with ${JSON.stringify(response)}`,
+  ];
+  const which = [
+    from !== undefined && `from call ${from}`,
+    times !== undefined && (times === 1 ? "once" : `${times} times`),
+  ];
+  return [...words, ...which].filter(Boolean).join(", ");
 }
 
 /** The sentence of a title, without the id that it begins with. */
