@@ -520,5 +520,11 @@ scenario("DI-34 news of the end before a start do not fail the sandbox that is s
   await stack.control("driver", "kill");
   await stack.control("driver", "start");
   await watched(stack, sandbox);
-  await (await sandbox.start()).ready(5_000);
+  try {
+    await (await sandbox.start()).ready(5_000);
+  } finally {
+    // The rule spoils the news of its deletion too.
+    stack.gateway.sandboxes.delete(sandbox);
+    await stack.keeper.call("removeLeftovers", stack.info.id, [sandbox.id]);
+  }
 });
