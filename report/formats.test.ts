@@ -268,6 +268,17 @@ describe("diff", () => {
     expect(diff(quick(2), quick(90)).durations).toEqual([]);
   });
 
+  test("the noisier a run, the more a change must be", () => {
+    const factors = [0.6, 0.8, 1, 1.25, 1.6];
+    const noisy = (first: number) =>
+      scaled(1, ({ scenarios }) => {
+        for (const [index, scenario] of scenarios.entries()) scenario.ms *= factors[index % factors.length]!;
+        scenarios[0]!.ms *= first;
+      });
+    expect(diff(base, noisy(1)).durations).toEqual([]);
+    expect(diff(base, noisy(12)).durations.map(({ name }) => name.split(" ")[0])).toEqual(["SC-001"]);
+  });
+
   test("a call whose median grew is named by its method", () => {
     const slow = scaled(1, ({ calls }) => {
       for (const call of calls) if (call.method === "StopSandbox") call.ms = (call.ms ?? 0) + 400;

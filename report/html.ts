@@ -143,7 +143,7 @@ function proportions({ counts }: Results): string {
 
 function placeCard(place: (typeof PLACES)[number], { stack }: Results): string {
   const { real, label, program, image } = stack[place];
-  const named = program && real && !label.startsWith(program) ? [`<small>${escaped(program)}</small>`] : [];
+  const named = program && real && !label.includes(program) ? [`<small>${escaped(program)}</small>`] : [];
   // A digest's first digits tell two images apart; the whole is for whoever wants to pull it.
   const short =
     image && [image.reference, image.digest.slice(0, "sha256:".length + 12)].filter(Boolean).join(" ");

@@ -314,6 +314,9 @@ function draw() {
     out.push(
       `<rect class="lane-back" x="${GUTTER}" y="${lane.top}" width="${width - GUTTER - RIGHT}" height="${lane.bottom - lane.top}" rx="3"/>`,
       `<text class="lane" x="${GUTTER - 10}" y="${lane.top + 15}" text-anchor="end">${lane.name}</text>`,
+      lane.parts.every(({ rows }) => rows === 0)
+        ? `<text x="${GUTTER + 8}" y="${lane.top + 15}">nothing recorded: not a program of this run</text>`
+        : "",
     );
   }
   out.push(flags());
