@@ -88,7 +88,7 @@ describe("a driver that comes up", () => {
 
   hostile("and floods a watch with 10,000 events is judged all the same", async () => {
     const { code, output, verdicts } = await check("floods", "DC-10,DC-12,DC-81");
-    expect(verdicts.toSorted()).toEqual(["FAIL DC-10", "FAIL DC-81", "pass DC-12"]);
+    expect(verdicts.toSorted()).toEqual(["FAIL DC-81", "older DC-10", "pass DC-12"]);
     expect(output.length).toBeLessThan(20_000);
     expect(code).toBe(1);
   });
