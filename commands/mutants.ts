@@ -72,11 +72,9 @@ async function hunt(chosen: Mutant[], subject: Subject): Promise<string[]> {
       // A driver that a check starts has a memory, and so a mutant, of its own.
       const lives = calls.get(check) ?? [];
       const changed = await Promise.all(lives.map((life) => changesAny(mutant.make(), life)));
-      if (changed.includes(true)) touched.push(check);
+      // What happens only when calls overlap is not seen one by one: those that it names are run anyhow.
+      if (changed.includes(true) || mutant.foundBy.includes(check.id)) touched.push(check);
     }
-    for (const id of mutant.foundBy)
-      if (!touched.some((check) => check.id === id))
-        problems.push(`WRONG    ${mutant.name}: it changes no call of ${id}`);
     if (mutant.foundBy.length === 0) problems.push(`WRONG    ${mutant.name}: names no check`);
     pairs.push(...touched.map((check) => ({ mutant, check })));
     results.get(mutant)!.left = touched.length;

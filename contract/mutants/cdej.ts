@@ -135,7 +135,7 @@ mutant("Refuses platform_config, also an empty one", ["DC-136"], {
   },
 });
 
-mutant("Refuses a sandbox with fields that it does not know", ["DC-135"], {
+mutant("Refuses a sandbox with fields that it does not know", ["DC-11", "DC-135"], {
   async ValidateSandboxCreate(_, pass, { request }) {
     if (request.includes("of a later contract")) throw refusal("INVALID_ARGUMENT");
     return pass();
@@ -463,17 +463,21 @@ mutant("ListSandboxes hides what does not run", ["DC-49", "DC-60", "DC-61"], {
   },
 });
 
-mutant("ListSandboxes takes every sandbox for failed", ["DC-50", "DC-61", "DC-97", "DC-109", "DC-176"], {
-  async ListSandboxes(_, pass) {
-    const conditions = [{ type: "Ready", status: "False", reason: "Failed" }];
-    const { sandboxes } = await pass();
-    return {
-      sandboxes: sandboxes.map((sandbox) => ({ ...sandbox, status: { ...sandbox.status, conditions } })),
-    };
+mutant(
+  "ListSandboxes takes every sandbox for failed",
+  ["DC-50", "DC-61", "DC-92", "DC-97", "DC-109", "DC-176"],
+  {
+    async ListSandboxes(_, pass) {
+      const conditions = [{ type: "Ready", status: "False", reason: "Failed" }];
+      const { sandboxes } = await pass();
+      return {
+        sandboxes: sandboxes.map((sandbox) => ({ ...sandbox, status: { ...sandbox.status, conditions } })),
+      };
+    },
   },
-});
+);
 
-mutant("ListSandboxes answers NOT_FOUND when there are none", ["DC-51", "DC-52", "DC-162", "DC-174"], {
+mutant("ListSandboxes answers NOT_FOUND when there are none", ["DC-51", "DC-52", "DC-174"], {
   async ListSandboxes(_, pass) {
     const response = await pass();
     if (response.sandboxes.length === 0) throw refusal("NOT_FOUND");
