@@ -176,7 +176,7 @@ const VIEWS: Record<string, (stack: RunningStack, sandbox: Sandbox) => Promise<u
   },
   "the driver's answers": async (stack) => (await stack.calls()).map(({ responses }) => responses),
   "the logs of the run": ({ info }) => logsUnder(dirname(info.folder)),
-  "what a failure shows": (stack) => stack.evidence(0),
+  "what a failure shows": (stack) => stack.excerpts(0),
 };
 
 const logsUnder = (folder: string): string[] =>

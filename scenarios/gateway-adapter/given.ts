@@ -19,6 +19,7 @@ import type { DriverSandbox } from "../../proto/v0.0/types/openshell/compute/v1/
 import type { CreateSandboxRequest } from "../../proto/v0.0/types/openshell/v1/CreateSandboxRequest.ts";
 import type { OpenShellClient } from "../../proto/v0.0/types/openshell/v1/OpenShell.ts";
 import type { Sandbox__Output } from "../../proto/v0.0/types/openshell/v1/Sandbox.ts";
+import { aboutCaller, recorded } from "../../report/scenario.ts";
 import { type GatewayOptions, type GatewayProcess, Lab } from "./gateway-process.ts";
 import { type Script, ScriptedDriver } from "./scripted-driver.ts";
 import { ScriptedSupervisor } from "./scripted-supervisor.ts";
@@ -53,7 +54,8 @@ export function sharedGateway(options: GatewayOptions = {}) {
         bench.tidy();
       }
     };
-    test(title, prove, TEST_DEADLINE_MS);
+    const about = aboutCaller(title, import.meta.path);
+    test(title, () => recorded(about, prove), TEST_DEADLINE_MS);
   };
 }
 
@@ -63,7 +65,8 @@ export function ownGateway(title: string, body: (bench: Bench) => Promise<void>,
     await using bench = await Bench.start({}, script);
     await judged(body, bench);
   };
-  test.concurrent(title, () => inTurn(prove), TEST_DEADLINE_MS);
+  const about = aboutCaller(title, import.meta.path);
+  test.concurrent(title, () => inTurn(() => recorded(about, prove)), TEST_DEADLINE_MS);
 }
 
 /** A scenario about gateways that have yet to be started, in a folder of its own; runs beside others. */
@@ -72,7 +75,8 @@ export function ownLab(title: string, body: (lab: Lab) => Promise<void>): void {
     await using lab = await Lab.open();
     await within(SCENARIO_DEADLINE_MS, "The scenario", body(lab));
   };
-  test.concurrent(title, () => inTurn(prove), TEST_DEADLINE_MS);
+  const about = aboutCaller(title, import.meta.path);
+  test.concurrent(title, () => inTurn(() => recorded(about, prove)), TEST_DEADLINE_MS);
 }
 
 /** Gateways that start all at once start slowly; most of what they then do is waiting. */
