@@ -241,7 +241,7 @@ test("package.json, mise, the action, label help and .ci/run name one entry comm
   ];
   for (const path of callers) expect(read(path), path).toContain(ENTRY);
   for (const path of [...callers, E2E, `${ACTION}/action.yml`])
-    expect(read(path), path).not.toContain("harness.ts");
+    expect(read(path), path).not.toContain("harness.ts test");
 });
 
 // Shell
