@@ -30,6 +30,7 @@ import { basename, join, resolve } from "node:path";
 import { createInterface } from "node:readline";
 import { parseArgs, stripVTControlCharacters } from "node:util";
 import type { ScenarioResult, Standing } from "./report/model.ts";
+import { follow } from "./report/follow.ts";
 import { now, record, recordTo, waitingEntries, writeResults } from "./report/record.ts";
 import { type About, aboutCaller, excerpt, recorded, recordSkip } from "./report/scenario.ts";
 import type { EngineRule } from "./keeper/engine-proxy.ts";
@@ -84,6 +85,8 @@ export const SETTINGS = [
   ["run-dir",         "OPENSHELL_E2E_RUN_DIR",        "folder",  "",      "where runs keep sockets and state; short, private, default in the temporary folder"],
   ["reports",         "OPENSHELL_E2E_REPORTS",        "text",    "reports", "where the logs of a run go when it ends"],
   ["parallel",        "OPENSHELL_E2E_PARALLEL",       "count",   "",      "scenarios at a time; default 4, or 1 with a real gateway or engine"],
+  ["verbose",         "OPENSHELL_E2E_VERBOSE",        "flag",    "",      "1 shows what the programs of a test run write, as they write it"],
+  ["trace",           "OPENSHELL_E2E_TRACE",          "flag",    "",      "1 shows the calls between gateway and driver, as they end"],
   ["attach",          "OPENSHELL_E2E_ATTACH",         "flag",    "1",     "use a stack that `bun harness.ts up` keeps; 0 never does"],
 ] as const satisfies readonly (readonly [string, string, Kind, string, string])[];
 
@@ -1213,6 +1216,15 @@ interface SharedKeeper {
 let sharedConnection: Promise<SharedKeeper> | undefined;
 /** When this run began, in milliseconds since 1970. */
 let beganAt = 0;
+let unfollow = (): void => {};
+
+/** Shows what the settings ask for, of the programs of a run, while it goes on. */
+function followIfAsked(folder: string, { verbose, trace }: Settings): () => void {
+  if (verbose !== "1" && trace !== "1") return () => {};
+  const colour = process.stderr.isTTY === true && !process.env.NO_COLOR && !process.env.CI;
+  const print = (line: string) => console.error(line);
+  return follow(folder, { verbose: verbose === "1", trace: trace === "1", colour, clean: readable, print });
+}
 let shared: Promise<SharedRun> | undefined;
 
 /** The run's keeper, started or attached to when the first test needs it. */
@@ -1225,6 +1237,7 @@ export function sharedKeeper(): Promise<SharedKeeper> {
     const { run, folder, parts, stack } = await keeper.call("hello");
     if (!process.env.OPENSHELL_E2E_ANNOUNCED) console.log(describeParts(parts));
     recordTo(folder, `test-${process.pid}`);
+    unfollow = followIfAsked(folder, settings);
     record({ kind: "begin", at, run, command: commandLine(), stack: standings(parts) });
     beganAt = at;
     return { keeper, parts, kept: attached && stack, own: !attached };
@@ -1294,6 +1307,7 @@ export async function endRun(): Promise<string[]> {
   ];
   const left = (await Promise.all(stacks.map((stack) => stack.cleanUp()))).flat();
   for (const stack of stacks) stack.gateway.close();
+  unfollow();
   record({ kind: "leftovers", lines: left });
   record({ kind: "end", at: now() });
   const { reports } = readSettings().settings;

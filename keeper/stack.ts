@@ -3,13 +3,22 @@
 /** A stack: one gateway with one driver, started and stopped in the order that they need. */
 import * as grpc from "@grpc/grpc-js";
 import { generateKeyPairSync, randomBytes } from "node:crypto";
-import { existsSync, mkdirSync, writeFileSync } from "node:fs";
+import { appendFileSync, existsSync, mkdirSync, writeFileSync } from "node:fs";
 import { connect as connectSocket, createServer } from "node:net";
 import { join } from "node:path";
 import { stringify as toToml } from "smol-toml";
-import { DRIVER_NAME, eventually, HarnessError, openClient, RUN_LABEL, within } from "../harness.ts";
+import {
+  DRIVER_NAME,
+  eventually,
+  HarnessError,
+  openClient,
+  RUN_LABEL,
+  readable,
+  within,
+} from "../harness.ts";
 import type { Parts, Run, Settings } from "../harness.ts";
 import { computeDriver, unary } from "../proto/contract.ts";
+import { TRACE_FILE } from "../report/follow.ts";
 import { type Belonging, belongings, type Engine, removeBelongings } from "./engine.ts";
 import { EngineProxy } from "./engine-proxy.ts";
 import { Child, cleanEnvironment } from "./process.ts";
@@ -314,13 +323,18 @@ export class Stack {
     return Child.start(name, argv, environment, this.#log(name));
   }
 
-  #openTap(driverReady: Promise<unknown>): Promise<Tap> {
-    return Tap.open(
+  async #openTap(driverReady: Promise<unknown>): Promise<Tap> {
+    const tap = await Tap.open(
       this.gatewaySocket,
       this.driverSocket,
       (sandboxId) => this.remember(sandboxId),
       driverReady,
     );
+    if (this.setup.settings.trace === "1") {
+      const file = join(this.folder, TRACE_FILE);
+      tap.onEnd = (line) => appendFileSync(file, `${new Date().toISOString()} ${readable(line)}\n`);
+    }
+    return tap;
   }
 
   /** A driver that accepts and never answers would hang the gateway for ever, without a word. */

@@ -166,6 +166,8 @@ const asIs = (bytes: Buffer): Buffer => bytes;
 /** An open tap. `close` ends every call that is under way and removes the socket. */
 export class Tap {
   rules: Rule[] = [];
+  /** Told of each call that ended, in one line. */
+  onEnd: ((line: string) => void) | undefined;
   /** What answers in the driver's place, by method. */
   intercept: Interceptors = {};
   #watches = 0;
@@ -515,6 +517,11 @@ export class Tap {
     record.ms = performance.now() - this.#opened - record.at;
     record.status = code;
     record.details = details;
+    if (this.onEnd) {
+      const sandbox = sandboxOf(record.method.requestDeserialize(record.request) as SandboxRequest);
+      const about = [record.name, sandbox].filter(Boolean).join(" ");
+      this.onEnd(`${about} → ${codeName(code)} after ${record.ms.toFixed(1)} ms ${details}`.trimEnd());
+    }
     return { code, details, metadata };
   }
 }

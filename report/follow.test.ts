@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import { afterEach, beforeEach, expect, test } from "bun:test";
+import { appendFileSync, mkdirSync, mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { readable } from "../harness.ts";
+import { follow, TRACE_FILE } from "./follow.ts";
+
+let folder: string;
+let printed: string[];
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), "follow-"));
+  mkdirSync(join(folder, "1"));
+  printed = [];
+});
+afterEach(() => rmSync(folder, { recursive: true }));
+
+const following = (more: { verbose?: boolean; trace?: boolean; colour?: boolean }) =>
+  follow(folder, {
+    ...{ verbose: false, trace: false, colour: false, clean: readable },
+    ...more,
+    print: (line) => printed.push(line),
+  });
+const write = (name: string, text: string) => appendFileSync(join(folder, name), text);
+
+test("lines of all programs come with one clock, and say who wrote them", () => {
+  const end = following({ verbose: true });
+  write("1/gateway.log", "2026-11-24T13:02:11.204567Z  INFO openshell: ready\n");
+  write("engine.log", "without a time\n");
+  end();
+  expect(printed.toSorted()[0]).toBe("13:02:11.204 gateway/1  | INFO openshell: ready");
+  expect(printed.join("\n")).toMatch(/\d\d:\d\d:\d\d\.\d{3} engine     \| without a time/);
+});
+
+test("calls are shown when they are asked for, logs when they are", () => {
+  const end = following({ trace: true });
+  write("1/gateway.log", "a log\n");
+  write(`1/${TRACE_FILE}`, "2026-11-24T13:02:11.300Z StopSandbox → OK after 3.0 ms\n");
+  end();
+  expect(printed).toEqual(["13:02:11.300 rpc/1      | StopSandbox → OK after 3.0 ms"]);
+});
+
+test("half a line waits for its other half, and is shown once", () => {
+  const end = following({ verbose: true });
+  write("1/driver.log", "half a");
+  write("1/driver.log", " line\nand");
+  end();
+  expect(printed.map((line) => line.split("| ")[1])).toEqual(["half a line"]);
+});
+
+test("colour only where it is wanted, and a token nowhere", () => {
+  const end = following({ verbose: true, colour: true });
+  write("1/driver.log", "token eyJhbGciOiJFZERTQSJ9.eyJzdWIiOiJ4In0.c2lnbmF0dXJl\n");
+  end();
+  expect(printed[0]).toStartWith("\x1b[33m");
+  expect(printed[0]).toEndWith("token <token>");
+});

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** `--verbose` and `--trace`: what the programs of a run write, as they write it, with one clock for all. */
+import { closeSync, openSync, readdirSync, readSync, statSync } from "node:fs";
+import { basename, dirname, join } from "node:path";
+
+const EVERY_MS = 100;
+const COLOURS = { gateway: 36, driver: 33, engine: 35, rpc: 32, keeper: 90 } as const;
+
+/** What is followed: the programs' logs, and the calls between gateway and driver. */
+export interface Following {
+  verbose: boolean;
+  trace: boolean;
+  colour: boolean;
+  /** Makes text fit to be shown. */
+  clean: (text: string) => string;
+  print: (line: string) => void;
+}
+
+/** Where the calls of a stack are written for `--trace`; in the stack's folder. */
+export const TRACE_FILE = "rpc.log";
+
+/**
+ * Prints every line that is written to the logs below a run's folder from now on.
+ * @returns what ends it, after the last lines.
+ */
+export function follow(folder: string, following: Following): () => void {
+  const read = new Map<string, number>();
+  const tick = () => {
+    for (const file of logsBelow(folder)) {
+      const isTrace = basename(file) === TRACE_FILE;
+      if (isTrace ? !following.trace : !following.verbose) continue;
+      const [text, end] = newLines(file, read.get(file) ?? 0);
+      read.set(file, end);
+      for (const line of following.clean(text).split("\n").filter(Boolean))
+        following.print(prefixed(file, line, following.colour));
+    }
+  };
+  const timer = setInterval(tick, EVERY_MS);
+  timer.unref();
+  return () => {
+    clearInterval(timer);
+    tick();
+  };
+}
+
+/** The logs of the programs that all stacks share, and of each stack. */
+function logsBelow(folder: string): string[] {
+  const logsIn = (path: string) =>
+    names(path)
+      .filter((name) => name.endsWith(".log"))
+      .map((name) => join(path, name));
+  const stacks = names(folder).filter((name) => /^\d{1,3}$/.test(name));
+  return [folder, ...stacks.map((name) => join(folder, name))].flatMap(logsIn);
+}
+
+function names(folder: string): string[] {
+  try {
+    return readdirSync(folder);
+  } catch {
+    // The run is over.
+    return [];
+  }
+}
+
+/** The whole lines of a file after a position, and where they end. */
+function newLines(file: string, from: number): [text: string, end: number] {
+  let descriptor: number;
+  try {
+    if (statSync(file).size <= from) return ["", from];
+    descriptor = openSync(file, "r");
+  } catch {
+    return ["", from];
+  }
+  try {
+    const buffer = Buffer.alloc(statSync(file).size - from);
+    const length = readSync(descriptor, buffer, 0, buffer.length, from);
+    const whole = buffer.subarray(0, length).lastIndexOf("\n") + 1;
+    return [buffer.toString("utf8", 0, whole), from + whole];
+  } finally {
+    closeSync(descriptor);
+  }
+}
+
+const WRITTEN = /^\s*(?:\d{4}-\d\d-\d\dT)?(\d\d:\d\d:\d\d(?:\.\d{1,3})?)\d*Z?\s*/;
+
+/** "13:02:11.204 gateway/1 | text": when it was written, by its own word or when it was read, who wrote it, and what. */
+function prefixed(file: string, line: string, colour: boolean): string {
+  const name = basename(file, ".log");
+  const stack = /^\d+$/.exec(basename(dirname(file)))?.[0];
+  const who = (stack ? `${name}/${stack}` : name).padEnd(11);
+  const time = (WRITTEN.exec(line)?.[1] ?? new Date().toISOString().slice(11, 23)).padEnd(12);
+  const code = COLOURS[name.split("-")[0] as keyof typeof COLOURS] ?? 37;
+  const head = colour ? `\x1b[${code}m${time} ${who}|\x1b[0m` : `${time} ${who}|`;
+  return `${head} ${line.replace(WRITTEN, "")}`;
+}
