@@ -272,7 +272,7 @@ describe("shell", () => {
   });
 
   test.each([
-    [".ci/run", "nonsense", ".ci/run: unknown part 'nonsense': expected check, test or podman"],
+    [".ci/run", "nonsense", ".ci/run: unknown part 'nonsense': expected check, test, podman or mutants"],
     ["tasks/podman/serve-private", "nonsense", "serve-private: unknown argument 'nonsense'"],
     ["tasks/podman/sandbox-image", "--nonsense", "sandbox-image: unknown argument '--nonsense'"],
   ])("%s answers a bad argument with one line and exit code 2", async (script, argument, line) => {
