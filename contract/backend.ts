@@ -50,6 +50,9 @@ export interface Backend {
   limits?: () => Promise<boolean>;
 }
 
+/** Enough for all that a probe tells of the largest environment. */
+const PROBE_LINES = 10_000;
+
 interface Inspected {
   Id: string;
   State: { Status: string; StartedAt: string; ExitCode: number };
@@ -98,7 +101,7 @@ export function podman(engine: Engine): Backend {
       const container = await one(id);
       const [seen, lines] = await Promise.all([
         engine.call<Inspected>("GET", `containers/${container}/json`),
-        engine.logs(container, 100),
+        engine.logs(container, PROBE_LINES),
       ]);
       return {
         running: seen.State.Status === "running",
@@ -144,12 +147,18 @@ const fromPairs = (pairs: string[]): Record<string, string> =>
 
 /** The probe's lines of the container's last start. */
 function readProbe(lines: string[]): Probe | undefined {
-  const last = (name: string) =>
-    lines.findLast((line) => line.startsWith(`probe ${name} `))?.slice(`probe ${name} `.length);
-  const starts = last("starts");
-  if (starts === undefined) return undefined;
-  const decoded = (name: string) => Buffer.from(last(name) ?? "", "base64").toString();
-  const [mode = "", sha256 = ""] = last("token")?.split(" ") ?? [];
+  // Podman 4.3 puts some line ends in wrong places: no line end counts, only the words at the beginnings.
+  const whole = lines.join("").split(/(?=probe (?:begins|environment|arguments|token|starts))/);
+  const told = whole.slice(whole.lastIndexOf("probe begins") + 1);
+  const all = (name: string) =>
+    told
+      .filter((line) => line.startsWith(`probe ${name} `))
+      .map((line) => line.slice(`probe ${name} `.length))
+      .join("");
+  const starts = all("starts");
+  if (!starts) return undefined;
+  const decoded = (name: string) => Buffer.from(all(name), "base64").toString();
+  const [mode = "", sha256 = ""] = all("token").split(" ");
   return {
     environment: fromPairs(decoded("environment").split("\0").filter(Boolean)),
     arguments: decoded("arguments").split("\n").slice(0, -1),

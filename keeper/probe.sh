@@ -9,9 +9,10 @@ workdir="$OPENSHELL_FAKE_ROOT/sandbox"
 # The workspace may be another user's, and root here may lack the capability to write everywhere.
 chmod o+rwx "$workdir"
 echo started >>"$workdir/.openshell-probe"
-encode() { base64 | tr -d '\n'; }
-echo "probe environment $(env -0 | encode)"
-echo "probe arguments $(printf '%s\n' "$@" | encode)"
+tell() { base64 | sed "s/^/probe $1 /"; }
+echo "probe begins"
+env -0 | tell environment
+printf '%s\n' "$@" | tell arguments
 [ -f "$token" ] && echo "probe token $(stat -Lc '%a' "$token") $(sha256sum <"$token" | cut -d' ' -f1)"
 echo "probe starts $(wc -l <"$workdir/.openshell-probe" | tr -d ' ')"
 sleep 2147483 &
