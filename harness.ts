@@ -24,10 +24,9 @@ import {
   readFileSync,
 } from "node:fs";
 import { readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
-import { connect as connectSocket, type Socket } from "node:net";
+import { connect as connectSocket } from "node:net";
 import { tmpdir, userInfo } from "node:os";
 import { basename, join, resolve } from "node:path";
-import { createInterface } from "node:readline";
 import { parseArgs, stripVTControlCharacters } from "node:util";
 import type { ScenarioResult, Standing } from "./report/model.ts";
 import { follow } from "./report/follow.ts";
@@ -43,7 +42,8 @@ import {
   scenarioIds,
   whyOf,
 } from "./known-failing.ts";
-import type { Deed, Keeper, Method } from "./keeper/keeper.ts";
+import { attach, type Connection, startKeeper } from "./keeper/connection.ts";
+import type { Deed } from "./keeper/keeper.ts";
 import type { StackInfo, StackSpec } from "./keeper/stack.ts";
 import type { Call, Rule } from "./keeper/tap.ts";
 import { codeName, openshell, streaming, unary } from "./proto/contract.ts";
@@ -54,6 +54,8 @@ import type { Sandbox__Output } from "./proto/v0.0/types/openshell/v1/Sandbox.ts
 import type { SandboxSpec } from "./proto/v0.0/types/openshell/v1/SandboxSpec.ts";
 import type { SandboxStreamEvent__Output } from "./proto/v0.0/types/openshell/v1/SandboxStreamEvent.ts";
 import type { WatchSandboxRequest } from "./proto/v0.0/types/openshell/v1/WatchSandboxRequest.ts";
+
+export { attach, Connection, startKeeper, withKeeper } from "./keeper/connection.ts";
 
 // Settings
 
@@ -531,134 +533,7 @@ async function describeEngine(part: Part, settings: Settings): Promise<Part> {
 export const describeParts = (parts: Parts): string =>
   PLACES.map((place) => `${place} ${parts[place].label}`).join(" · ");
 
-// Keeper: one JSON object a line, `{id, method, args}` and back `{id, result}` or `{id, error}`
-
-/** A connection to a keeper. Its end ends the stacks that were started over it. */
-export class Connection {
-  readonly #waiting = new Map<number, { done: (value: unknown) => void; failed: (error: Error) => void }>();
-  readonly closed: Promise<void>;
-  #id = 0;
-
-  private constructor(readonly socket: Socket) {
-    createInterface({ input: socket }).on("line", (line) => {
-      const { id, result, error } = JSON.parse(line) as { id: number; result?: unknown; error?: string };
-      const waiting = this.#waiting.get(id);
-      this.#waiting.delete(id);
-      if (error === undefined) waiting?.done(result);
-      else waiting?.failed(new HarnessError(error));
-    });
-    this.closed = new Promise((done) => socket.once("close", () => done()));
-    void this.closed.then(() => {
-      for (const { failed } of this.#waiting.values()) failed(new HarnessError("The keeper is gone"));
-    });
-  }
-
-  static open(run: Run): Promise<Connection> {
-    return new Promise((done, reject) => {
-      const socket = connectSocket(run.controlSocket);
-      socket.once("error", reject);
-      socket.once("connect", () => {
-        socket.off("error", reject).on("error", () => {});
-        // A test process must be able to end while it is connected.
-        socket.unref();
-        done(new Connection(socket));
-      });
-    });
-  }
-
-  /** Calls one of the keeper's methods; `deadlineMs` is long because a stack's start may include pulling an image. */
-  async call<M extends Method>(
-    method: M,
-    ...args: Parameters<Keeper[M]>
-  ): Promise<Awaited<ReturnType<Keeper[M]>>> {
-    const id = ++this.#id;
-    const answer = new Promise<unknown>((done, failed) => this.#waiting.set(id, { done, failed }));
-    this.socket.ref();
-    this.socket.write(`${JSON.stringify({ id, method, args })}\n`);
-    try {
-      return (await within(660_000, `keeper: ${method}`, answer)) as Awaited<ReturnType<Keeper[M]>>;
-    } finally {
-      if (this.#waiting.size === 0) this.socket.unref();
-    }
-  }
-
-  close(): void {
-    this.socket.destroy();
-  }
-}
-
-/**
- * What a shell does with a run's folder ($0) and our own command line ($@): it makes the folder, starts the keeper, and
- * beside it the guard, which waits for the keeper's end and then sweeps what is left. The guard learns of the end from
- * a pipe that the keeper, and nobody else, holds open; so whoever is killed, and when, one of the two removes the run.
- */
-const KEEPER_AND_GUARD = `
-umask 077
-mkdir -p "$0" || exit
-{ sh -c 'echo $$ >"$0/keeper.pid"; exec "$@" keep "$0" 3>&1 </dev/null >>"$0/keeper.log" 2>&1' "$0" "$@" |
-  { trap "" INT TERM HUP; read -r _; [ ! -d "$0" ] || exec "$@" sweep --run "$0"; }
-} >/dev/null 2>&1 &`;
-
-/**
- * Starts a keeper in a session of its own, twice removed from this process, and connects to it. `bun test` ends the
- * children that it knows when a test times out; it does not know this one.
- */
-export async function startKeeper(run: Run, settings: Settings): Promise<Connection> {
-  const shell = Bun.spawn(["sh", "-c", KEEPER_AND_GUARD, run.folder, process.execPath, import.meta.path], {
-    // What flags said, too.
-    env: { ...process.env, ...asEnvironment(settings) },
-    detached: true,
-    stdin: "ignore",
-    stdout: "ignore",
-    stderr: "inherit",
-  });
-  if ((await shell.exited) !== 0) throw new HarnessError(`The run's folder cannot be made: ${run.folder}`);
-  const pid = () => Number(readFileSync(join(run.folder, "keeper.pid"), "utf8"));
-  return eventually(() => Connection.open(run), {
-    what: "keeper: open its control socket",
-    deadlineMs: 10_000,
-    failed: () => {
-      const started = existsSync(join(run.folder, "keeper.pid"));
-      if (!started || isAlive(pid())) return undefined;
-      return `it ended:\n${tailOf(join(run.folder, "keeper.log"), 20)}`;
-    },
-  });
-}
-
-/**
- * Does `work` with a new keeper, and ends it: resolves only when everything is gone, also when `work` fails.
- * @returns what `work` returned, and what had to be removed by force, a line each.
- */
-export async function withKeeper<T>(settings: Settings, work: (keeper: Connection, run: Run) => Promise<T>) {
-  const run = Run.create(settings);
-  const keeper = await startKeeper(run, settings);
-  let left: string[] = [];
-  try {
-    const result = await work(keeper, run);
-    left = await keeper.call("close");
-    return { result, left };
-  } finally {
-    // A keeper that could not open has cleaned up already, and says its failure again.
-    await keeper.call("close").catch(() => {});
-    keeper.close();
-  }
-}
-
-/** The connection to a stack that `bun harness.ts up` keeps, if there is one and it has the parts we would use. */
-export async function attach(settings: Settings): Promise<Connection | undefined> {
-  const wanted = findParts(settings);
-  for (const run of settings.attach === "1" ? Run.all(settings) : []) {
-    if (!existsSync(join(run.folder, "up"))) continue;
-    const connection = await Connection.open(run).catch(() => undefined);
-    if (!connection) continue;
-    const { parts } = await connection.call("hello");
-    if (PLACES.every((place) => parts[place].command.join(" ") === wanted[place].command.join(" ")))
-      return connection;
-    console.error(`The stack of run ${run.id} stays aside: its parts differ (${describeParts(parts)})`);
-    connection.close();
-  }
-  return undefined;
-}
+// Processes and sockets
 
 /** Whether somebody listens on a Unix socket. */
 export function connectable(path: string): Promise<boolean> {
