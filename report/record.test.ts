@@ -5,7 +5,7 @@ import { appendFileSync, existsSync, mkdtempSync, readFileSync, rmSync } from "n
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { CallRecord, Results, ScenarioResult } from "./model.ts";
-import { assemble, type Entry, readRecords, record, recordTo, writeResults } from "./record.ts";
+import { assemble, type Entry, readRecords, Recorder, writeResults } from "./record.ts";
 
 const T0 = 1_700_000_000_000;
 const standing = { real: false, label: "fake", program: "x" };
@@ -97,9 +97,10 @@ test("without a scenario there is nothing to report", () => {
 });
 
 test("what was recorded before there was a run is not lost, and half a line is no harm", () => {
-  record({ kind: "scenario", scenario: scenario("LC-01") });
-  recordTo(folder, "test");
-  record(begin);
+  const recorder = new Recorder();
+  recorder.add({ kind: "scenario", scenario: scenario("LC-01") });
+  recorder.to(folder, "test");
+  recorder.add(begin);
   appendFileSync(join(folder, "records-test.jsonl"), '{"kind":"scena');
   writeResults(readRecords(folder), folder);
   const written = JSON.parse(readFileSync(join(folder, "results.json"), "utf8")) as Results;

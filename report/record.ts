@@ -41,29 +41,41 @@ export const now = (): number => performance.timeOrigin + performance.now();
 /** Of a program that makes no report, such as `soak`, nobody ever asks for them. */
 const MOST_WAITING = 10_000;
 
-let file: string | undefined;
-let waiting: Entry[] = [];
+/** Takes what one process records of a run. */
+export class Recorder {
+  #file: string | undefined;
+  /** What was recorded while there is no run to record it of. */
+  waiting: Entry[] = [];
 
-/** Writes entries to that file of the run's folder from now on, and those that waited for it. */
-export function recordTo(folder: string, who: string): void {
-  file = join(folder, `records-${who}.jsonl`);
-  const before = waiting;
-  waiting = [];
-  for (const entry of before) record(entry);
-}
+  /** Writes entries to a file of the run's folder from now on, and those that waited for it. */
+  to(folder: string, who: string): void {
+    this.#file = join(folder, `records-${who}.jsonl`);
+    const before = this.waiting;
+    this.waiting = [];
+    for (const entry of before) this.add(entry);
+  }
 
-/** Records something. It waits in memory while there is no run. A disk that is full must not fail a run. */
-export function record(entry: Entry): void {
-  if (!file) return void (waiting.length < MOST_WAITING && waiting.push(entry));
-  try {
-    appendFileSync(file, `${JSON.stringify(entry)}\n`, { mode: 0o600 });
-  } catch {
-    // What cannot be recorded is missing from the report, and from nothing else.
+  /** Records something. It waits in memory while there is no run. A disk that is full must not fail a run. */
+  add(entry: Entry): void {
+    if (!this.#file) return void (this.waiting.length < MOST_WAITING && this.waiting.push(entry));
+    try {
+      appendFileSync(this.#file, `${JSON.stringify(entry)}\n`, { mode: 0o600 });
+    } catch {
+      // What cannot be recorded is missing from the report, and from nothing else.
+    }
   }
 }
 
+const ours = new Recorder();
+
+/** Records something of this process' run. */
+export const record = (entry: Entry): void => ours.add(entry);
+
+/** Says where this process' run is recorded. */
+export const recordTo = (folder: string, who: string): void => ours.to(folder, who);
+
 /** What waits, for a run that has no folder. */
-export const waitingEntries = (): Entry[] => waiting;
+export const waitingEntries = (): Entry[] => ours.waiting;
 
 /**
  * Everything that was recorded in a run's folder, by all or by those. The last line of a process that was killed may be
