@@ -1241,22 +1241,25 @@ function skipped(about: About, reason: string): void {
 
 type Body = (given: Given) => Promise<void>;
 
-let atATime: number | undefined;
-let running = 0;
-const queue: (() => void)[] = [];
-
-/** Does `work` when it is its turn: so many tests run at a time as the settings say. */
-export async function inTurn(work: () => Promise<void>): Promise<void> {
-  if (running >= (atATime ??= scenariosAtATime(readSettings().settings)))
-    await new Promise<void>((next) => queue.push(next));
-  running++;
-  try {
-    await work();
-  } finally {
-    running--;
-    queue.shift()?.();
-  }
+/** Does each piece of work when it is its turn: `most` at a time, asked when the first one comes. */
+export function turns(most: () => number): (work: () => Promise<void>) => Promise<void> {
+  let atATime: number | undefined;
+  let running = 0;
+  const queue: (() => void)[] = [];
+  return async (work) => {
+    if (running >= (atATime ??= most())) await new Promise<void>((next) => queue.push(next));
+    running++;
+    try {
+      await work();
+    } finally {
+      running--;
+      queue.shift()?.();
+    }
+  };
 }
+
+/** Does a test's work when it is its turn: so many run at a time as the settings say. */
+export const inTurn = turns(() => scenariosAtATime(readSettings().settings));
 
 /**
  * Proves a scenario. One that known-failing.toml lists is to fail.

@@ -13,7 +13,7 @@ import { afterAll, beforeAll, test } from "bun:test";
 import { Database } from "bun:sqlite";
 import * as grpc from "@grpc/grpc-js";
 import { codeName, streaming, unary, type CallOptions } from "../../proto/contract.ts";
-import { eventually, HarnessError, indent, phaseOf, within } from "../../harness.ts";
+import { eventually, HarnessError, indent, phaseOf, turns, within } from "../../harness.ts";
 import type { DriverSandboxStatus } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandboxStatus.ts";
 import type { DriverSandbox } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
 import type { CreateSandboxRequest } from "../../proto/v0.0/types/openshell/v1/CreateSandboxRequest.ts";
@@ -80,20 +80,7 @@ export function ownLab(title: string, body: (lab: Lab) => Promise<void>): void {
 }
 
 /** Gateways that start all at once start slowly; most of what they then do is waiting. */
-const AT_A_TIME = 6;
-let running = 0;
-const queue: (() => void)[] = [];
-
-async function inTurn(work: () => Promise<void>): Promise<void> {
-  if (running >= AT_A_TIME) await new Promise<void>((next) => queue.push(next));
-  running++;
-  try {
-    await work();
-  } finally {
-    running--;
-    queue.shift()?.();
-  }
-}
+const inTurn = turns(() => 6);
 
 /** A failure shows what the driver was asked, and the gateway's last words. */
 async function judged(body: (bench: Bench) => Promise<void>, bench: Bench): Promise<void> {
