@@ -5,10 +5,10 @@
  * makes is removed when it ends, last made first.
  */
 import { createHash, randomBytes } from "node:crypto";
-import { connect, createServer, type Socket } from "node:net";
 import { existsSync, mkdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { eventually, type Connection } from "../harness.ts";
+import { EngineProxy } from "../keeper/engine-proxy.ts";
 import type { DriverContext, StackInfo } from "../keeper/stack.ts";
 import type { DriverSandbox } from "../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
 import type { DriverSandboxSpec } from "../proto/v0.0/types/openshell/compute/v1/DriverSandboxSpec.ts";
@@ -213,14 +213,13 @@ export class Trial {
     return folder;
   }
 
-  /** The engine behind a socket of our own, which can be cut: for a driver that is to lose its backend. */
-  async engineBehindSocket(): Promise<Severable> {
+  /** A proxy before the engine: for a driver that is to lose its backend, or to be kept waiting by it. */
+  async engineProxy(): Promise<EngineProxy> {
     const engineSocket = this.subject.owned?.stack.engineSocket;
     if (!engineSocket) return this.skip("the harness does not know the driver's engine");
-    const severable = new Severable(join(this.folder(), "engine.sock"), engineSocket);
-    await severable.restore();
-    this.defer(() => severable.cut());
-    return severable;
+    const proxy = await EngineProxy.open(join(this.folder(), "engine.sock"), engineSocket);
+    this.defer(() => proxy.close());
+    return proxy;
   }
 }
 
@@ -371,82 +370,6 @@ export class DriverProcess {
       throw new Violation(`a driver that answers within ${deadlineMs} ms`, error.message);
     });
     return this.front === this.socket ? driver : trial.connect(this.front);
-  }
-}
-
-const REFUSAL =
-  "HTTP/1.1 500 Internal Server Error\r\nconnection: close\r\n\r\n" +
-  JSON.stringify({ cause: "broken", message: "broken on purpose", response: 500 });
-
-/** A socket in front of the engine's that can be cut and restored, held up and released, or made to refuse. */
-class Severable {
-  readonly #open = new Set<Socket>();
-  #server: ReturnType<typeof createServer> | undefined;
-  /** What is to be passed on to the engine once it is released; unset while nothing is held up. */
-  #held: (() => void)[] | undefined;
-  /** Requests that begin like this are answered with 500, and never reach the engine. */
-  refuse: RegExp | undefined;
-  /** How many were. */
-  refused = 0;
-
-  constructor(
-    readonly socket: string,
-    readonly upstream: string,
-  ) {}
-
-  async restore(): Promise<void> {
-    const server = createServer((near) => {
-      const far = connect(this.upstream);
-      for (const [one, other] of [
-        [near, far],
-        [far, near],
-      ] as const) {
-        this.#open.add(one);
-        one.on("error", () => other.destroy());
-        one.on("close", () => {
-          this.#open.delete(one);
-          other.destroy();
-        });
-      }
-      near.on("data", (bytes: Buffer) => {
-        if (this.refuse?.test(bytes.toString("latin1"))) {
-          this.refused++;
-          near.end(REFUSAL);
-        } else this.#pass(() => far.write(bytes));
-      });
-      near.on("end", () => this.#pass(() => far.end()));
-      far.pipe(near);
-    });
-    this.#server = server;
-    await new Promise<void>((resolve, reject) => server.once("error", reject).listen(this.socket, resolve));
-  }
-
-  #pass(on: () => void): void {
-    if (this.#held) this.#held.push(on);
-    else on();
-  }
-
-  /** From now on the engine hears nothing: whoever asks it waits for an answer. */
-  hold(): void {
-    this.#held ??= [];
-  }
-
-  /** Whether the driver has asked for something that is held up. */
-  get asked(): boolean {
-    return Boolean(this.#held?.length);
-  }
-
-  release(): void {
-    const held = this.#held ?? [];
-    this.#held = undefined;
-    for (const pass of held) pass();
-  }
-
-  /** Nobody listens any more, and every connection breaks. */
-  cut(): void {
-    this.#server?.close();
-    for (const socket of this.#open) socket.destroy();
-    rmSync(this.socket, { force: true });
   }
 }
 

@@ -149,3 +149,22 @@ test("without an engine the connection breaks", async () => {
   expect(await broken(fetch("http://podman/info", { unix: lonely.socket }))).toBe("broken");
   lonely.close();
 });
+
+test("closed it is gone for its callers, and open again it is as before", async () => {
+  const again = await EngineProxy.open(join(folder, "again.sock"), join(folder, "engine.sock"));
+  const path = "http://podman/info";
+  again.close();
+  expect(await broken(fetch(path, { unix: again.socket }))).toBe("broken");
+  await again.listen();
+  expect((await fetch(path, { unix: again.socket })).status).toBe(200);
+  again.close();
+});
+
+test("held calls are counted", async () => {
+  proxy.rules = [{ call: "GET info", hang: true }];
+  const held = ask("info");
+  await eventually(() => expect(proxy.held).toBe(1), { what: "a call that is held" });
+  proxy.rules = [];
+  expect((await held).status).toBe(200);
+  expect(proxy.held).toBe(0);
+});

@@ -58,27 +58,37 @@ export class EngineProxy {
   readonly #sockets = new Set<Socket>();
   #rules: EngineRule[] = [];
 
+  #server: Server | undefined;
+
   private constructor(
     readonly socket: string,
     readonly engine: string,
-    readonly server: Server,
   ) {}
 
   /** Listens on `socket` (mode 0600) for the engine on the Unix socket `engine`. */
   static async open(socket: string, engine: string): Promise<EngineProxy> {
-    const server = createServer();
-    const proxy = new EngineProxy(socket, engine, server);
-    server.on("connection", (client) => proxy.#accept(client));
-    await new Promise<void>((done, reject) => server.once("error", reject).listen(socket, done));
-    chmodSync(socket, 0o600);
+    const proxy = new EngineProxy(socket, engine);
+    await proxy.listen();
     return proxy;
   }
 
-  /** Breaks every connection and removes the socket. */
+  /** Listens again, after `close`. */
+  async listen(): Promise<void> {
+    const server = (this.#server = createServer((client) => this.#accept(client)));
+    await new Promise<void>((done, reject) => server.once("error", reject).listen(this.socket, done));
+    chmodSync(this.socket, 0o600);
+  }
+
+  /** Breaks every connection and removes the socket: for a driver, the engine is gone. */
   close(): void {
-    this.server.close();
+    this.#server?.close();
     for (const socket of this.#sockets) socket.destroy();
     rmSync(this.socket, { force: true });
+  }
+
+  /** How many calls are kept back now. */
+  get held(): number {
+    return [...this.#passing].filter(({ held }) => held).length;
   }
 
   /** The rules from now on; also for the calls that are held, and, where they say `drop`, for those under way. */

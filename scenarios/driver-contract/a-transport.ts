@@ -169,18 +169,18 @@ check(
     harm: "The gateway starts on a driver that cannot do anything yet, and the first sandboxes fail.",
   },
   async (trial) => {
-    const engine = await trial.engineBehindSocket();
-    engine.hold();
+    const engine = await trial.engineProxy();
+    engine.rules = [{ call: "*", hang: true }];
     const process = await trial.startDriver({ podman_socket: engine.socket });
     await becomes(
       "a driver that asks its backend",
-      () => engine.asked,
+      () => engine.held > 0,
       () => "it does not",
       15_000,
     );
     same("a socket while the backend does not answer", existsSync(process.socket), false);
 
-    engine.release();
+    engine.rules = [];
     await process.answers(trial);
   },
 );

@@ -160,20 +160,20 @@ check(
     harm: "The gateway listens to a stream on which nothing comes any more, and shows old phases for ever.",
   },
   async (trial) => {
-    const engine = await trial.engineBehindSocket();
+    const engine = await trial.engineProxy();
     const started = await trial.startDriver({ podman_socket: engine.socket });
     const driver = await started.answers(trial);
     const box = await trial.create(trial.sandbox(), driver);
     const watch = driver.watch();
     await watch.until("a snapshot of the sandbox", () => watch.of(box.id).length > 0);
-    engine.cut();
+    engine.close();
     await becomes(
       "the watch to end",
       () => watch.ended !== undefined,
       () => "it is open",
     );
     holds(watch.ended !== "OK", "an error status", watch.ended);
-    await engine.restore();
+    await engine.listen();
     const next = driver.watch();
     await next.until("a snapshot of the sandbox on a new watch", () => next.of(box.id).length > 0);
   },

@@ -135,18 +135,19 @@ check(
     harm: "A hiccup of the engine puts running sandboxes into ERROR, which is final, or loses them.",
   },
   async (trial) => {
-    const engine = await trial.engineBehindSocket();
+    const engine = await trial.engineProxy();
     const started = await trial.startDriver({ podman_socket: engine.socket });
     const driver = await started.answers(trial);
     const box = await trial.create(trial.sandbox(), driver);
-    engine.refuse = INSPECT;
+    engine.rules = [CANNOT_INSPECT];
     const watch = driver.watch();
     await soon(() => watch.of(box.id).length > 0);
     const listed = (await driver.list().catch(() => [])).filter(({ id }) => id === box.id);
     for (const snapshot of [...listed, ...watch.of(box.id)]) comesUp(snapshot);
     const got = await driver.get(box).then(describeSnapshot, ({ message }: Error) => message);
     holds(!got.startsWith("NOT_FOUND") && !watch.deleted(box.id), "a sandbox that is there", got);
-    if (engine.refused === 0) trial.skip("the driver asked its engine nothing that could be refused");
+    const refused = engine.calls.some(({ status }) => status === CANNOT_INSPECT.fail.status);
+    if (!refused) trial.skip("the driver asked its engine nothing that could be refused");
   },
 );
 
@@ -242,7 +243,10 @@ check(
 );
 
 /** The request with which an engine is asked how a container is. */
-const INSPECT = /^GET \S+\/containers\/[^/]+\/json/;
+const CANNOT_INSPECT = {
+  call: "GET containers/*/json",
+  fail: { status: 500, message: "broken on purpose" },
+};
 
 const RFC_3339 = /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)$/;
 

@@ -67,18 +67,18 @@ check(
     harm: "A restart of the backend removes users' sandboxes from the gateway, while they run on.",
   },
   async (trial) => {
-    const engine = await trial.engineBehindSocket();
+    const engine = await trial.engineProxy();
     const process = await trial.startDriver({ podman_socket: engine.socket });
     const driver = await process.answers(trial);
     const box = await trial.running(trial.sandbox(), driver);
-    engine.cut();
+    engine.close();
     // It may say that it cannot tell, or what it remembers; not that the sandbox is gone.
     const got = await box.get().catch(() => refuses(box.get(), ...CANNOT_TELL));
     if (!(got instanceof Refused)) same("the sandbox that it remembers", got.id, box.id);
     const listed = await box.listed().catch(() => refuses(driver.list(), ...CANNOT_TELL));
     holds(listed !== undefined, "the sandbox in ListSandboxes, or an error", "a list without it");
 
-    await engine.restore();
+    await engine.listen();
     await box.up();
     holds((await box.listed()) !== undefined, "the sandbox in ListSandboxes", "it is not there");
   },
@@ -113,21 +113,21 @@ check(
   },
   async (trial) => {
     const list = trial.backend("list");
-    const engine = await trial.engineBehindSocket();
+    const engine = await trial.engineProxy();
     const process = await trial.startDriver({ podman_socket: engine.socket });
     (await process.answers(trial)).close();
     const sandbox = trial.sandbox();
     await trial.forget(sandbox);
-    engine.hold();
+    engine.rules = [{ call: "*", hang: true }];
     const { requestSerialize } = computeDriver().ComputeDriver.service.CreateSandbox;
     using create = SlowWatch.call(process.socket, "CreateSandbox", requestSerialize({ sandbox }));
     await becomes(
       "a driver that asks its backend",
-      () => engine.asked,
+      () => engine.held > 0,
       () => "it does not",
     );
     await process.signal("SIGTERM");
-    engine.release();
+    engine.rules = [];
 
     await becomes(
       "an end of the create",
