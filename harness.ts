@@ -32,6 +32,7 @@ import type { ScenarioResult, Standing } from "./report/model.ts";
 import { follow } from "./report/follow.ts";
 import { now, record, recordTo, waitingEntries, writeResults } from "./report/record.ts";
 import { type About, aboutCaller, excerpt, recorded, recordSkip } from "./report/scenario.ts";
+import { inColour } from "./report/text.ts";
 import type { EngineRule } from "./keeper/engine-proxy.ts";
 import {
   findKnown,
@@ -1096,7 +1097,7 @@ let unfollow = (): void => {};
 /** Shows what the settings ask for, of the programs of a run, while it goes on. */
 function followIfAsked(folder: string, { verbose, trace }: Settings): () => void {
   if (verbose !== "1" && trace !== "1") return () => {};
-  const colour = process.stderr.isTTY === true && !process.env.NO_COLOR && !process.env.CI;
+  const colour = inColour(process.stderr);
   const print = (line: string) => console.error(line);
   return follow(folder, { verbose: verbose === "1", trace: trace === "1", colour, clean: readable, print });
 }

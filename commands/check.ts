@@ -9,7 +9,7 @@ import { join, relative, resolve } from "node:path";
 import { describeParts, EXIT, HarnessError, type Settings, standings, withKeeper } from "../harness.ts";
 import type { Command } from "../harness.ts";
 import type { Check } from "../contract/check.ts";
-import { judge, type Judged, recordOutcome } from "../contract/judge.ts";
+import { judge, type Judged, recordBegun, recordOutcome } from "../contract/judge.ts";
 import { type Known, readKnown } from "../known-failing.ts";
 import { loadChecks } from "../contract/load.ts";
 import { countsTable, explanation, markdown, oneLine, summary } from "../contract/report.ts";
@@ -18,6 +18,7 @@ import { type BackendChoice, NotReady, runningSubject, startSubject } from "../c
 import type { Subject } from "../contract/trial.ts";
 import { identify } from "../contract/versions.ts";
 import type { Standing } from "../report/model.ts";
+import { liveProgress } from "../report/progress.ts";
 import { now, record, recordTo, waitingEntries, writeResults } from "../report/record.ts";
 
 /** Most of a check is waiting; but a real Podman that does several things at a time now and then loses a mounted image. */
@@ -75,16 +76,25 @@ async function checkAll(
   const { name, version, contract, serves } = identity;
   console.log(`driver ${name} ${version} · contract ${contract}, serves ${serves}\n`);
   const judged: Judged[] = [];
+  const progress = liveProgress();
   await run(checks, subject, {
     parallel,
     older: identity.missing,
+    onBegin(check) {
+      recordBegun(check);
+      progress?.note({ begun: check.id });
+    },
     onOutcome(outcome) {
       const one = judge(outcome, known, identity);
       judged.push(one);
       recordOutcome(one);
-      console.log(oneLine(one));
+      const line = oneLine(one);
+      if (progress) progress.print(`${line}\n`);
+      else console.log(line);
+      progress?.note({ ended: one.check.id, verdict: one.verdict });
     },
   });
+  progress?.end();
   const ordered = checks.map((check) => judged.find((one) => one.check === check)!);
   for (const one of ordered.filter(({ verdict, notRun }) => !notRun && ["fail", "error"].includes(verdict)))
     console.log(`\n${explanation(one)}`);

@@ -18,6 +18,8 @@ import {
   HarnessError,
 } from "../harness.ts";
 import type { Command, Settings } from "../harness.ts";
+import { liveProgress, type ProgressEvent } from "../report/progress.ts";
+import { inColour } from "../report/text.ts";
 
 const ROOT = join(import.meta.dir, "..");
 
@@ -33,6 +35,9 @@ export const command: Command = async (settings, args, { t: pattern }) => {
   const junit = join(reports, "junit.xml");
   mkdirSync(reports, { recursive: true });
   rmSync(junit, { force: true });
+  // On a terminal the last line is ours, so what bun prints goes through us.
+  const progress = liveProgress();
+  const output = progress ? "pipe" : "inherit";
   const child = Bun.spawn(
     [
       ...[process.execPath, "test", "--reporter=junit", `--reporter-outfile=${junit}`],
@@ -42,11 +47,23 @@ export const command: Command = async (settings, args, { t: pattern }) => {
       ...bunArgs,
       ...suites.map((suite) => `scenarios/${suite}/`),
     ],
-    { cwd: ROOT, env: environment(settings), stdin: "ignore", stdout: "inherit", stderr: "inherit" },
+    {
+      cwd: ROOT,
+      env: { ...environment(settings), ...(progress && inColour(process.stderr) && { FORCE_COLOR: "1" }) },
+      stdin: "ignore",
+      stdout: output,
+      stderr: output,
+      ...(progress && { ipc: (event: ProgressEvent) => progress.note(event) }),
+    },
   );
+  const printed = [child.stdout, child.stderr].map(async (stream) => {
+    for await (const text of stream?.pipeThrough(new TextDecoderStream()) ?? []) progress?.print(text);
+  });
   const forward = (signal: NodeJS.Signals) => child.kill(signal);
   for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, forward);
   const code = await child.exited;
+  await Promise.all(printed);
+  progress?.end();
 
   const counts = readCounts(junit);
   const what = suites.join(" ") || "all";

@@ -2,24 +2,31 @@
 
 /** What came of a check, in the light of what is known of the driver. */
 import { findKnown, type Known, outdated, whyOf } from "../known-failing.ts";
+import type { ScenarioResult } from "../report/model.ts";
 import { now, record } from "../report/record.ts";
 import { begun } from "../report/scenario.ts";
+import type { Check } from "./check.ts";
 import type { Outcome, Verdict } from "./runner.ts";
 import type { Identity } from "./versions.ts";
 
 /** An outcome with its final verdict. */
 export type Judged = Omit<Outcome, "verdict"> & { verdict: Verdict | "known" };
 
+function scenarioOf({ id, rule, file, line, source, harm }: Check): ScenarioResult {
+  return begun({ suite: "driver-contract", id, title: `${id} ${rule}`, file, line, source, harm });
+}
+
+/** Records that a check begins, for the run's report and its progress. */
+export const recordBegun = (check: Check): void => record({ kind: "running", scenario: scenarioOf(check) });
+
 /** Records what came of a check, for the run's report. */
 export function recordOutcome({ check, verdict, reason, left, ms }: Judged): void {
-  const { id, rule, file, line, source, harm } = check;
-  const about = { suite: "driver-contract", id, title: `${id} ${rule}`, file, line, source, harm };
   const [expected = "", seen = ""] =
     reason.match(/^(?:expected|\s*saw) .*$/gm)?.map((text) => text.trim()) ?? [];
   record({
     kind: "scenario",
     scenario: {
-      ...begun(about),
+      ...scenarioOf(check),
       at: now() - ms,
       ms: Math.round(ms * 10) / 10,
       verdict,

@@ -32,6 +32,7 @@ export interface Outcome {
 /** How to run. */
 export interface Running {
   parallel: number;
+  onBegin?: (check: Check) => void;
   onOutcome?: (outcome: Outcome) => void;
   /** Says what became of the driver, if it is not there any more; asked after every check that did not pass. */
   gone?: () => Promise<string | undefined>;
@@ -52,6 +53,7 @@ export async function run(checks: Check[], subject: Subject, running: Running): 
   let lost: string | undefined;
   let inVain = 0;
   const judge = async (check: Check) => {
+    if (!lost) running.onBegin?.(check);
     const outcome = lost ? notRun(check, lost) : await runOne(check, subject, looking);
     if (outcome.gone) lost ??= `the driver is gone since ${check.id}`;
     if (outcome.verdict === "pass") inVain = 0;

@@ -17,6 +17,7 @@ import {
   type ScenarioResult,
   type Standing,
 } from "./model.ts";
+import { tell } from "./progress.ts";
 import { redactResults, secretsIn } from "./redact.ts";
 
 /** What is recorded. Each `at` is in milliseconds since 1970 here; the results have it since the run's start. */
@@ -68,8 +69,12 @@ export class Recorder {
 
 const ours = new Recorder();
 
-/** Records something of this process' run. */
-export const record = (entry: Entry): void => ours.add(entry);
+/** Records something of this process' run, and tells the process that started it of scenarios that begin and end. */
+export function record(entry: Entry): void {
+  ours.add(entry);
+  if (entry.kind === "running") tell({ begun: entry.scenario.id });
+  if (entry.kind === "scenario") tell({ ended: entry.scenario.id, verdict: entry.scenario.verdict });
+}
 
 /** Says where this process' run is recorded. */
 export const recordTo = (folder: string, who: string): void => ours.to(folder, who);

@@ -28,6 +28,10 @@ export const MEANINGS: Record<Verdict, string> = {
   cut: "the run ended in the middle of it",
 };
 
+/** Whether to write in colours: to a terminal, or to a process that hands them on to one, unless asked not to. */
+export const inColour = ({ isTTY }: { isTTY?: boolean }): boolean =>
+  (isTTY === true || process.env.FORCE_COLOR === "1") && !process.env.NO_COLOR && !process.env.CI;
+
 /** A duration as a person says it: "12 ms", "1.3 s", "4 min 05 s". */
 export function took(ms: number): string {
   if (ms < 1000) return `${Math.round(ms)} ms`;

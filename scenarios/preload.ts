@@ -6,6 +6,7 @@ import { EXIT, endRun, readSettings } from "../harness.ts";
 import { isRed, type Results } from "../report/model.ts";
 import { readResults } from "../report/read.ts";
 import { explainOnTerminal } from "../report/terminal.ts";
+import { inColour } from "../report/text.ts";
 
 /** After so many one looks at the report. */
 const EXPLAINED = 5;
@@ -35,7 +36,7 @@ function explain(): void {
   }
   if (results.run.startedAt < began) return;
   const red = results.scenarios.filter(({ verdict }) => isRed(verdict));
-  const colour = process.stderr.isTTY === true && !process.env.NO_COLOR && !process.env.CI;
+  const colour = inColour(process.stderr);
   for (const scenario of red.slice(0, EXPLAINED))
     console.error(`\n${explainOnTerminal(scenario, results.calls, { ...results, colour })}`);
   if (red.length === 0) return;

@@ -3,7 +3,7 @@
 /** The checks of the driver contract as tests: of the driver that the settings name, or the fake. */
 import { expect, test } from "bun:test";
 import { loadChecks } from "../../contract/load.ts";
-import { judge, recordOutcome } from "../../contract/judge.ts";
+import { judge, recordBegun, recordOutcome } from "../../contract/judge.ts";
 import { readKnown } from "../../known-failing.ts";
 import { explanation } from "../../contract/report.ts";
 import { runOne } from "../../contract/runner.ts";
@@ -26,6 +26,7 @@ for (const check of checks) {
   const title = `${check.id} ${check.level} ${check.rule}`;
   const prove = async () => {
     const { subject, identity } = await (started ??= start());
+    recordBegun(check);
     const outcome = judge(await runOne(check, subject, { older: identity.missing }), known, identity);
     recordOutcome(outcome);
     // bun test has no word for it once a test has begun.

@@ -9,6 +9,7 @@ import {
   COUNTS_STARTS,
   nothingLeft,
   readyCondition,
+  removeUnseen,
   startGateway,
   toContainer,
   watched,
@@ -254,7 +255,7 @@ scenario(
     const stack = await given.startStack();
     const sandbox = await stack.gateway.readySandbox();
     await stack.control("gateway", "kill");
-    await toContainer(stack, sandbox.id, "remove");
+    await removeUnseen(stack, sandbox.id);
     await startGateway(stack);
     await sandbox.reach("ERROR", 5_000);
     expect(readyCondition(sandbox)).toMatchObject({ status: "False", reason: "BackendResourceMissing" });

@@ -5,6 +5,7 @@ import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { dirname } from "node:path";
 import { expect } from "bun:test";
 import { eventually, HarnessError, parts, type RunningStack, type Sandbox } from "../../harness.ts";
+import { Driver } from "../../contract/driver.ts";
 import { Engine } from "../../keeper/engine.ts";
 import type { Struct } from "../../proto/v0.0/types/google/protobuf/Struct.ts";
 import type { Value } from "../../proto/v0.0/types/google/protobuf/Value.ts";
@@ -77,6 +78,22 @@ export async function toContainer(
   else if (deed === "kill")
     await engine.call("POST", `containers/${Id}/kill`, { query: { signal: "SIGKILL" } });
   else await engine.call("POST", `containers/${Id}/${deed}`, { query: { timeout: "1" } });
+}
+
+/**
+ * Removes a sandbox's container behind the driver's back, and waits until the driver tells of it: news that are still
+ * under way would reach whoever watches next.
+ */
+export async function removeUnseen(stack: RunningStack, sandboxId: string): Promise<void> {
+  const driver = new Driver(stack.info.driverSocket);
+  try {
+    const watch = driver.watch();
+    await watch.until("a watch that knows the sandbox", () => watch.of(sandboxId).length > 0);
+    await toContainer(stack, sandboxId, "remove");
+    await watch.until("a Deleted event of it", () => watch.deleted(sandboxId));
+  } finally {
+    driver.close();
+  }
 }
 
 /** What a sandbox has on the engine, a line each. */

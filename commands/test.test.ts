@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** `test` as a terminal and as a log see it. */
+import { expect, test } from "bun:test";
+import { mkdtempSync, rmSync } from "node:fs";
+import { homedir, tmpdir } from "node:os";
+import { join } from "node:path";
+import { stripVTControlCharacters } from "node:util";
+import { CLEAR } from "../report/progress.ts";
+
+const HARNESS = join(import.meta.dir, "..", "harness.ts");
+
+/** Runs one scenario. Resolves with what a terminal was sent, or what stands in a log. */
+async function smoke(on: "terminal" | "log", env: Record<string, string> = {}): Promise<string> {
+  let sent = "";
+  const terminal = { cols: 100, data: (_: unknown, piece: Uint8Array) => (sent += Buffer.from(piece)) };
+  const reports = mkdtempSync(join(tmpdir(), "progress-"));
+  const child = Bun.spawn([process.execPath, HARNESS, "test", "external-podman", "-t", "SM-02"], {
+    env: {
+      PATH: process.env.PATH,
+      HOME: homedir(),
+      TERM: "xterm",
+      OPENSHELL_E2E_FAKE: "gateway,driver,engine,supervisor",
+      OPENSHELL_E2E_REPORTS: reports,
+      ...env,
+    },
+    timeout: 30_000,
+    ...(on === "terminal" ? { terminal } : { stdin: "ignore", stdout: "pipe", stderr: "pipe" }),
+  });
+  const streams = [child.stdout, child.stderr].map((stream) => stream && new Response(stream).text());
+  const text = await Promise.all(streams);
+  const code = await child.exited;
+  rmSync(reports, { recursive: true });
+  expect(code, sent + text.join("")).toBe(0);
+  return on === "terminal" ? sent : text.join("");
+}
+
+function coloured(sent: string): boolean {
+  const text = sent.replaceAll(CLEAR, "");
+  return stripVTControlCharacters(text) !== text;
+}
+
+test("a terminal's last line says what runs and how it stands, and is gone in the end", async () => {
+  const sent = await smoke("terminal");
+  expect(sent).toMatch(/\d+ ms · SM-02 \d+ ms/);
+  expect(sent).toMatch(/1 pass\b.* · /);
+  expect(sent.split(CLEAR).at(-1)).toContain("external-podman: 1 passed, 0 failed");
+  expect(coloured(sent)).toBe(true);
+});
+
+test("without colours the line is there all the same", async () => {
+  const sent = await smoke("terminal", { NO_COLOR: "1" });
+  expect(sent).toMatch(/\d+ ms · SM-02 \d+ ms/);
+  expect(coloured(sent)).toBe(false);
+});
+
+test.each([
+  ["a log", "log", {}],
+  ["a terminal that CI reads as a log", "terminal", { CI: "true" }],
+] as const)("%s has no such line", async (_, on, env) => {
+  const sent = await smoke(on, env);
+  expect(sent).not.toContain(CLEAR);
+  expect(sent).toContain("SM-02");
+});
