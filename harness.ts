@@ -32,7 +32,7 @@ import type { ScenarioResult, Standing } from "./report/model.ts";
 import { follow } from "./report/follow.ts";
 import { now, record, recordTo, waitingEntries, writeResults } from "./report/record.ts";
 import { type About, aboutCaller, excerpt, recorded, recordSkip } from "./report/scenario.ts";
-import { inColour } from "./report/text.ts";
+import { inColour, offset } from "./report/text.ts";
 import type { EngineRule } from "./keeper/engine-proxy.ts";
 import {
   findKnown,
@@ -398,6 +398,8 @@ export interface Part {
   real: boolean;
   label: string;
   command: string[];
+  /** On a real engine, once it is there: the supervisor's, or, of the engine, that of its sandboxes. */
+  image?: Standing["image"];
 }
 
 export type Parts = Record<Place, Part>;
@@ -1039,12 +1041,21 @@ export class RunningStack {
     return [...left, ...(await this.keeper.call("stopStack", this.info.id))];
   }
 
-  /** The lines of both logs since a moment, in milliseconds since 1970, and its sandboxes as the engine has them. */
-  async excerpts(since: number): Promise<Pick<ScenarioResult, "logs" | "engine">> {
+  /**
+   * What happened since a moment, in milliseconds since 1970: the lines of both logs, and the calls to the engine where
+   * they were seen; and its sandboxes as the engine has them now.
+   */
+  async excerpts(since: number): Promise<Pick<ScenarioResult, "logs" | "engine" | "engineCalls">> {
     const { logs, id } = this.info;
     const lines = (log: string) => excerpt(log, since, now(), readable);
-    const engine = await this.keeper.call("engineView", id).catch((error) => [String(error)]);
-    return { logs: { gateway: lines(logs.gateway), driver: lines(logs.driver) }, engine };
+    const [engine, asked] = await Promise.all([
+      this.keeper.call("engineView", id).catch((error) => [String(error)]),
+      this.keeper.call("engineCalls", id, since),
+    ]);
+    const engineCalls = asked.map(
+      ({ call, at, status }) => `${offset(at - since)}  ${call} → ${status ?? "no answer"}`,
+    );
+    return { logs: { gateway: lines(logs.gateway), driver: lines(logs.driver) }, engine, engineCalls };
   }
 }
 
@@ -1129,8 +1140,8 @@ const commandLine = (): string =>
 export const standings = (parts: Parts): Record<Place, Standing> =>
   Object.fromEntries(
     PLACES.map((place) => {
-      const { real, label, command } = parts[place];
-      return [place, { real, label, program: basename(command[0] ?? "") }];
+      const { real, label, command, image } = parts[place];
+      return [place, { real, label, program: basename(command[0] ?? ""), image }];
     }),
   ) as Record<Place, Standing>;
 

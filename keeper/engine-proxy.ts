@@ -7,6 +7,7 @@
 import { chmodSync, rmSync } from "node:fs";
 import { connect, createServer, type Server, type Socket } from "node:net";
 import { eventually, HarnessError } from "../harness.ts";
+import { now } from "../report/record.ts";
 
 /** What befalls the calls of an engine that come from now on. Everything here can cross a control socket as JSON. */
 export interface EngineRule {
@@ -30,7 +31,7 @@ export interface EngineRule {
   replace?: { from: string; to: string };
 }
 
-/** One call that came. `at` is in milliseconds since the proxy was opened; `status` is unset while there is no answer. */
+/** One call that came. `at` is in milliseconds since 1970; `status` is unset while there is no answer. */
 export interface ProxiedCall {
   call: string;
   at: number;
@@ -53,7 +54,6 @@ const LONGEST_HEAD = 64 * 1024;
 /** An open proxy. */
 export class EngineProxy {
   readonly calls: ProxiedCall[] = [];
-  readonly #opened = performance.now();
   readonly #passing = new Set<Passing>();
   readonly #sockets = new Set<Socket>();
   #rules: EngineRule[] = [];
@@ -111,7 +111,7 @@ export class EngineProxy {
       const end = head.indexOf("\r\n\r\n");
       if (end < 0) return void (head.length > LONGEST_HEAD && client.destroy());
       client.off("data", read).pause();
-      const record = { call: nameOf(head.toString("latin1", 0, end)), at: performance.now() - this.#opened };
+      const record = { call: nameOf(head.toString("latin1", 0, end)), at: now() };
       this.calls.push(record);
       if (this.calls.length > KEPT_CALLS) this.calls.shift();
       const passing = { client, record, request: oneRequest(head, end), held: false };

@@ -140,6 +140,12 @@ export class Engine {
     return answer === undefined;
   }
 
+  /** An image that is there, with the digest that tells it from others of its name. */
+  async identify(reference: string): Promise<{ reference: string; digest: string }> {
+    const { Digest: digest } = await this.call<{ Digest: string }>("GET", `images/${reference}/json`);
+    return { reference, digest };
+  }
+
   /** Makes an image of a tar, as `podman import` does. */
   async importImage(reference: string, tar: Blob): Promise<void> {
     await this.call("POST", "images/import", { query: { reference }, body: tar, deadlineMs: 120_000 });

@@ -165,7 +165,9 @@ export class Keeper {
         throw new HarnessError(`The image ${image} cannot be had (pull policy "missing"): ${error.message}`);
       });
     }
-    if (!parts.supervisor.real) setup.supervisorImage = await importFakeSupervisor(engine, setup.run);
+    if (parts.supervisor.real) parts.supervisor.image = await engine.identify(setup.supervisorImage);
+    else setup.supervisorImage = await importFakeSupervisor(engine, setup.run);
+    parts.engine.image = await engine.identify(setup.sandboxImage);
   }
 
   #importProbe(): Promise<string> {
@@ -229,7 +231,7 @@ export class Keeper {
    */
   async control(id: number, who: "gateway" | "driver", what: Deed): Promise<string> {
     const stack = this.#stack(id);
-    record({ kind: "mark", mark: { stack: id, at: now(), what: `${what} ${who}` } });
+    this.#mark(id, `${what} ${who}`);
     if (what === "start") {
       await (who === "gateway" ? stack.startGateway() : stack.startDriver());
       return "running";
@@ -297,16 +299,17 @@ export class Keeper {
   rules(id: number, rules: Rule[]): void {
     const { tap } = this.#stack(id);
     if (!tap) throw new HarnessError("This stack has no tap");
-    for (const { method, ...rule } of rules)
-      record({
-        kind: "mark",
-        mark: { stack: id, at: now(), what: `fault ${method}: ${JSON.stringify(rule)}` },
-      });
+    for (const { method, ...rule } of rules) this.#mark(id, `fault ${method}: ${JSON.stringify(rule)}`);
     tap.rules = rules;
+  }
+
+  #mark(stack: number, what: string): void {
+    record({ kind: "mark", mark: { stack, at: now(), what } });
   }
 
   /** Makes the proxy before a stack's engine treat calls by these rules from now on. */
   engineRules(id: number, rules: EngineRule[]): void {
+    for (const { call, ...rule } of rules) this.#mark(id, `fault ${call}: ${JSON.stringify(rule)}`);
     this.#engineProxy(id).rules = rules;
   }
 
@@ -315,9 +318,9 @@ export class Keeper {
     return this.#engineProxy(id).asked(call, count);
   }
 
-  /** What the driver asked the engine for. */
-  engineCalls(id: number): ProxiedCall[] {
-    return this.#engineProxy(id).calls;
+  /** What the driver asked the engine for since a moment, in milliseconds since 1970; nothing without a proxy. */
+  engineCalls(id: number, since: number): ProxiedCall[] {
+    return this.#stack(id).engineProxy?.calls.filter(({ at }) => at >= since) ?? [];
   }
 
   #engineProxy(id: number) {

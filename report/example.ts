@@ -54,6 +54,7 @@ class Recorder {
       sandboxes: [],
       logs: { gateway: [], driver: [] },
       engine: [],
+      engineCalls: [],
       ...rest,
     };
     this.scenarios.push(scenario);
@@ -241,6 +242,10 @@ function wrongCode(run: Recorder): void {
       ],
     },
     engine: ["openshell-default--sandbox-20 exited with code 0, said nothing"],
+    engineCalls: [
+      "+0.40 s  POST containers/openshell-default--sandbox-20/stop → 500",
+      "+0.54 s  GET containers/openshell-default--sandbox-20/json → 200",
+    ],
   });
 }
 

@@ -152,6 +152,10 @@ test.each([
     'fault CreateSandbox: {"fail":{"code":8,"message":"no room"},"from":2}',
     'fault CreateSandbox: fail with RESOURCE_EXHAUSTED "no room", from call 2',
   ],
+  [
+    'fault POST containers/*/stop: {"fail":{"status":500,"message":"broken"},"times":2}',
+    'fault POST containers/*/stop: fail with 500 "broken", 2 times',
+  ],
   ["fault X: {half", "fault X: {half"],
 ])("%s is told as %s", (what, words) => {
   expect(markWords(what)).toBe(words);
@@ -188,6 +192,7 @@ describe("on the terminal", () => {
       reason: "a line\n".repeat(500),
       harm: "x".repeat(5000),
       engine: Array<string>(50).fill("container"),
+      engineCalls: Array<string>(50).fill("+0.40 s  GET info → 200"),
     };
     const text = explainOnTerminal(long, large.calls, large);
     expect(text.split("\n").length).toBeLessThanOrEqual(SCREEN_LINES);

@@ -8,7 +8,7 @@
  */
 import type { CallRecord, Mark, ProcessSpan, ScenarioResult, Verdict } from "./model.ts";
 import { isRed } from "./model.ts";
-import { clipped, markWords, took } from "./text.ts";
+import { clipped, markWords, offset, took } from "./text.ts";
 
 /** Who a failure points to. `harness` is also the machine, and the settings of the run. */
 export type Culprit = "gateway" | "driver" | "engine" | "supervisor" | "harness" | "unclear";
@@ -101,9 +101,6 @@ export function callLine(call: CallRecord, since: number): string {
   const outcome = call.status ? `${call.status} after ${took(call.ms ?? 0)}` : "no answer";
   return `${offset(call.at - since)}  ${call.method} → ${outcome}${call.details ? `: ${call.details}` : ""}`;
 }
-
-/** "+1.20 s" since the scenario's start; a call may have begun before it. */
-export const offset = (ms: number): string => `${ms < 0 ? "−" : "+"}${(Math.abs(ms) / 1000).toFixed(2)} s`;
 
 // Clues
 

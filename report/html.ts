@@ -6,7 +6,7 @@
  */
 import { createHash } from "node:crypto";
 import { PLACES } from "../harness.ts";
-import { again, type Case, caseOf, type Explanation, explainCase, offset } from "./explain.ts";
+import { again, type Case, caseOf, type Explanation, explainCase } from "./explain.ts";
 import css from "./html/page.css" with { type: "text" };
 import js from "./html/page.js" with { type: "text" };
 import { imageName } from "./junit.ts";
@@ -18,7 +18,18 @@ import {
   type Verdict,
   VERDICTS,
 } from "./model.ts";
-import { caveat, clipped, escaped, MEANINGS, markWords, plural, sentenceOf, took, WORDS } from "./text.ts";
+import {
+  caveat,
+  clipped,
+  escaped,
+  MEANINGS,
+  markWords,
+  offset,
+  plural,
+  sentenceOf,
+  took,
+  WORDS,
+} from "./text.ts";
 
 /** The page carries at most so many calls: a longer list would take longer to open than anybody waits. */
 export const CALLS_CARRIED = 20_000;
@@ -267,6 +278,7 @@ function proof(one: Case, room: number): string {
   return [
     calls,
     part("Containers, as the engine has them", scenario.engine, room / 10),
+    part("Calls from driver to engine", scenario.engineCalls, room / 10),
     part("Gateway’s log", scenario.logs.gateway, room / 6),
     part("Driver’s log", scenario.logs.driver, room / 6),
     part("The whole message", message.split("\n"), room / 10),

@@ -52,6 +52,7 @@ export interface Standing {
   label: string;
   /** The base name of its program; empty for images. */
   program: string;
+  /** Of the supervisor its image, of the engine that of its sandboxes. */
   image?: { reference: string; digest: string };
 }
 
@@ -84,6 +85,8 @@ export interface ScenarioResult {
   logs: { gateway: string[]; driver: string[] };
   /** Its containers as the engine has them, only for what did not pass. */
   engine: string[];
+  /** What its driver asked the engine for, where a proxy stood between the two, only for what did not pass. */
+  engineCalls: string[];
 }
 
 /** A program from its start to its end. */

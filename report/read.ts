@@ -35,7 +35,8 @@ const LISTS: Record<string, Record<string, "string" | "number" | "object">> = {
   scenarios: {
     ...{ suite: "string", id: "string", title: "string", file: "string", reason: "string", source: "string" },
     ...{ harm: "string", expected: "string", seen: "string", line: "number", at: "number", ms: "number" },
-    ...{ stack: "number", sandboxes: "object", logs: "object", engine: "object", verdict: "string" },
+    ...{ stack: "number", sandboxes: "object", logs: "object", engine: "object", engineCalls: "object" },
+    verdict: "string",
   },
   processes: { name: "string", stack: "number", at: "number" },
   calls: {

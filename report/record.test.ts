@@ -22,7 +22,7 @@ const scenario = (id: string, more: Partial<ScenarioResult> = {}): ScenarioResul
     reason: "",
   },
   ...{ at: T0 + 1_000, ms: 250, source: "", harm: "", expected: "", seen: "", stack: 1, sandboxes: [] },
-  ...{ logs: { gateway: [], driver: [] }, engine: [] },
+  ...{ logs: { gateway: [], driver: [] }, engine: [], engineCalls: [] },
   ...more,
 });
 const call = (seq: number, at: number): CallRecord => ({

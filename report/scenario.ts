@@ -49,6 +49,7 @@ export function begun(about: About): ScenarioResult {
     sandboxes: [],
     logs: { gateway: [], driver: [] },
     engine: [],
+    engineCalls: [],
   };
 }
 

@@ -1,25 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** A failure on the terminal, in at most one screen: who broke which rule, the lines that show it, and what to do. */
-import {
-  again,
-  type Case,
-  caseOf,
-  callLine,
-  type Culprit,
-  explainCase,
-  messageOf,
-  offset,
-} from "./explain.ts";
+import { again, type Case, caseOf, callLine, type Culprit, explainCase, messageOf } from "./explain.ts";
 import type { CallRecord, Mark, ProcessSpan, ScenarioResult } from "./model.ts";
 import { isRed } from "./model.ts";
-import { clipped, markWords, sentenceOf, took, WORDS } from "./text.ts";
+import { clipped, markWords, offset, sentenceOf, took, WORDS } from "./text.ts";
 
 /** The height of a screen, in lines. */
 export const SCREEN_LINES = 40;
 /** Longer lines would wrap, and make a screen more than a screen. */
 const WIDTH = 160;
-const SHOWN = { message: 6, calls: 8, engine: 3, log: 4 };
+const SHOWN = { message: 6, calls: 8, engine: 3, engineCalls: 4, log: 4 };
 
 export interface TerminalOptions {
   colour?: boolean;
@@ -43,7 +34,7 @@ export function explainOnTerminal(
   const { culprit, sentence, lines, advice } = explainCase(one);
   const red = isRed(scenario.verdict);
   const head = `${WORDS[scenario.verdict]} ${scenario.id}`;
-  const out = [
+  const said = [
     `${paint(red ? "red" : "yellow", head)} ${paint("bold", sentenceOf(scenario))}`,
     paint(
       "dim",
@@ -55,16 +46,17 @@ export function explainOnTerminal(
     ...finding(scenario, lines),
     ...section("Calls between gateway and driver", callLines(one), SHOWN.calls, paint),
     ...section("Containers, as the engine has them", scenario.engine, SHOWN.engine, paint),
+    ...section("Calls from driver to engine", scenario.engineCalls, SHOWN.engineCalls, paint),
     ...section("Gateway's log", culprit === "gateway" ? scenario.logs.gateway : [], SHOWN.log, paint),
     ...section("Driver's log", culprit === "driver" ? scenario.logs.driver : [], SHOWN.log, paint),
+  ];
+  const toDo = [
     ...(scenario.harm ? ["", `  Users: ${scenario.harm}`] : [""]),
     ...(advice ? [`  Next:  ${advice}`] : []),
     `  Again: ${again(scenario)}`,
   ];
-  return out
-    .map((line) => line.split("\n", 1)[0]!)
-    .map((line) => cut(line))
-    .slice(0, SCREEN_LINES)
+  return [...said.slice(0, SCREEN_LINES - toDo.length), ...toDo]
+    .map((line) => cut(line.split("\n", 1)[0]!))
     .join("\n");
 }
 

@@ -2,6 +2,7 @@
 
 /** Words and numbers as all reports write them. */
 import { PLACES } from "../harness.ts";
+import type { EngineRule } from "../keeper/engine-proxy.ts";
 import type { Rule } from "../keeper/tap.ts";
 import { codeName } from "../proto/contract.ts";
 import type { Results, Verdict } from "./model.ts";
@@ -40,6 +41,9 @@ export function took(ms: number): string {
   return `${Math.floor(seconds / 60)} min ${String(seconds % 60).padStart(2, "0")} s`;
 }
 
+/** "+1.20 s" since a scenario's start; a call may have begun before it. */
+export const offset = (ms: number): string => `${ms < 0 ? "−" : "+"}${(Math.abs(ms) / 1000).toFixed(2)} s`;
+
 /** "3 scenarios", "1 scenario". */
 export const plural = (count: number, one: string, many = `${one}s`): string =>
   `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
@@ -52,7 +56,7 @@ export function clipped(text: string, length = 200): string {
 
 /** What was done to a stack. The rule of a fault, which is recorded as it is, becomes words. */
 export function markWords(what: string): string {
-  const [, fault = "", json = ""] = /^(fault \w+: )(\{.*\})$/s.exec(what) ?? [];
+  const [, fault = "", json = ""] = /^(fault [^:]+: )(\{.*\})$/s.exec(what) ?? [];
   try {
     return json ? `${fault}${ruleWords(JSON.parse(json))}` : what;
   } catch {
@@ -60,13 +64,15 @@ export function markWords(what: string): string {
   }
 }
 
-function ruleWords(rule: Partial<Rule>): string {
-  const { delayMs, fail, hang, drop, duplicate, reorder, end, response, from, times } = rule;
+function ruleWords(rule: Partial<Rule & EngineRule>): string {
+  const { delayMs, fail, hang, drop, cut, replace, duplicate, reorder, end, response, from, times } = rule;
   const words = [
     delayMs !== undefined && `delay ${took(delayMs)}`,
-    fail && `fail with ${codeName(fail.code)}${fail.message && ` "${fail.message}"`}`,
+    fail && `fail with ${fail.status ?? codeName(fail.code)}${fail.message && ` "${fail.message}"`}`,
     hang && "hang",
     drop && "drop connections",
+    cut && "break off the answer",
+    replace && `say ${JSON.stringify(replace.to)} instead of ${JSON.stringify(replace.from)}`,
     duplicate && "duplicate",
     reorder && "reorder",
     end && `end after ${plural(end.after, "event")}${end.code ? ` with ${codeName(end.code)}` : ""}`,
