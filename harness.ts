@@ -87,7 +87,7 @@ export const SETTINGS = [
   ["stop-timeout",    "OPENSHELL_E2E_STOP_TIMEOUT",   "seconds", "1",     "how long the driver lets a sandbox stop by itself, in seconds"],
   ["run-dir",         "OPENSHELL_E2E_RUN_DIR",        "folder",  "",      "where runs keep sockets and state; short, private, default in the temporary folder"],
   ["reports",         "OPENSHELL_E2E_REPORTS",        "text",    "reports", "where the logs of a run go when it ends"],
-  ["parallel",        "OPENSHELL_E2E_PARALLEL",       "count",   "",      "scenarios at a time; default 4, or 1 with a real gateway or engine"],
+  ["parallel",        "OPENSHELL_E2E_PARALLEL",       "count",   "",      "scenarios at a time; default 6, or 1 with a real gateway or engine"],
   ["verbose",         "OPENSHELL_E2E_VERBOSE",        "flag",    "",      "1 shows what the programs of a test run write, as they write it"],
   ["trace",           "OPENSHELL_E2E_TRACE",          "flag",    "",      "1 shows the calls between gateway and driver, as they end"],
   ["attach",          "OPENSHELL_E2E_ATTACH",         "flag",    "1",     "use a stack that `bun harness.ts up` keeps; 0 never does"],
@@ -1222,7 +1222,7 @@ const BEFORE_AND_AFTER_MS = 720_000;
  */
 export function scenariosAtATime(settings: Settings): number {
   const { gateway, engine } = findParts(settings);
-  return Number(settings.parallel) || (gateway.real || engine.real ? 1 : 4);
+  return Number(settings.parallel) || (gateway.real || engine.real ? 1 : 6);
 }
 
 /**

@@ -15,6 +15,59 @@ import {
 
 const skip = withoutPodmanDriver;
 
+// Frozen: first, since one of these takes longest, and the others run beside it
+
+scenario(
+  "DI-84 a sandbox that is frozen is not Ready for longer than 5 s",
+  async ({ stack, gateway }) => {
+    const sandbox = await gateway.readySandbox();
+    await toContainer(stack, sandbox.id, "pause");
+    const look = async () => expect((await sandbox.refresh()).phase).not.toBe("READY");
+    try {
+      await eventually(look, { what: "a sandbox that answers nobody not to be Ready", deadlineMs: 5_000 });
+    } finally {
+      await toContainer(stack, sandbox.id, "unpause");
+    }
+  },
+  { skip },
+);
+
+scenario(
+  "DI-83 a sandbox that was frozen for a moment goes on where it was",
+  async ({ stack, gateway }) => {
+    const sandbox = await gateway.readySandbox();
+    await toContainer(stack, sandbox.id, "pause");
+    const command = sandbox.exec(["echo", "thawed"]);
+    await toContainer(stack, sandbox.id, "unpause");
+    expect((await command).stdout).toBe("thawed\n");
+    expect((await sandbox.refresh()).phase).toBe("READY");
+  },
+  { skip },
+);
+
+scenario(
+  "DI-85 a frozen sandbox that is stopped runs no more",
+  async ({ stack, gateway }) => {
+    const sandbox = await gateway.readySandbox();
+    await toContainer(stack, sandbox.id, "pause");
+    expect((await sandbox.stop()).phase).toBe("STOPPED");
+    expect((await inspect(stack, sandbox.id)).State.Status).toBe("exited");
+    await (await sandbox.start()).ready();
+  },
+  { skip },
+);
+
+scenario(
+  "DI-86 a frozen sandbox can be deleted, and leaves nothing",
+  async ({ stack, gateway }) => {
+    const sandbox = await gateway.readySandbox();
+    await toContainer(stack, sandbox.id, "pause");
+    expect(await sandbox.delete()).toBe(true);
+    await nothingLeft(stack, sandbox.id);
+  },
+  { skip },
+);
+
 // Killed
 
 scenario(
@@ -147,59 +200,6 @@ scenario(
     await toContainer(stack, sandbox.id, "remove");
     await sandbox.gone(5_000);
     await stack.keeper.call("removeLeftovers", stack.info.id, [sandbox.id]);
-  },
-  { skip },
-);
-
-// Frozen
-
-scenario(
-  "DI-83 a sandbox that was frozen for a moment goes on where it was",
-  async ({ stack, gateway }) => {
-    const sandbox = await gateway.readySandbox();
-    await toContainer(stack, sandbox.id, "pause");
-    const command = sandbox.exec(["echo", "thawed"]);
-    await toContainer(stack, sandbox.id, "unpause");
-    expect((await command).stdout).toBe("thawed\n");
-    expect((await sandbox.refresh()).phase).toBe("READY");
-  },
-  { skip },
-);
-
-scenario(
-  "DI-84 a sandbox that is frozen is not Ready for longer than 5 s",
-  async ({ stack, gateway }) => {
-    const sandbox = await gateway.readySandbox();
-    await toContainer(stack, sandbox.id, "pause");
-    const look = async () => expect((await sandbox.refresh()).phase).not.toBe("READY");
-    try {
-      await eventually(look, { what: "a sandbox that answers nobody not to be Ready", deadlineMs: 5_000 });
-    } finally {
-      await toContainer(stack, sandbox.id, "unpause");
-    }
-  },
-  { skip },
-);
-
-scenario(
-  "DI-85 a frozen sandbox that is stopped runs no more",
-  async ({ stack, gateway }) => {
-    const sandbox = await gateway.readySandbox();
-    await toContainer(stack, sandbox.id, "pause");
-    expect((await sandbox.stop()).phase).toBe("STOPPED");
-    expect((await inspect(stack, sandbox.id)).State.Status).toBe("exited");
-    await (await sandbox.start()).ready();
-  },
-  { skip },
-);
-
-scenario(
-  "DI-86 a frozen sandbox can be deleted, and leaves nothing",
-  async ({ stack, gateway }) => {
-    const sandbox = await gateway.readySandbox();
-    await toContainer(stack, sandbox.id, "pause");
-    expect(await sandbox.delete()).toBe(true);
-    await nothingLeft(stack, sandbox.id);
   },
   { skip },
 );
