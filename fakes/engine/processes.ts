@@ -21,11 +21,14 @@ export function birth(pid: number): string {
   if (!LINUX) return ps("-o", "lstart=", "-p", String(pid)).trim();
   try {
     const fields = statFields(pid);
-    return fields[0] === "Z" ? "" : (fields[19] ?? "");
+    return fields[0] === "Z" ? "" : (fields[BORN] ?? "");
   } catch {
     return "";
   }
 }
+
+/** Among the fields of /proc/PID/stat, when the process was born, in ticks since the machine was. */
+const BORN = 19;
 
 /** /proc/PID/stat from the third field on: state, ppid, pgrp, session, … */
 function statFields(pid: number): string[] {
@@ -35,11 +38,11 @@ function statFields(pid: number): string[] {
 
 const ps = (...words: string[]): string => Bun.spawnSync(["ps", ...words]).stdout.toString();
 
-/** Every process that this user can see. */
-function processes(mark: string): Process[] {
+/** Every process that this user can see. Linux says when each was born: of an older one the mark is not looked for. */
+function processes(mark: string, since: number): Process[] {
   if (LINUX) {
     const pids = readdirSync("/proc").filter((name) => /^\d+$/.test(name));
-    return pids.flatMap((pid) => processOf(Number(pid), mark));
+    return pids.flatMap((pid) => processOf(Number(pid), mark, since));
   }
   return ps("-axEww", "-o", "pid=,ppid=,pgid=,stat=,command=")
     .split("\n")
@@ -53,11 +56,13 @@ function processes(mark: string): Process[] {
 }
 
 /** A process, or none if it ends while one looks. */
-function processOf(pid: number, mark: string): Process[] {
+function processOf(pid: number, mark: string, since: number): Process[] {
   try {
-    const [state, parent, , session] = statFields(pid);
+    const fields = statFields(pid);
+    const [state, parent, , session] = fields;
     if (state === "Z") return [];
-    return [{ pid, parent: Number(parent), session: Number(session), marked: carries(pid, mark) }];
+    const marked = Number(fields[BORN]) >= since && carries(pid, mark);
+    return [{ pid, parent: Number(parent), session: Number(session), marked }];
   } catch {
     return [];
   }
@@ -77,8 +82,8 @@ function carries(pid: number, mark: string): boolean {
  * and their descendants. Not the monitor itself.
  */
 export function members(container: Container): number[] {
-  const all = processes(`OPENSHELL_FAKE_ROOT=${rootfs(container)}`);
   const monitor = container.monitor?.pid ?? -1;
+  const all = processes(`OPENSHELL_FAKE_ROOT=${rootfs(container)}`, Number(container.monitor?.birth ?? 0));
   const inside = new Set(
     all.filter(({ session, marked }) => marked || session === monitor).map(({ pid }) => pid),
   );
