@@ -4,7 +4,9 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { chmodSync, existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { eventually, findParts, HarnessError, readable, readSettings, Run } from "./harness.ts";
+import { eventually, HarnessError, readable, readSettings } from "./harness.ts";
+import { findParts } from "./keeper/places.ts";
+import { Run } from "./keeper/run.ts";
 
 describe("settings", () => {
   test("a flag wins over the environment, and the environment over the default", () => {

@@ -2,7 +2,9 @@
 
 /** `doctor`: what is here, what is missing, and the command or setting that gets it. Starts nothing. */
 import { existsSync, readFileSync } from "node:fs";
-import { connectable, EXIT, findCli, findParts, HarnessError, HOW_TO_NAME, PLACES, Run } from "../harness.ts";
+import { connectable, EXIT, HarnessError, PLACES } from "../harness.ts";
+import { findCli, findParts, HOW_TO_NAME } from "../keeper/places.ts";
+import { Run } from "../keeper/run.ts";
 import type { Command, Settings } from "../harness.ts";
 import { Engine } from "../keeper/engine.ts";
 

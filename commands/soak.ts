@@ -6,15 +6,8 @@
  * the driver dies now and then. At the end: latencies, memory, file descriptors, and every promise that was broken.
  */
 import { existsSync, readdirSync, readFileSync } from "node:fs";
-import {
-  describeParts,
-  eventually,
-  EXIT,
-  HarnessError,
-  RunningStack,
-  type Sandbox,
-  withKeeper,
-} from "../harness.ts";
+import { eventually, EXIT, HarnessError, RunningStack, type Sandbox, withKeeper } from "../harness.ts";
+import { describeParts } from "../keeper/places.ts";
 import type { Command } from "../harness.ts";
 import { parseFault } from "../keeper/faults.ts";
 import { codeName } from "../proto/contract.ts";

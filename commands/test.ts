@@ -8,15 +8,8 @@
  */
 import { existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
 import { join, resolve } from "node:path";
-import {
-  asEnvironment,
-  scenariosAtATime,
-  checkParts,
-  describeParts,
-  EXIT,
-  findParts,
-  HarnessError,
-} from "../harness.ts";
+import { asEnvironment, scenariosAtATime, EXIT, HarnessError } from "../harness.ts";
+import { checkParts, describeParts, findParts } from "../keeper/places.ts";
 import type { Command, Settings } from "../harness.ts";
 import { liveProgress, type ProgressEvent } from "../report/progress.ts";
 import { inColour } from "../report/text.ts";

@@ -3,7 +3,8 @@
 /** `with -- COMMAND`: run any command against a stack, the one that `up` keeps or one of its own. */
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
-import { attach, describeParts, EXIT, findCli, HarnessError, withKeeper } from "../harness.ts";
+import { attach, EXIT, HarnessError, withKeeper } from "../harness.ts";
+import { describeParts, findCli } from "../keeper/places.ts";
 import type { Command, Settings } from "../harness.ts";
 import type { StackInfo } from "../keeper/stack.ts";
 

@@ -16,7 +16,8 @@ import { writeFileSync } from "node:fs";
 import { tmpdir, userInfo } from "node:os";
 import { join } from "node:path";
 import { startEngine, tarOf } from "../fakes/engine/lab.ts";
-import { eventually, processesOf, readSettings, Run } from "../harness.ts";
+import { eventually, readSettings } from "../harness.ts";
+import { processesOf, Run } from "./run.ts";
 import { Engine } from "./engine.ts";
 
 setDefaultTimeout(60_000);

@@ -7,17 +7,16 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import {
   asEnvironment,
-  describeParts,
   eventually,
-  findParts,
   HarnessError,
   isAlive,
   PLACES,
-  Run,
   type Settings,
   tailOf,
   within,
 } from "../harness.ts";
+import { describeParts, findParts } from "./places.ts";
+import { Run } from "./run.ts";
 import type { Keeper, Method } from "./keeper.ts";
 
 const HARNESS = join(import.meta.dir, "..", "harness.ts");

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** The engine: a client of Podman's REST API with what the harness needs of it, and what a run leaves there. */
-import { HarnessError, readable, RUN_LABEL, type Run } from "../harness.ts";
+import { HarnessError, readable } from "../harness.ts";
+import { RUN_LABEL, type Run } from "./run.ts";
 
 interface EngineInfo {
   version: string;

@@ -5,7 +5,8 @@ import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { basename, dirname, join } from "node:path";
-import { eventually, Gateway, isAlive, processesOf, processTable, readSettings, Run } from "../harness.ts";
+import { eventually, Gateway, isAlive, readSettings } from "../harness.ts";
+import { processesOf, processTable, Run } from "./run.ts";
 import { readResults } from "../report/read.ts";
 import type { StackInfo } from "./stack.ts";
 

@@ -10,16 +10,12 @@ import { copyFileSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync 
 import { createServer } from "node:net";
 import { join, resolve } from "node:path";
 import { createInterface } from "node:readline";
-import {
-  checkParts,
-  findParts,
-  HarnessError,
-  openClient,
-  processesOf,
-  RUN_MARK,
-  readable,
-} from "../harness.ts";
-import type { Parts, Run, Settings } from "../harness.ts";
+import { HarnessError, openClient, readable } from "../harness.ts";
+import { checkParts, findParts } from "./places.ts";
+import { processesOf, RUN_MARK } from "./run.ts";
+import type { Settings } from "../harness.ts";
+import type { Parts } from "./places.ts";
+import type { Run } from "./run.ts";
 import { unary } from "../proto/contract.ts";
 import { now, readRecords, record, recordTo, writeResults } from "../report/record.ts";
 import { describeBelonging, Engine, removeBelongings } from "./engine.ts";

@@ -3,7 +3,8 @@
 /** A child process and what it is given: its own environment, its own log file, and an owner that stops it. */
 import { closeSync, mkdirSync, openSync, statfsSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
-import { eventually, HarnessError, indent, RUN_MARK, type Run, tailOf } from "../harness.ts";
+import { eventually, HarnessError, indent, tailOf } from "../harness.ts";
+import { RUN_MARK, type Run } from "./run.ts";
 import { now, record } from "../report/record.ts";
 
 /** A child process: its own environment, its own log file, and an owner that stops it. */

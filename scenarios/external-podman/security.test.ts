@@ -6,14 +6,8 @@ import { expect } from "bun:test";
 import { createPrivateKey, randomUUID, sign } from "node:crypto";
 import { readFileSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
-import {
-  connectable,
-  processTable,
-  refusal,
-  type RunningStack,
-  type Sandbox,
-  scenario,
-} from "../../harness.ts";
+import { connectable, refusal, type RunningStack, type Sandbox, scenario } from "../../harness.ts";
+import { processTable } from "../../keeper/run.ts";
 import { unary } from "../../proto/contract.ts";
 import { descriptorsOf, inspect, withoutPodmanDriver, withoutProc } from "./given.ts";
 

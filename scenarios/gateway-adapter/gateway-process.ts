@@ -12,18 +12,10 @@ import { createServer } from "node:net";
 import { join } from "node:path";
 import * as grpc from "@grpc/grpc-js";
 import { stringify } from "smol-toml";
-import {
-  checkParts,
-  describeParts,
-  eventually,
-  HarnessError,
-  parts,
-  readable,
-  readSettings,
-  Run,
-  within,
-} from "../../harness.ts";
-import type { Parts } from "../../harness.ts";
+import { eventually, HarnessError, parts, readable, readSettings, within } from "../../harness.ts";
+import { checkParts, describeParts } from "../../keeper/places.ts";
+import { Run } from "../../keeper/run.ts";
+import type { Parts } from "../../keeper/places.ts";
 import { cleanEnvironment } from "../../keeper/process.ts";
 import { compiledFake } from "../../keeper/programs.ts";
 import { freePort } from "../../keeper/stack.ts";

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** What stands in each of the four places: a real program, where the settings name one, or a fake. */
+import { existsSync } from "node:fs";
+import { userInfo } from "node:os";
+import { basename, join } from "node:path";
+import { HarnessError, type Place, PLACES, placeList, type Settings } from "../harness.ts";
+import type { Standing } from "../report/model.ts";
+
+/** What stands in a place: the command that starts it, and what the first line of every run says about it. */
+export interface Part {
+  real: boolean;
+  label: string;
+  command: string[];
+  /** On a real engine, once it is there: the supervisor's, or, of the engine, that of its sandboxes. */
+  image?: Standing["image"];
+}
+
+export type Parts = Record<Place, Part>;
+
+function fake(place: Place): Part {
+  const program = join(import.meta.dir, "..", "fakes", `${place}.ts`);
+  return { real: false, label: "fake", command: [process.execPath, program] };
+}
+
+/**
+ * Decides what stands in each place. Nothing is started, and only the file system is read, so that scenarios can ask
+ * while they are registered; `checkParts` asks the programs themselves.
+ * @throws HarnessError when the settings contradict each other or a required real program is missing.
+ */
+export function findParts(settings: Settings): Parts {
+  const forced = placeList(settings.fake);
+  const required = placeList(settings.require);
+  const contradiction = forced.find((place) => required.includes(place));
+  if (contradiction) {
+    throw new HarnessError(`OPENSHELL_E2E_REQUIRE and OPENSHELL_E2E_FAKE both name ${contradiction}`);
+  }
+  const real = (place: Place, command: string[], label: string): Part | undefined =>
+    command[0] && !forced.includes(place) ? { real: true, label, command } : undefined;
+
+  const gateway = built(settings, "openshell-gateway", settings.gatewayBin);
+  const driver = built(settings, "openshell-driver-podman", settings.driverBin);
+  const custom = words(settings.driverCmd);
+  const podman = settings.podmanSocket || (settings.sandboxImage && (Bun.which("podman") ?? ""));
+  const parts: Parts = {
+    gateway: real("gateway", [gateway], "openshell-gateway") ?? fake("gateway"),
+    driver:
+      real("driver", custom, `${basename(custom[0] ?? "")} (custom)`) ??
+      real("driver", [driver], "openshell-driver-podman") ??
+      fake("driver"),
+    engine: real("engine", [podman], "podman") ?? fake("engine"),
+    supervisor:
+      real("supervisor", [settings.supervisorImage], settings.supervisorImage) ?? fake("supervisor"),
+  };
+  const missing = required.find((place) => !parts[place].real);
+  if (missing) {
+    throw new HarnessError(
+      `OPENSHELL_E2E_REQUIRE names ${missing}, but none was found. ${HOW_TO_NAME[missing]}`,
+    );
+  }
+  if (parts.engine.real && !settings.sandboxImage) {
+    throw new HarnessError("OPENSHELL_SANDBOX_IMAGE: a real engine needs the image that sandboxes run");
+  }
+  if (parts.supervisor.real && !parts.engine.real) {
+    throw new HarnessError(
+      "OPENSHELL_SUPERVISOR_IMAGE: the real supervisor needs a real engine; set OPENSHELL_PODMAN_SOCKET, " +
+        "or install podman and set OPENSHELL_SANDBOX_IMAGE",
+    );
+  }
+  return parts;
+}
+
+/** How a user puts the real program in a place. */
+export const HOW_TO_NAME: Record<Place, string> = {
+  gateway: "Set OPENSHELL_GATEWAY_BIN, or OPENSHELL_REPO to a built checkout",
+  driver: "Set OPENSHELL_DRIVER_BIN, OPENSHELL_DRIVER_CMD, or OPENSHELL_REPO to a built checkout",
+  engine: "Set OPENSHELL_PODMAN_SOCKET, or install podman and set OPENSHELL_SANDBOX_IMAGE",
+  supervisor: "Set OPENSHELL_SUPERVISOR_IMAGE",
+};
+
+/** The words of a command line; quotes hold words together, nothing else is special. */
+function words(line: string): string[] {
+  return (line.match(/(?:"[^"]*"|'[^']*'|[^\s"'])+/g) ?? []).map((word) => word.replace(/["']/g, ""));
+}
+
+function built(settings: Settings, program: string, named: string): string {
+  if (named || !settings.repo) return named;
+  const candidates = ["release", "debug"].map((profile) => join(settings.repo, "target", profile, program));
+  return candidates.find((path) => existsSync(path)) ?? "";
+}
+
+/** The openshell CLI, if there is one. */
+export const findCli = (settings: Settings): string => built(settings, "openshell", settings.cliBin);
+
+/**
+ * Asks the real programs who they are, and adds their versions to the labels.
+ * @throws HarnessError when a binary is not the program that its setting promises.
+ */
+export async function checkParts(parts: Parts, settings: Settings): Promise<Parts> {
+  const version = async (part: Part, program: string, setting: string): Promise<Part> => {
+    if (!part.real || part.command.length !== 1) return part;
+    const [path = ""] = part.command;
+    const asked = Bun.spawn([path, "--version"], {
+      env: { PATH: process.env.PATH ?? "" },
+      stdout: "pipe",
+      stderr: "ignore",
+      timeout: 10_000,
+    });
+    const said = (await asked.stdout.text()).trim();
+    if (!said.startsWith(`${program} `)) {
+      throw new HarnessError(
+        `${setting}: ${path} is not ${program}: \`--version\` printed ${JSON.stringify(said.slice(0, 80))}`,
+      );
+    }
+    return { ...part, label: said };
+  };
+  const isCustom = settings.driverCmd !== "";
+  const [gateway, driver, engine] = await Promise.all([
+    version(
+      parts.gateway,
+      "openshell-gateway",
+      settings.gatewayBin ? "OPENSHELL_GATEWAY_BIN" : "OPENSHELL_REPO",
+    ),
+    isCustom
+      ? parts.driver
+      : version(
+          parts.driver,
+          "openshell-driver-podman",
+          settings.driverBin ? "OPENSHELL_DRIVER_BIN" : "OPENSHELL_REPO",
+        ),
+    parts.engine.real ? describeEngine(parts.engine, settings) : parts.engine,
+  ]);
+  return { ...parts, gateway, driver, engine };
+}
+
+async function describeEngine(part: Part, settings: Settings): Promise<Part> {
+  const { Engine } = await import("./engine.ts");
+  if (settings.podmanSocket) {
+    const { version, rootless } = await new Engine(settings.podmanSocket).info();
+    return { ...part, label: `podman ${version} (${rootless ? "rootless" : "rootful"})` };
+  }
+  const asked = Bun.spawnSync([...part.command, "--version"], { timeout: 10_000 });
+  const version = /\d+\.\d+\.\d+\S*/.exec(asked.stdout.toString())?.[0];
+  if (!version)
+    throw new HarnessError(`podman: \`podman --version\` printed ${asked.stdout}${asked.stderr}`.trim());
+  return { ...part, label: `podman ${version} (${userInfo().uid === 0 ? "rootful" : "rootless"})` };
+}
+
+/** "gateway fake · driver openshell-driver-podman 0.0.112 · engine podman 5.4.2 (rootful) · supervisor fake" */
+export const describeParts = (parts: Parts): string =>
+  PLACES.map((place) => `${place} ${parts[place].label}`).join(" · ");

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** A run: its id, its private folder, and how what belongs to it is known. */
+import { randomBytes } from "node:crypto";
+import {
+  appendFileSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
+import { tmpdir, userInfo } from "node:os";
+import { basename, join } from "node:path";
+import { HarnessError, type Settings } from "../harness.ts";
+
+/** In the environment of every process that a run starts: how a sweep knows them. */
+export const RUN_MARK = "OPENSHELL_E2E_RUN";
+/** On every network and container that a run makes itself. */
+export const RUN_LABEL = "openshell-e2e.run";
+
+/** One run: its id, and the private folder that holds all it makes on disk. */
+export class Run {
+  private constructor(
+    readonly id: string,
+    readonly folder: string,
+  ) {}
+
+  /** Where the runs of this user live. */
+  static root(settings: Settings): string {
+    return settings.runDir || join(tmpdir(), `openshell-e2e-${userInfo().uid}`);
+  }
+
+  /**
+   * A new run, of which nothing is on disk yet.
+   * @throws HarnessError when a socket's path in it would be too long for the kernel, or others could reach into it.
+   */
+  static create(settings: Settings): Run {
+    const id = randomBytes(4).toString("hex");
+    const run = new Run(id, join(Run.root(settings), id));
+    const longest = join(run.folder, "999", "driver", "driver.sock");
+    if (longest.length >= 100) {
+      throw new HarnessError(
+        `A socket's path would be ${longest.length} bytes, 100 is the most: ${longest}\n` +
+          "  Set OPENSHELL_E2E_RUN_DIR to a shorter folder",
+      );
+    }
+    makePrivate(Run.root(settings));
+    return run;
+  }
+
+  static open(folder: string): Run {
+    return new Run(basename(folder), folder);
+  }
+
+  /** Every run that left a folder, alive or dead. */
+  static all(settings: Settings): Run[] {
+    const root = Run.root(settings);
+    if (!existsSync(root)) return [];
+    // A symbolic link is none of ours, wherever it leads.
+    return readdirSync(root, { withFileTypes: true })
+      .filter((entry) => entry.isDirectory() && /^[0-9a-f]{8}$/.test(entry.name))
+      .map(({ name }) => Run.open(join(root, name)));
+  }
+
+  get controlSocket(): string {
+    return join(this.folder, "keeper.sock");
+  }
+
+  /** Remembers a sandbox, so that its volume and secrets are found even when its container is gone. */
+  remember(sandboxId: string): void {
+    if (sandboxId) appendFileSync(join(this.folder, "sandboxes"), `${sandboxId}\n`);
+  }
+
+  get sandboxIds(): string[] {
+    const file = join(this.folder, "sandboxes");
+    return existsSync(file) ? readFileSync(file, "utf8").split("\n").filter(Boolean) : [];
+  }
+
+  /** What a sweep must know to reach the run's engine again. */
+  set engine(engine: { socket: string; command: string[] }) {
+    writeFileSync(join(this.folder, "engine.json"), JSON.stringify(engine));
+  }
+
+  get engine(): { socket: string; command: string[] } | undefined {
+    const file = join(this.folder, "engine.json");
+    return existsSync(file) ? JSON.parse(readFileSync(file, "utf8")) : undefined;
+  }
+
+  remove(): void {
+    rmSync(this.folder, { recursive: true, force: true });
+  }
+}
+
+/**
+ * Makes the folder of all runs, or makes sure that nobody else can exchange what is in it: in a shared temporary folder
+ * anybody may have made it first.
+ */
+function makePrivate(root: string): void {
+  const advice = "Set OPENSHELL_E2E_RUN_DIR to a folder of your own";
+  try {
+    mkdirSync(root, { recursive: true, mode: 0o700 });
+  } catch (error) {
+    throw new HarnessError(`The folder for runs cannot be made: ${(error as Error).message}. ${advice}`);
+  }
+  const { uid, mode } = statSync(root);
+  const isShared = (mode & 0o022) !== 0 && (mode & 0o1000) === 0;
+  if ((uid !== userInfo().uid && uid !== 0) || isShared || lstatSync(root).uid !== uid) {
+    const seen = `owner ${uid}, mode ${(mode & 0o7777).toString(8)}`;
+    throw new HarnessError(
+      `The folder for runs is not safe, others can write to it: ${root} (${seen}). ${advice}`,
+    );
+  }
+}
+
+/** The processes of a run that still live: those that carry its mark, and those of its fake containers. */
+export function processesOf(run: Run): { pid: number; command: string }[] {
+  const marks = [`${RUN_MARK}=${run.id}`, `OPENSHELL_FAKE_ROOT=${run.folder}/`];
+  return processTable()
+    .filter(({ pid, environment }) => pid !== process.pid && marks.some((mark) => environment.includes(mark)))
+    .map(({ pid, command }) => ({ pid, command: command.slice(0, 200) }));
+}
+
+/** All processes of this user: command line and environment. */
+export function processTable(): { pid: number; command: string; environment: string }[] {
+  if (process.platform !== "linux") {
+    const table = Bun.spawnSync(["ps", "-axEww", "-o", "pid=,command="]).stdout.toString();
+    return table.split("\n").flatMap((line) => {
+      const match = /^\s*(\d+) (.*)$/.exec(line);
+      return match ? [{ pid: Number(match[1]), command: match[2]!, environment: match[2]! }] : [];
+    });
+  }
+  return readdirSync("/proc")
+    .filter((name) => /^\d+$/.test(name))
+    .flatMap((pid) => {
+      try {
+        const environment = readFileSync(`/proc/${pid}/environ`, "utf8");
+        const command = readFileSync(`/proc/${pid}/cmdline`, "utf8").replaceAll("\0", " ").trim();
+        return [{ pid: Number(pid), command, environment }];
+      } catch {
+        // Gone meanwhile, or another user's.
+        return [];
+      }
+    });
+}
