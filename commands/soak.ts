@@ -119,31 +119,46 @@ class Soak {
   // One sandbox
 
   async #life(): Promise<void> {
-    const mark = crypto.randomUUID();
     this.#alive++;
     try {
       const box = await this.#timed("create", () =>
         this.#undisturbed(() => this.stack.gateway.createSandbox()),
       );
-      await this.#timed("ready", () => box.ready());
-      await this.#says(
-        box,
-        ["sh", "-c", `echo ${mark} >mark && cat mark`],
-        mark,
-        "a command's output is its own",
-      );
-      await this.#timed("stop", () => box.stop());
-      if (box.phase !== "STOPPED") this.#break(`a sandbox that was stopped is STOPPED, not ${box.phase}`);
-      await this.#timed("start", async () => (await box.start()).ready());
-      await this.#says(box, ["cat", "mark"], mark, "a workspace survives stop and start");
-      await this.#timed("delete", () => this.#undisturbed(() => box.delete()));
+      await this.#live(box).catch(async (error) => {
+        this.#judge(error);
+        await this.#undisturbed(() => this.#remove(box));
+      });
     } catch (error) {
-      // What a fault kept from being deleted is deleted when all is calm: see #settle.
       this.#judge(error);
     } finally {
       this.#alive--;
       this.#ended++;
     }
+  }
+
+  async #live(box: Sandbox): Promise<void> {
+    const mark = crypto.randomUUID();
+    await this.#timed("ready", () => box.ready());
+    const write = ["sh", "-c", `echo ${mark} >mark && cat mark`];
+    await this.#says(box, write, mark, "a command's output is its own");
+    await this.#timed("stop", () => box.stop());
+    if (box.phase !== "STOPPED") this.#break(`a sandbox that was stopped is STOPPED, not ${box.phase}`);
+    await this.#timed("start", async () => (await box.start()).ready());
+    await this.#says(box, ["cat", "mark"], mark, "a workspace survives stop and start");
+    await this.#timed("delete", () => this.#undisturbed(() => box.delete()));
+  }
+
+  /** Deletes a sandbox whose life was cut short, however often that is refused while things break. */
+  async #remove(box: Sandbox): Promise<void> {
+    const { sandboxes } = this.stack.gateway;
+    const attempt = () =>
+      box.delete().catch((error) => {
+        if (codeOf(error) !== "NOT_FOUND") throw error;
+        sandboxes.delete(box);
+      });
+    await eventually(attempt, { what: `delete ${box.name}`, deadlineMs: DELETE_MS }).catch((error: Error) =>
+      this.#break(`a sandbox can be deleted after all: ${error.message.split("last seen: ")[1]}`),
+    );
   }
 
   /**
@@ -247,22 +262,9 @@ class Soak {
 
   // The end
 
-  /** Deletes what is still there, and looks for what should not be. */
+  /** Looks for what should not be there any more. */
   async #settle(): Promise<void> {
     const { stack } = this;
-    const remaining = [...stack.gateway.sandboxes];
-    const remove = async (sandbox: Sandbox) => {
-      const attempt = () =>
-        sandbox.delete().catch((error) => {
-          if (codeOf(error) !== "NOT_FOUND") throw error;
-          stack.gateway.sandboxes.delete(sandbox);
-        });
-      await eventually(attempt, { what: `delete ${sandbox.name}`, deadlineMs: DELETE_MS }).catch(
-        (error: Error) =>
-          this.#break(`a sandbox can be deleted once all is calm: ${error.message.split("last seen: ")[1]}`),
-      );
-    };
-    await Promise.all(remaining.map(remove));
     const listed = await stack.gateway.listSandboxes();
     for (const name of listed) this.#break(`nothing is listed after all was deleted: ${name}`);
     for (const line of await stack.cleanUp()) this.#break(`nothing is left on the engine: ${line}`);

@@ -475,6 +475,14 @@ describe("a command", () => {
     expect([code, String(stdout)]).toEqual([0, "done\n"]);
   });
 
+  test("may leave an orphan: the supervisor takes it on, and collects it when it has ended", async () => {
+    const { stdout } = await stack.exec(sandbox, ["sh", "-c", "sleep 0.5 >&- 2>&- & echo $!"]);
+    const orphan = `/proc/${String(stdout).trim()}`;
+    const [, parent] = /\) S (\d+) /.exec(readFileSync(join(orphan, "stat"), "latin1")) ?? [];
+    expect(Number(parent)).toBe(stack.supervisors.get(sandbox)!.process.pid);
+    await eventually("the orphan to be gone from the process table", () => !existsSync(orphan));
+  });
+
   test("has a terminal when it asks for one", async () => {
     const { stdout, code } = await stack.exec(
       sandbox,

@@ -125,21 +125,31 @@ export class Processes {
 
   /** Collects dead processes that were not started here: a container's first process inherits orphans. */
   #reap(): void {
-    for (const { pid, state } of processTable().filter(({ parent }) => parent === process.pid)) {
-      if (state === "Z" && !this.#own.has(pid)) this.#libc?.symbols.waitpid(pid, null, WNOHANG);
+    if (!this.#libc) return;
+    const { waitid, waitpid } = this.#libc.symbols;
+    const siginfo = new Int32Array(32);
+    for (;;) {
+      siginfo.fill(0);
+      // Looks at one dead child and leaves it there: those that were started here are somebody else's to collect.
+      waitid(P_ALL, 0, siginfo, WEXITED | WNOHANG | WNOWAIT);
+      const pid = siginfo[SI_PID]!;
+      if (pid === 0 || this.#own.has(pid)) return;
+      waitpid(pid, null, WNOHANG);
     }
   }
 }
 
 const PR_SET_CHILD_SUBREAPER = 36;
-const WNOHANG = 1;
+// waitid(2), and where the pid stands among the words of a siginfo_t on 64-bit systems.
+const [P_ALL, WNOHANG, WEXITED, WNOWAIT, SI_PID] = [0, 1, 4, 0x0100_0000, 4];
 
-/** The two calls that neither Bun nor Node has. Without libc orphans stay uncollected, no more. */
+/** The three calls that neither Bun nor Node has. Without libc orphans stay uncollected, no more. */
 function openLibc() {
   for (const name of ["libc.so.6", "libc.so"]) {
     try {
       return dlopen(name, {
         prctl: { args: ["i32", "u64", "u64", "u64", "u64"], returns: "i32" },
+        waitid: { args: ["i32", "i32", "ptr", "i32"], returns: "i32" },
         waitpid: { args: ["i32", "ptr", "i32"], returns: "i32" },
       });
     } catch {
