@@ -113,7 +113,10 @@ class Soak {
     }
     this.#progress();
     if (process.stdout.isTTY) console.log();
-    await this.#settle();
+    // Whatever comes of it, what was measured is told.
+    await this.#settle().catch((error: Error) =>
+      this.#break(`the stack answers in the end: ${error.message.split("\n")[0]}`),
+    );
   }
 
   // One sandbox
