@@ -4,10 +4,9 @@
 import * as grpc from "@grpc/grpc-js";
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
-import { EXIT, openClient, RunningStack, startKeeper } from "../harness.ts";
+import { type Command, EXIT, openClient, RunningStack, startKeeper } from "../harness.ts";
 import { describeParts } from "../keeper/places.ts";
 import { Run } from "../keeper/run.ts";
-import type { Command } from "../harness.ts";
 import { computeDriver, streaming, unary } from "../proto/contract.ts";
 import type { ComputeDriverClient } from "../proto/v0.0/types/openshell/compute/v1/ComputeDriver.ts";
 

@@ -6,9 +6,8 @@
  */
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join, relative, resolve } from "node:path";
-import { EXIT, HarnessError, type Settings, standings, withKeeper } from "../harness.ts";
+import { type Command, EXIT, HarnessError, type Settings, standings, withKeeper } from "../harness.ts";
 import { describeParts } from "../keeper/places.ts";
-import type { Command } from "../harness.ts";
 import type { Check } from "../contract/check.ts";
 import { judge, type Judged, recordBegun, recordOutcome } from "../contract/judge.ts";
 import { type Known, readKnown } from "../known-failing.ts";

@@ -4,8 +4,7 @@
  * `diff A B`: what changed from one run to another, each a results.json or the folder that holds it. Exit code 1 if
  * something got worse, so that a script can try a new gateway with an old driver.
  */
-import { EXIT, HarnessError } from "../harness.ts";
-import type { Command } from "../harness.ts";
+import { type Command, EXIT, HarnessError } from "../harness.ts";
 import { describeDiff, diff } from "../report/diff.ts";
 import { readResults } from "../report/read.ts";
 

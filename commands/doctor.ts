@@ -2,10 +2,9 @@
 
 /** `doctor`: what is here, what is missing, and the command or setting that gets it. Starts nothing. */
 import { existsSync, readFileSync } from "node:fs";
-import { connectable, EXIT, HarnessError, PLACES } from "../harness.ts";
+import { type Command, connectable, EXIT, HarnessError, PLACES, type Settings } from "../harness.ts";
 import { findCli, findParts, HOW_TO_NAME } from "../keeper/places.ts";
 import { Run } from "../keeper/run.ts";
-import type { Command, Settings } from "../harness.ts";
 import { Engine } from "../keeper/engine.ts";
 
 type Mark = "ok" | "fake" | "missing" | "note";

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** `help`: the verbs and every setting. */
-import { EXIT, SETTINGS } from "../harness.ts";
+import { type Command, EXIT, SETTINGS } from "../harness.ts";
 import { FAULTS } from "../keeper/faults.ts";
-import type { Command } from "../harness.ts";
 
 const VERBS = `bun harness.ts VERB [settings]
 

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** `keep FOLDER`: the keeper of one run, started by `startKeeper`; ends when the last connection to it closes. */
-import { EXIT } from "../harness.ts";
+import { type Command, EXIT } from "../harness.ts";
 import { Run } from "../keeper/run.ts";
-import type { Command } from "../harness.ts";
 import { Keeper, serveControl } from "../keeper/keeper.ts";
 
 /** Nobody came: the process that started us died before it could connect. */

@@ -7,9 +7,8 @@
  * be found by those that it names, and by no other; and every MUST must find at least one mutant.
  */
 import { join } from "node:path";
-import { EXIT, HarnessError, within, withKeeper } from "../harness.ts";
+import { type Command, EXIT, HarnessError, within, withKeeper } from "../harness.ts";
 import { describeParts } from "../keeper/places.ts";
-import type { Command } from "../harness.ts";
 import { type Check, checks, setPatience } from "../contract/check.ts";
 import { loadChecks } from "../contract/load.ts";
 import { type Mutant, mutants } from "../contract/mutant.ts";

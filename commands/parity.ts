@@ -7,9 +7,8 @@
 import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { EXIT, HarnessError, indent, readable } from "../harness.ts";
+import { type Command, EXIT, HarnessError, indent, readable } from "../harness.ts";
 import { checkParts, findParts, HOW_TO_NAME } from "../keeper/places.ts";
-import type { Command } from "../harness.ts";
 
 const ROOT = join(import.meta.dir, "..");
 const SUITE = "scenarios/gateway-adapter/";

@@ -6,8 +6,7 @@
  */
 import { appendFileSync, mkdirSync, writeFileSync } from "node:fs";
 import { dirname, join, relative, resolve } from "node:path";
-import { EXIT, HarnessError } from "../harness.ts";
-import type { Command } from "../harness.ts";
+import { type Command, EXIT, HarnessError } from "../harness.ts";
 import { ctrf } from "../report/ctrf.ts";
 import { annotations, stepSummary } from "../report/github.ts";
 import { html } from "../report/html.ts";

@@ -6,9 +6,16 @@
  * the driver dies now and then. At the end: latencies, memory, file descriptors, and every promise that was broken.
  */
 import { existsSync, readdirSync, readFileSync } from "node:fs";
-import { eventually, EXIT, HarnessError, RunningStack, type Sandbox, withKeeper } from "../harness.ts";
+import {
+  type Command,
+  eventually,
+  EXIT,
+  HarnessError,
+  RunningStack,
+  type Sandbox,
+  withKeeper,
+} from "../harness.ts";
 import { describeParts } from "../keeper/places.ts";
-import type { Command } from "../harness.ts";
 import { parseFault } from "../keeper/faults.ts";
 import { codeName } from "../proto/contract.ts";
 

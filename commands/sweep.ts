@@ -3,9 +3,8 @@
 /** `sweep`: remove what dead runs left, and nothing of runs that live. `sweep --run FOLDER`: of that one. */
 import { existsSync, statSync } from "node:fs";
 import { resolve } from "node:path";
-import { connectable, EXIT, eventually, HarnessError } from "../harness.ts";
+import { type Command, connectable, eventually, EXIT, HarnessError } from "../harness.ts";
 import { processesOf, Run } from "../keeper/run.ts";
-import type { Command } from "../harness.ts";
 import { readRecords, writeResults } from "../report/record.ts";
 import { belongings, describeBelonging, Engine, removeBelongings } from "../keeper/engine.ts";
 

@@ -8,9 +8,15 @@
  */
 import { existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
 import { join, resolve } from "node:path";
-import { asEnvironment, scenariosAtATime, EXIT, HarnessError } from "../harness.ts";
+import {
+  asEnvironment,
+  type Command,
+  EXIT,
+  HarnessError,
+  scenariosAtATime,
+  type Settings,
+} from "../harness.ts";
 import { checkParts, describeParts, findParts } from "../keeper/places.ts";
-import type { Command, Settings } from "../harness.ts";
 import { liveProgress, type ProgressEvent } from "../report/progress.ts";
 import { inColour } from "../report/text.ts";
 

@@ -3,9 +3,8 @@
 /** `up [--fault 'METHOD: WHAT']...`: keep a stack, to which `bun test` and `with` attach, until Ctrl-C or SIGTERM. */
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { EXIT, withKeeper } from "../harness.ts";
+import { type Command, EXIT, withKeeper } from "../harness.ts";
 import { describeParts } from "../keeper/places.ts";
-import type { Command } from "../harness.ts";
 import { parseFault } from "../keeper/faults.ts";
 
 export const command: Command = async (settings, _args, { fault = "" }) => {

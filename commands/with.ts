@@ -3,9 +3,8 @@
 /** `with -- COMMAND`: run any command against a stack, the one that `up` keeps or one of its own. */
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
-import { attach, EXIT, HarnessError, withKeeper } from "../harness.ts";
+import { attach, type Command, EXIT, HarnessError, type Settings, withKeeper } from "../harness.ts";
 import { describeParts, findCli } from "../keeper/places.ts";
-import type { Command, Settings } from "../harness.ts";
 import type { StackInfo } from "../keeper/stack.ts";
 
 export const command: Command = async (settings, argv) => {

@@ -10,18 +10,15 @@ import { copyFileSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync 
 import { createServer } from "node:net";
 import { join, resolve } from "node:path";
 import { createInterface } from "node:readline";
-import { HarnessError, openClient, readable } from "../harness.ts";
-import { checkParts, findParts } from "./places.ts";
-import { processesOf, RUN_MARK } from "./run.ts";
-import type { Settings } from "../harness.ts";
-import type { Parts } from "./places.ts";
-import type { Run } from "./run.ts";
+import { HarnessError, openClient, readable, type Settings } from "../harness.ts";
 import { unary } from "../proto/contract.ts";
 import { now, readRecords, record, recordTo, writeResults } from "../report/record.ts";
 import { describeBelonging, Engine, removeBelongings } from "./engine.ts";
 import type { EngineRule, ProxiedCall } from "./engine-proxy.ts";
+import { checkParts, findParts, type Parts } from "./places.ts";
 import { Child, cleanEnvironment } from "./process.ts";
 import { compiledFake } from "./programs.ts";
+import { processesOf, type Run, RUN_MARK } from "./run.ts";
 import { type DriverContext, type Setup, Stack, type StackInfo, type StackSpec } from "./stack.ts";
 import type { Call, Rule } from "./tap.ts";
 
@@ -74,10 +71,8 @@ export class Keeper {
         needsEngine ? keeper.#openEngine() : undefined,
         keeper.#compileFakes(),
       ]);
-      setup.parts = {
-        ...checked,
-        engine: needsEngine ? setup.parts.engine : { ...parts.engine, label: "the driver's own" },
-      };
+      setup.parts = { ...setup.parts, gateway: checked.gateway, driver: checked.driver };
+      if (!needsEngine) setup.parts.engine = { ...parts.engine, label: "the driver's own" };
       return keeper;
     } catch (error) {
       // The folder stays until the failure has been told: the control socket is in it.
@@ -141,7 +136,8 @@ export class Keeper {
 
   /** The sandbox image, pulled if it must be, and the fake supervisor's image, made on the spot. */
   async #provideImages(engine: Engine): Promise<void> {
-    const { parts, setup } = { parts: this.setup.parts, setup: this.setup };
+    const { setup } = this;
+    const { parts } = setup;
     if (!parts.engine.real) {
       const image = join(setup.run.folder, "images");
       const { command } = await compiledFake("supervisor");
@@ -161,9 +157,12 @@ export class Keeper {
         throw new HarnessError(`The image ${image} cannot be had (pull policy "missing"): ${error.message}`);
       });
     }
-    if (parts.supervisor.real) parts.supervisor.image = await engine.identify(setup.supervisorImage);
-    else setup.supervisorImage = await importFakeSupervisor(engine, setup.run);
-    parts.engine.image = await engine.identify(setup.sandboxImage);
+    const sandboxes = await engine.identify(setup.sandboxImage);
+    setup.parts = { ...parts, engine: { ...parts.engine, image: sandboxes } };
+    if (parts.supervisor.real) {
+      const image = await engine.identify(setup.supervisorImage);
+      setup.parts.supervisor = { ...parts.supervisor, image };
+    } else setup.supervisorImage = await importFakeSupervisor(engine, setup.run);
   }
 
   #importProbe(): Promise<string> {

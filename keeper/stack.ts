@@ -7,11 +7,17 @@ import { appendFileSync, existsSync, mkdirSync, writeFileSync } from "node:fs";
 import { connect as connectSocket, createServer } from "node:net";
 import { join } from "node:path";
 import { stringify as toToml } from "smol-toml";
-import { DRIVER_NAME, eventually, HarnessError, openClient, readable, within } from "../harness.ts";
-import { RUN_LABEL } from "./run.ts";
-import type { Settings } from "../harness.ts";
+import {
+  DRIVER_NAME,
+  eventually,
+  HarnessError,
+  openClient,
+  readable,
+  type Settings,
+  within,
+} from "../harness.ts";
+import { type Run, RUN_LABEL } from "./run.ts";
 import type { Parts } from "./places.ts";
-import type { Run } from "./run.ts";
 import { computeDriver, unary } from "../proto/contract.ts";
 import { TRACE_FILE } from "../report/follow.ts";
 import { type Belonging, belongings, type Engine, removeBelongings } from "./engine.ts";

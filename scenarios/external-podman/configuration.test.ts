@@ -3,8 +3,17 @@
 /** How a gateway is told of an external driver, and what it then says to it. */
 import { credentials, status } from "@grpc/grpc-js";
 import { expect } from "bun:test";
-import { DRIVER_NAME, eventually, HarnessError, refusal, RunningStack, scenario } from "../../harness.ts";
-import type { Connection, Given, SandboxOptions } from "../../harness.ts";
+import {
+  type Connection,
+  DRIVER_NAME,
+  eventually,
+  type Given,
+  HarnessError,
+  refusal,
+  RunningStack,
+  type SandboxOptions,
+  scenario,
+} from "../../harness.ts";
 import type { StackSpec } from "../../keeper/stack.ts";
 import { computeDriver, unary } from "../../proto/contract.ts";
 import type { DriverSandbox__Output } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
