@@ -141,7 +141,9 @@ export class Lifecycle {
 
   /** Resolves with the exit code once it has ended, or is gone. */
   async wait(container: Container): Promise<number> {
-    while (container.status !== "exited" && this.containers.all.has(container.id)) await Bun.sleep(10);
+    const { id } = container;
+    while (container.status !== "exited" && this.containers.all.has(id))
+      await (this.#exits.get(id) ?? Bun.sleep(10));
     return container.exitCode;
   }
 
