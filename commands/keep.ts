@@ -1,22 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/** `keep FOLDER`: the keeper of one run, started by `startKeeper`; ends when the last connection to it closes. */
-import { type Command, EXIT } from "../harness.ts";
+/** `keep FOLDER PID`: the keeper of one run, started by process PID; ends when the last connection to it closes. */
+import { type Command, EXIT, isAlive } from "../harness.ts";
 import { Run } from "../keeper/run.ts";
 import { Keeper, serveControl } from "../keeper/keeper.ts";
 
-/** Nobody came: the process that started us died before it could connect. */
-const LONELY_MS = 4_000;
+/** How often it is looked whether the process that started us is there, until it has connected, in milliseconds. */
+const LOOK_MS = 100;
+/** After so long it will not come any more: a process that nobody collected looks alive. In milliseconds. */
+const LONELY_MS = 10_000;
 
-export const command: Command = async (settings, [folder = ""]) => {
+export const command: Command = async (settings, [folder = "", starter = ""]) => {
   const run = Run.open(folder);
   const opening = Promise.withResolvers<Keeper>();
   // Each caller gets a failure as its answer; here it only must not end the process.
   opening.promise.catch(() => {});
   const idle = Promise.withResolvers<void>();
-  const lonely = setTimeout(idle.resolve, LONELY_MS);
+  const begun = performance.now();
+  const lonely = setInterval(() => {
+    if (!isAlive(Number(starter)) || performance.now() - begun > LONELY_MS) idle.resolve();
+  }, LOOK_MS);
   await serveControl(run, opening.promise, {
-    onConnection: () => clearTimeout(lonely),
+    onConnection: () => clearInterval(lonely),
     onIdle: idle.resolve,
   });
   Keeper.open(run, settings).then(opening.resolve, opening.reject);

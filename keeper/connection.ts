@@ -83,7 +83,7 @@ export class Connection {
 const KEEPER_AND_GUARD = `
 umask 077
 mkdir -p "$0" || exit
-{ sh -c 'echo $$ >"$0/keeper.pid"; exec "$@" keep "$0" 3>&1 </dev/null >>"$0/keeper.log" 2>&1' "$0" "$@" |
+{ sh -c 'echo $$ >"$0/keeper.pid"; exec "$@" 3>&1 </dev/null >>"$0/keeper.log" 2>&1' "$0" "$@" keep "$0" "$PPID" |
   { trap "" INT TERM HUP; read -r _; [ ! -d "$0" ] || exec "$@" sweep --run "$0"; }
 } >/dev/null 2>&1 &`;
 
