@@ -25,13 +25,21 @@ import {
 } from "node:fs";
 import { readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { connect as connectSocket } from "node:net";
-import { tmpdir, userInfo } from "node:os";
+import { cpus, loadavg, tmpdir, userInfo } from "node:os";
 import { basename, join, resolve } from "node:path";
 import { parseArgs, stripVTControlCharacters } from "node:util";
 import type { ScenarioResult, Standing } from "./report/model.ts";
 import { follow } from "./report/follow.ts";
 import { now, record, recordTo, waitingEntries, writeResults } from "./report/record.ts";
-import { type About, aboutCaller, excerpt, recorded, recordSkip } from "./report/scenario.ts";
+import {
+  type About,
+  aboutCaller,
+  excerpt,
+  leaveOut,
+  recordAbandoned,
+  recorded,
+  recordSkip,
+} from "./report/scenario.ts";
 import { inColour, offset } from "./report/text.ts";
 import type { EngineRule } from "./keeper/engine-proxy.ts";
 import {
@@ -233,12 +241,23 @@ export async function eventually<T>(attempt: () => T | Promise<T>, waiting: Wait
       const verdict = await failed?.();
       if (verdict) throw new HarnessError(`${what}: ${verdict}\n  last seen: ${seen}`);
       if (waited > deadlineMs) {
-        throw new HarnessError(`${what}: not within ${Math.round(deadlineMs)} ms\n  last seen: ${seen}`);
+        throw new HarnessError(
+          `${what}: not within ${Math.round(deadlineMs)} ms${overload()}\n  last seen: ${seen}`,
+        );
       }
       await Bun.sleep(Math.min(pause, deadlineMs - waited + 1));
       pause = Math.min(pause * 1.5, 100);
     }
   }
+}
+
+/** So many processes that want a CPU, for each that there is, and deadlines say nothing of the programs. */
+const OVERLOAD = 8;
+
+/** Says of a machine that has no time for anybody that it has none; empty for any other. */
+export function overload([load = 0] = loadavg(), count = cpus().length): string {
+  if (load < OVERLOAD * count) return "";
+  return ` (the machine is overloaded: ${Math.round(load)} processes wait for its ${count} CPUs)`;
 }
 
 /** What `work` resolves with. @throws HarnessError, or what `late` returns, after `deadlineMs`. */
@@ -590,6 +609,9 @@ const RPC_DEADLINE_MS = 15_000;
 const STOP_DEADLINE_MS = 60_000;
 const READY_DEADLINE_MS = 60_000;
 
+/** The ids of all sandboxes that this process created. */
+const allCreated = new Set<string>();
+
 /** A user of a gateway's public API. */
 export class Gateway {
   /** Sandboxes that this user created and has not deleted. */
@@ -615,6 +637,7 @@ export class Gateway {
     const created = new Sandbox(this, sandbox as Sandbox__Output);
     this.sandboxes.add(created);
     this.created.push(created.id);
+    allCreated.add(created.id);
     await this.onCreated(created.id);
     return created;
   }
@@ -1128,8 +1151,7 @@ export function sharedKeeper(): Promise<SharedKeeper> {
     record({ kind: "begin", at, run, command: commandLine(), stack: standings(parts) });
     beganAt = at;
     return { keeper, parts, kept: attached && stack, own: !attached };
-    // Every test would fail with the same words.
-  })().catch(fail));
+  })().catch((error) => abandon(error)));
 }
 
 /** As it was typed, as far as we know. */
@@ -1161,7 +1183,25 @@ export function sharedRun(): Promise<SharedRun> {
       known,
       parties: () => (parties ??= partiesOf(stack.gateway)),
     };
-  })().catch(fail));
+  })().catch(async (error) => abandon(error, await sharedKeeper())));
+}
+
+/** The keeper gives each program some seconds to end. */
+const CLOSING_MS = 30_000;
+
+/** Ends the run, explained, when what all scenarios share is missing: each of them would fail with the same words. */
+async function abandon(error: unknown, run?: SharedKeeper): Promise<never> {
+  if (!(error instanceof HarnessError)) fail(error);
+  const scenario = recordAbandoned(readable(error.message));
+  // With its end the keeper writes the report.
+  if (run?.own) await within(CLOSING_MS, "close the keeper", run.keeper.call("close")).catch(() => {});
+  if (!scenario) fail(error);
+  const { explainOnTerminal } = await import("./report/terminal.ts");
+  const { settings } = readSettings();
+  console.error(`openshell-e2e: the run cannot go on: what all scenarios share did not start\n`);
+  console.error(explainOnTerminal(scenario, [], { colour: inColour(process.stderr) }));
+  console.error(`\nThe logs: ${join(settings.reports, "logs")}`);
+  process.exit(EXIT.error);
 }
 
 /** Who is at work, by what gateway and driver say of themselves. */
@@ -1322,11 +1362,13 @@ async function attempt(body: Body, deadlineMs: number, result: ScenarioResult): 
     await within(deadlineMs, "The scenario", body(given));
   } catch (error) {
     failure = error instanceof Error ? error : new Error(String(error));
+    result.failedMs = Math.round(now() - result.at);
     const suspect = own.at(-1) ?? used.slice(1).at(-1) ?? stack;
     Object.assign(result, await suspect.excerpts(result.at));
   }
   result.stack = (own.at(-1) ?? used.at(-1) ?? stack).info.id;
   result.sandboxes = [...own, ...used].flatMap(({ gateway }) => gateway.created);
+  leaveOut(allCreated.difference(new Set(result.sandboxes)), result);
   const left = [];
   for (const each of own.toReversed()) left.push(...(await each.stop()));
   for (const each of used) left.push(...(await each.cleanUp()));

@@ -12,6 +12,8 @@ export class Child {
   readonly pid: number;
   readonly exited: Promise<number>;
   readonly #process: Bun.Subprocess;
+  /** Whether its end is what we asked for. */
+  #told = false;
 
   private constructor(
     readonly name: string,
@@ -24,7 +26,7 @@ export class Child {
     this.exited = process.exited.then((code) => (this.exitCode = code));
     record({ kind: "process", process: { name, stack: stackOf(log), pid: this.pid, at: now() } });
     void this.exited.then(() =>
-      record({ kind: "ended", pid: this.pid, at: now(), ending: this.ending ?? "" }),
+      record({ kind: "ended", pid: this.pid, at: now(), ending: this.ending ?? "", told: this.#told }),
     );
   }
 
@@ -83,7 +85,9 @@ export class Child {
   }
 
   kill(signal: NodeJS.Signals): void {
-    if (this.alive) this.#process.kill(signal);
+    if (!this.alive) return;
+    this.#told ||= signal !== "SIGSTOP" && signal !== "SIGCONT";
+    this.#process.kill(signal);
   }
 
   /** SIGTERM, then SIGKILL after `graceMs`. Resolves with how it ended, such as "exit code 0". */

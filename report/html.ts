@@ -296,10 +296,19 @@ function lastThatFit(lines: string[], characters: number): string[] {
   return kept;
 }
 
-function callTable({ scenario, calls, marks }: Case, room: number): string {
-  if (calls.length === 0 && marks.length === 0) return "";
+function callTable({ scenario, calls, cleaning, marks }: Case, room: number): string {
+  if (calls.length + cleaning.length + marks.length === 0) return "";
+  const failed = scenario.at + (scenario.failedMs ?? 0);
   const rows = [
-    ...calls.map((call) => ({ at: call.at, row: callRow(call, scenario.at) })),
+    ...(cleaning.length > 0
+      ? [
+          {
+            at: failed,
+            row: `<tr class="mark"><td>${offset(failed - scenario.at)}</td><td colspan="4">failed; what follows is cleaning up</td></tr>`,
+          },
+        ]
+      : []),
+    ...[...calls, ...cleaning].map((call) => ({ at: call.at, row: callRow(call, scenario.at) })),
     ...marks.map(({ at, what }) => ({
       at,
       row: `<tr class="mark"><td>${offset(at - scenario.at)}</td><td colspan="4">${escaped(clipped(markWords(what), 300))}</td></tr>`,

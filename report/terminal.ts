@@ -1,7 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** A failure on the terminal, in at most one screen: who broke which rule, the lines that show it, and what to do. */
-import { again, type Case, caseOf, callLine, type Culprit, explainCase, messageOf } from "./explain.ts";
+import {
+  again,
+  type Case,
+  caseOf,
+  callLine,
+  type Culprit,
+  diffOf,
+  explainCase,
+  messageOf,
+} from "./explain.ts";
 import type { CallRecord, Mark, ProcessSpan, ScenarioResult } from "./model.ts";
 import { isRed } from "./model.ts";
 import { clipped, markWords, offset, sentenceOf, took, WORDS } from "./text.ts";
@@ -10,11 +19,12 @@ import { clipped, markWords, offset, sentenceOf, took, WORDS } from "./text.ts";
 export const SCREEN_LINES = 40;
 /** Longer lines would wrap, and make a screen more than a screen. */
 const WIDTH = 160;
-const SHOWN = { message: 6, calls: 8, engine: 3, engineCalls: 4, log: 4 };
+const SHOWN = { message: 6, harm: 3, calls: 8, engine: 3, engineCalls: 4, log: 4 };
 
 export interface TerminalOptions {
   colour?: boolean;
-  /** What ran, and what was done to it on purpose: with them more can be told. */
+  /** What else ran, and what was done to it on purpose: with them more can be told. */
+  scenarios?: ScenarioResult[];
   processes?: ProcessSpan[];
   marks?: Mark[];
 }
@@ -28,9 +38,9 @@ export function explainOnTerminal(
   calls: CallRecord[],
   options: TerminalOptions = {},
 ): string {
-  const { processes = [], marks = [] } = options;
+  const { scenarios, processes = [], marks = [] } = options;
   const paint = options.colour ? painted : (_: Colour, text: string) => text;
-  const one = caseOf(scenario, { calls, processes, marks });
+  const one = caseOf(scenario, { scenarios, calls, processes, marks });
   const { culprit, sentence, lines, advice } = explainCase(one);
   const red = isRed(scenario.verdict);
   const head = `${WORDS[scenario.verdict]} ${scenario.id}`;
@@ -38,12 +48,15 @@ export function explainOnTerminal(
     `${paint(red ? "red" : "yellow", head)} ${paint("bold", sentenceOf(scenario))}`,
     paint(
       "dim",
-      `  ${scenario.file}:${scenario.line} · ${took(scenario.ms)}${scenario.source && ` · ${scenario.source}`}`,
+      `  ${scenario.file}:${scenario.line} · ${took(scenario.ms)}${timesOf(scenario)}${scenario.source && ` · ${scenario.source}`}`,
     ),
     "",
-    `  ${culprit === "unclear" ? "" : `${paint("inverse", ` ${NAMES[culprit]} `)} `}${paint("bold", sentence)}`,
+    ...wrapped(sentence, culprit === "unclear" ? 2 : NAMES[culprit].length + 5).map(
+      (line, index) =>
+        `  ${culprit === "unclear" ? "" : index > 0 ? " ".repeat(NAMES[culprit].length + 3) : `${paint("inverse", ` ${NAMES[culprit]} `)} `}${paint("bold", line)}`,
+    ),
     ...lines.map((line) => `    ${line}`),
-    ...finding(scenario, lines),
+    ...finding(scenario, [sentence, ...lines]),
     ...section("Calls between gateway and driver", callLines(one), SHOWN.calls, paint),
     ...section("Containers, as the engine has them", scenario.engine, SHOWN.engine, paint),
     ...section("Calls from driver to engine", scenario.engineCalls, SHOWN.engineCalls, paint),
@@ -51,14 +64,19 @@ export function explainOnTerminal(
     ...section("Driver's log", culprit === "driver" ? scenario.logs.driver : [], SHOWN.log, paint),
   ];
   const toDo = [
-    ...(scenario.harm ? ["", `  Users: ${scenario.harm}`] : [""]),
-    ...(advice ? [`  Next:  ${advice}`] : []),
+    "",
+    ...(scenario.harm ? labelled("Users: ", scenario.harm).slice(0, SHOWN.harm) : []),
+    ...(advice ? labelled("Next:  ", advice) : []),
     `  Again: ${again(scenario)}`,
   ];
   return [...said.slice(0, SCREEN_LINES - toDo.length), ...toDo]
     .map((line) => cut(line.split("\n", 1)[0]!))
     .join("\n");
 }
+
+/** " · failed 2 of 20 times", of a scenario that ran more than once. */
+const timesOf = ({ times }: ScenarioResult): string =>
+  times ? ` · failed ${times.failed} of ${times.run} times` : "";
 
 const NAMES: Record<Exclude<Culprit, "unclear">, string> = {
   gateway: "gateway",
@@ -71,7 +89,10 @@ const NAMES: Record<Exclude<Culprit, "unclear">, string> = {
 /** Expected and seen where they are known, else the message, unless it was shown already. */
 function finding(scenario: ScenarioResult, shown: string[]): string[] {
   const { expected, seen, verdict } = scenario;
-  if (shown.some((line) => expected && line.includes(expected)) || verdict === "cut") return [];
+  if (verdict === "cut") return [];
+  const diff = diffOf(messageOf(scenario))?.filter((line) => !shown.some((each) => each === line.trim()));
+  if (diff && diff.length > 0) return ["", ...diff.slice(0, SHOWN.message).map((line) => `  ${line}`)];
+  if (shown.some((line) => expected && line.includes(expected))) return [];
   if (expected) return ["", `  expected  ${clipped(expected)}`, `  saw       ${clipped(seen)}`];
   const plain = (line: string) => line.replace(/^\s*\|?\s*/, "").trim();
   const message = messageOf(scenario)
@@ -104,6 +125,23 @@ type Colour = keyof typeof COLOURS;
 type Paint = (colour: Colour, text: string) => string;
 
 const painted: Paint = (colour, text) => `\u001b[${COLOURS[colour]}m${text}\u001b[0m`;
+
+/** A text in lines that leave room for a margin. */
+function wrapped(text: string, margin: number): string[] {
+  const lines: string[] = [];
+  for (const word of text.split(" ")) {
+    const longer = `${lines.at(-1)} ${word}`;
+    if (lines.length > 0 && longer.length <= WIDTH - margin) lines[lines.length - 1] = longer;
+    else lines.push(word);
+  }
+  return lines;
+}
+
+/** A text behind a label. */
+const labelled = (label: string, text: string): string[] =>
+  wrapped(text, label.length + 2).map(
+    (line, index) => `  ${index === 0 ? label : " ".repeat(label.length)}${line}`,
+  );
 
 /** Cut to the width of a screen, so that a coloured line does not lose the code that ends its colour. */
 function cut(line: string): string {
