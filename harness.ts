@@ -1053,7 +1053,8 @@ export class RunningStack {
     // A driver may answer before the engine has let go of the last volume.
     const waiting = { what: "nothing left on the engine", deadlineMs: 2_000 };
     const removed = () => this.keeper.call("removeLeftovers", this.info.id, mine);
-    const left = mine.length > 0 ? await eventually(empty, waiting).catch(removed) : [];
+    const unknown = (error: Error) => [error.message];
+    const left = mine.length > 0 ? await eventually(empty, waiting).catch(removed).catch(unknown) : [];
     return [...problems, ...left];
   }
 
@@ -1072,15 +1073,18 @@ export class RunningStack {
     const { logs, id } = this.info;
     const lines = (log: string) => excerpt(log, since, now(), readable);
     const [engine, asked] = await Promise.all([
-      this.keeper.call("engineView", id).catch((error) => [String(error)]),
+      this.keeper.call("engineView", id).catch((error: Error) => [error.message]),
       this.keeper.call("engineCalls", id, since),
     ]);
     const engineCalls = asked.map(
-      ({ call, at, status }) => `${offset(at - since)}  ${call} → ${status ?? "no answer"}`,
+      ({ call, at, status }) => `${offset(at - since)}  ${shortIds(call)} → ${status ?? "no answer"}`,
     );
     return { logs: { gateway: lines(logs.gateway), driver: lines(logs.driver) }, engine, engineCalls };
   }
 }
+
+/** A call to the engine with its containers' ids as Podman shows them. */
+const shortIds = (call: string): string => call.replace(/[\da-f]{64}/g, (id) => id.slice(0, 12));
 
 /** What a scenario is given. */
 export interface Given {
@@ -1196,11 +1200,12 @@ async function abandon(error: unknown, run?: SharedKeeper): Promise<never> {
   // With its end the keeper writes the report.
   if (run?.own) await within(CLOSING_MS, "close the keeper", run.keeper.call("close")).catch(() => {});
   if (!scenario) fail(error);
+  if (!run) reportAlone(standings(parts));
   const { explainOnTerminal } = await import("./report/terminal.ts");
   const { settings } = readSettings();
   console.error(`openshell-e2e: the run cannot go on: what all scenarios share did not start\n`);
   console.error(explainOnTerminal(scenario, [], { colour: inColour(process.stderr) }));
-  console.error(`\nThe logs: ${join(settings.reports, "logs")}`);
+  console.error(`\nAll of it: bun harness.ts report ${settings.reports} --format html`);
   process.exit(EXIT.error);
 }
 
@@ -1211,20 +1216,21 @@ async function partiesOf(gateway: Gateway): Promise<Parties> {
   return { gateway: { version }, driver: { name: driver_name, version: driver_version } };
 }
 
-/** Tests that need no keeper are a run without leftovers: the scenarios of gateway-adapter. */
-function reportAlone(): string[] {
+/** Reports what this process alone recorded, where there is no keeper to do it. */
+function reportAlone(stack: Record<string, Standing>): void {
   const { settings } = readSettings();
-  const { gateway } = standings(parts);
-  const at = performance.timeOrigin;
-  record({ kind: "begin", at, run: "", command: commandLine(), stack: { gateway } });
+  record({ kind: "begin", at: performance.timeOrigin, run: "", command: commandLine(), stack });
   record({ kind: "end", at: now() });
   writeResults(waitingEntries(), resolve(settings.reports));
-  return [];
 }
 
 /** Ends the run, if one was begun. Resolves with what it left behind, a line each. Called once, by the preload. */
 export async function endRun(): Promise<string[]> {
-  if (!sharedConnection) return reportAlone();
+  if (!sharedConnection) {
+    // Tests that need no keeper are a run without leftovers: the scenarios of gateway-adapter.
+    reportAlone({ gateway: standings(parts).gateway });
+    return [];
+  }
   const { keeper, own } = await sharedConnection;
   const run = await shared;
   const others = await Promise.allSettled(run?.others.values() ?? []);
@@ -1368,10 +1374,13 @@ async function attempt(body: Body, deadlineMs: number, result: ScenarioResult): 
   }
   result.stack = (own.at(-1) ?? used.at(-1) ?? stack).info.id;
   result.sandboxes = [...own, ...used].flatMap(({ gateway }) => gateway.created);
-  leaveOut(allCreated.difference(new Set(result.sandboxes)), result);
   const left = [];
   for (const each of own.toReversed()) left.push(...(await each.stop()));
   for (const each of used) left.push(...(await each.cleanUp()));
+  // Of a stack of its own, which is gone, nothing more can be asked.
+  if (!failure && left.length > 0 && own.length === 0)
+    Object.assign(result, await (used.at(-1) ?? stack).excerpts(result.at));
+  leaveOut(allCreated.difference(new Set(result.sandboxes)), result);
   if (failure) throw failure;
   if (left.length > 0) throw new HarnessError(`Left behind:\n${indent(left.join("\n"), "  ")}`);
 }

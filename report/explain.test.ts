@@ -6,7 +6,7 @@ import { stripVTControlCharacters } from "node:util";
 import { largeExample, smallExample } from "./example.ts";
 import { caseOf, explain } from "./explain.ts";
 import { isRed, type Results, type ScenarioResult } from "./model.ts";
-import { explainOnTerminal, SCREEN_LINES } from "./terminal.ts";
+import { explainAll, explainOnTerminal, SCREEN_LINES } from "./terminal.ts";
 import { markWords } from "./text.ts";
 
 const results = smallExample();
@@ -59,7 +59,7 @@ describe("a failure points to the process that is at fault", () => {
       "an image that is missing",
       "XF-06",
       "engine",
-      "no such image",
+      "The engine has no image localhost/sb:2",
       "image not known",
       "OPENSHELL_SANDBOX_IMAGE",
     ],
@@ -129,6 +129,17 @@ describe("a failure points to the process that is at fault", () => {
     expect(sentence).toContain("after something was done on purpose: fault StopSandbox");
   });
 
+  test("nor is one that the engine was made to answer", () => {
+    const arranged = structuredClone(results);
+    const { at } = of("XF-01", arranged);
+    const what = 'fault POST containers/*/stop: {"fail":{"status":500,"message":"improper"},"times":1}';
+    arranged.marks.push({ stack: 1, at: at + 300, what });
+    expect(explain(of("XF-01", arranged), arranged)).toMatchObject({
+      culprit: "unclear",
+      sentence: expect.stringContaining("after something was done on purpose: fault POST containers/*/stop"),
+    });
+  });
+
   test("a driver that was killed on purpose has not died", () => {
     const killed = structuredClone(results);
     const { at } = of("XF-03", killed);
@@ -185,6 +196,14 @@ describe("a failure points to the process that is at fault", () => {
       "Correct the setting",
     ],
     [
+      "an image that the harness cannot get",
+      'The image localhost/none:1 cannot be had (pull policy "missing"): initializing source docker://localhost/none:1',
+      "engine",
+      "The engine has no image localhost/none:1, and cannot get it.",
+      'pull policy "missing"',
+      "OPENSHELL_SANDBOX_IMAGE",
+    ],
+    [
       "a driver that never answers is told apart from one that ends",
       "driver: answer GetCapabilities: not within 5000 ms\n  last seen: 4 DEADLINE_EXCEEDED\n  command: my-driver\n  | INFO Connected to Podman",
       "driver",
@@ -196,7 +215,7 @@ describe("a failure points to the process that is at fault", () => {
       "one that ends without a word",
       "driver: bind its socket: it ended with exit code 3\n  last seen: driver.sock does not exist\n  command: my-driver --socket x\n  (its log is empty)",
       "driver",
-      "it ended with exit code 3, and was to bind its socket",
+      "it ended with exit code 3 before it could bind its socket",
       "command: my-driver --socket x",
       "Run its command line yourself",
     ],
@@ -215,6 +234,25 @@ describe("a failure points to the process that is at fault", () => {
     expect(found.lines.join("\n")).toContain(line);
     expect(found.lines.join("\n")).not.toContain("last seen");
     expect(found.advice).toContain(advice);
+  });
+
+  test("an engine that is gone is not a driver that cannot be reached", () => {
+    const gone = structuredClone(results);
+    const scenario = of("XF-05", gone);
+    const call = gone.calls.find(({ sandbox }) => sandbox === scenario.sandboxes[0])!;
+    Object.assign(call, {
+      status: "INTERNAL",
+      details: "connection error: /run/x/podman.sock: ECONNREFUSED: Was there a typo in the url or port?",
+    });
+    scenario.reason = `13 INTERNAL: create sandbox failed: ${call.details}`;
+    expect(explain(scenario, gone)).toMatchObject({
+      culprit: "engine",
+      advice: expect.stringContaining("podman --url unix:///run/x/podman.sock info"),
+    });
+    gone.marks.push({ stack: 1, at: scenario.at, what: 'fault POST containers/create: {"cut":true}' });
+    expect(explain(scenario, gone).culprit).not.toBe("engine");
+    scenario.engine = ["engine on /run/x/podman.sock: GET containers/json: nobody listens there."];
+    expect(explain(scenario, gone).culprit).toBe("engine");
   });
 
   test("a create that failed is shown, though its scenario never learnt the sandbox's id", () => {
@@ -305,6 +343,20 @@ describe("on the terminal", () => {
     const text = explainOnTerminal(long, large.calls, large);
     expect(text.split("\n").length).toBeLessThanOrEqual(SCREEN_LINES);
     expect(text.split("\n").at(-1)).toContain("Again:");
+  });
+
+  test("failures with the same cause are explained once", () => {
+    const many = structuredClone(results);
+    const gone = of("XF-05", many);
+    many.scenarios = ["EG-01", "EG-02", "EG-03"].map((id) => ({ ...gone, id, title: `${id} it stays` }));
+    const text = explainAll(many, false);
+    expect(text.split("FAIL ")).toHaveLength(2);
+    expect(text).toContain("The same: EG-02, EG-03");
+    expect(explainAll({ ...many, scenarios: [] }, false)).toBe("");
+    const unlike = many.scenarios.flatMap((one, index) =>
+      ["a", "b", "c"].map((id) => ({ ...one, id: `${id}${index}`, stack: 0, reason: "?" })),
+    );
+    expect(explainAll({ ...many, scenarios: unlike }, false)).toContain("4 more are not explained here.");
   });
 
   test("colours are there only when asked for, and change no word", () => {

@@ -128,7 +128,7 @@ export function callLine(call: CallRecord, since: number): string {
   return `${offset(call.at - since)}  ${call.method} → ${outcome}${call.details ? `: ${call.details}` : ""}`;
 }
 
-const isWatch = ({ method }: CallRecord): boolean => method === "WatchSandboxes";
+export const isWatch = ({ method }: CallRecord): boolean => method === "WatchSandboxes";
 
 // Clues
 
@@ -203,10 +203,10 @@ const neverCameUp: Clue = ({ scenario, message }) => {
   // What the harness adds is no word of the program's.
   const words = after.filter((each) => /^\s*\|/.test(each));
   const last = logLines(words.length > 0 ? words : logOf(scenario, who));
-  const log = scenario.stack ? `logs/${scenario.stack}-${who}.log` : "logs";
+  const log = scenario.stack ? `logs/${scenario.stack}-${who}.log` : "the folder `logs`";
   return {
     culprit: who,
-    sentence: `The ${who} did not come up: ${ended ? `${why.replace(/:$/, "")}, and was to ${what}` : `it did not ${what} ${why.replace("not ", "")}`}.`,
+    sentence: `The ${who} did not come up: ${ended ? `${why.replace(/:$/, "")} before it could ${what}` : `it did not ${what} ${why.replace("not ", "")}`}.`,
     lines: last.length > 0 ? last : after.filter((each) => /^\s*command: /.test(each)),
     advice:
       /likely cause: (.*)/.exec(message)?.[1] ??
@@ -260,6 +260,8 @@ const leftBehind: Clue = ({ message }) => {
     .slice(1)
     .map((line) => line.trim());
   const kept = items.filter((item) => /^(?:container|volume|secret|network|process|mount) /.test(item));
+  // Nobody can tell what is left on an engine that is gone.
+  if (kept.length === 0 && items.some((item) => ENGINE_GONE.test(item))) return undefined;
   const unreachable = items.find((item) => /UNAVAILABLE|ECONNREFUSED|No connection/.test(item));
   if (kept.length === 0 && unreachable)
     return {
@@ -278,31 +280,34 @@ const leftBehind: Clue = ({ message }) => {
   };
 };
 
-const engineGone: Clue = ({ scenario, message, calls }) => {
-  const pattern =
-    /engine on \S+: .*(?:ECONN|ENOENT|connect|socket|closed)|cannot connect to (?:podman|docker)|podman(?:\.sock)?[^\n]*(?:connection refused|no such file)|event stream ended unexpectedly/i;
-  const details = calls.find((call) => pattern.test(call.details) && !wasAskedFor(call, []));
-  const line =
-    message.split("\n").find((each) => pattern.test(each)) ?? (details && callLine(details, scenario.at));
-  if (!line) return undefined;
+const engineGone: Clue = ({ scenario, message, calls, marks }) => {
+  // The harness' own look at the engine is the best proof.
+  const looked = scenario.engine.find((each) => ENGINE_GONE.test(each));
+  const isArranged = marks.some(({ what }) => ENGINE_FAULT.test(what));
+  const call = calls.find(({ details }) => ENGINE_GONE.test(details));
+  const said = message.split("\n").find((each) => ENGINE_GONE.test(each));
+  if (!looked && (isArranged || (!call && !said))) return undefined;
+  const lines = [call ? callLine(call, scenario.at) : (said ?? ""), looked ?? ""];
+  const [socket = "SOCKET"] = /\/[^\s:]+\.sock\b/.exec(lines.join("\n")) ?? [];
   return {
     culprit: "engine",
     sentence: "The engine could not be reached: its API service is gone, or never was there.",
-    lines: [line],
-    advice: "See whether it runs: `podman --url unix://SOCKET info`, and `bun harness.ts doctor`",
+    lines,
+    advice: `See whether it runs: \`podman --url unix://${socket} info\`, and \`bun harness.ts doctor\``,
   };
 };
 
 const imageMissing: Clue = ({ scenario, message, calls }) => {
   const pattern =
-    /image[^\n]*(?:not found|not known|pull failed|no such|manifest unknown|unauthorized)|pull(?:ing)? image[^\n]*(?:fail|error)|(?:ErrImagePull|ImagePullBackOff|no such image)/i;
+    /image[^\n]*(?:cannot be had|not found|not known|pull failed|no such|manifest unknown|unauthorized)|pull(?:ing)? image[^\n]*(?:fail|error)|(?:ErrImagePull|ImagePullBackOff|no such image)/i;
   const call = calls.find(({ details }) => pattern.test(details));
   const line =
     (call && callLine(call, scenario.at)) ?? message.split("\n").find((each) => pattern.test(each));
   if (!line || (call && /image/i.test(scenario.title))) return undefined;
+  const [, image] = /\bimage (?:pull failed: )?([\w.-]+[/:][\w./:@-]*\w)/.exec(line) ?? [];
   return {
     culprit: "engine",
-    sentence: "The engine has no such image, and cannot get it.",
+    sentence: `The engine has no ${image ? `image ${image}` : "such image"}, and cannot get it.`,
     lines: [line],
     advice: "Pull or build it, or name another one: OPENSHELL_SANDBOX_IMAGE, OPENSHELL_SUPERVISOR_IMAGE",
   };
@@ -395,7 +400,8 @@ const refused: Clue = ({ scenario, message, calls, marks }) => {
     candidates.findLast(({ details }) => details !== "" && message.includes(details)) ??
     candidates.findLast(({ status }) => UNEXPECTED.has(status));
   if (!call) return undefined;
-  const gone = GONE.test(call.details);
+  // An answer that tells of somebody else's socket is an answer all the same.
+  const gone = call.status === "UNAVAILABLE" && GONE.test(call.details);
   return {
     culprit: "driver",
     sentence: gone
@@ -558,6 +564,11 @@ function quiet({ scenario, message }: Case): Explanation {
 const SLACK_MS = 200;
 /** From here on a call hangs, in milliseconds; the slowest honest ones wait for a stop timeout. */
 const HANGS_MS = 10_000;
+/** A rule of the proxy before the engine: for a method of HTTP and a path, or for all. */
+const ENGINE_FAULT = /^fault (?:[A-Z]+ |\*:)/;
+/** The words of those who cannot reach the engine: the harness, the drivers, Podman's own client. */
+const ENGINE_GONE =
+  /engine on \S+: .*(?:ECONN|ENOENT|connect|socket|closed|nobody listens)|cannot connect to (?:podman|docker)|podman(?:\.sock)?[^\n]*(?:connection refused|no such file)|(?:podman|docker|containerd)[\w.-]*\.sock: (?:ECONN|ENOENT)|event stream ended unexpectedly/i;
 /** The words with which a call ends when nobody serves the socket any more. */
 const GONE = /ECONNREFUSED|ECONNRESET|ENOENT|No connection established|Connection dropped/;
 /** What no driver answers in order. */
@@ -576,7 +587,10 @@ function wasAskedFor(
   { method, at, ms = 0 }: Pick<CallRecord, "method" | "at" | "ms">,
   marks: Mark[],
 ): boolean {
-  if (marks.some((mark) => mark.what.startsWith(`fault ${method}:`) && mark.at <= at + SLACK_MS)) return true;
+  const wasBefore = (mark: Mark) => mark.at <= at + SLACK_MS;
+  if (marks.some((mark) => mark.what.startsWith(`fault ${method}:`) && wasBefore(mark))) return true;
+  // What the engine was made to answer comes back as the driver's answer.
+  if (marks.some((mark) => ENGINE_FAULT.test(mark.what) && wasBefore(mark))) return true;
   const driver = marks.filter((mark) => mark.what.endsWith(" driver") && mark.at <= at + ms + SLACK_MS);
   const down = driver.findLast(({ what }) => !/^(?:start|continue) /.test(what));
   const up = driver.findLast(({ what }) => /^(?:start|continue) /.test(what));

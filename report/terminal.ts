@@ -8,10 +8,11 @@ import {
   callLine,
   type Culprit,
   diffOf,
+  explain,
   explainCase,
   messageOf,
 } from "./explain.ts";
-import type { CallRecord, Mark, ProcessSpan, ScenarioResult } from "./model.ts";
+import type { CallRecord, Mark, ProcessSpan, Results, ScenarioResult } from "./model.ts";
 import { isRed } from "./model.ts";
 import { clipped, markWords, offset, sentenceOf, took, WORDS } from "./text.ts";
 
@@ -27,6 +28,26 @@ export interface TerminalOptions {
   scenarios?: ScenarioResult[];
   processes?: ProcessSpan[];
   marks?: Mark[];
+}
+
+/** After so many one looks at the report. */
+const EXPLAINED = 5;
+
+/** All failures of a run: a screen for each, but for those that have the same cause as one before; empty without any. */
+export function explainAll(results: Results, colour: boolean): string {
+  const red = results.scenarios.filter(({ verdict }) => isRed(verdict));
+  const causes = Map.groupBy(red, (scenario) => {
+    const { culprit, sentence } = explain(scenario, results);
+    // Where nothing is known of the cause, it may be another one.
+    return culprit === "unclear" ? scenario.id : `${culprit} ${sentence}`;
+  });
+  const screens = [...causes.values()].slice(0, EXPLAINED).map(([first, ...same]) => {
+    const screen = explainOnTerminal(first!, results.calls, { ...results, colour });
+    const ids = same.map(({ id }) => id).join(", ");
+    return same.length > 0 ? `${screen}\n  The same: ${ids}` : screen;
+  });
+  const more = [...causes.values()].slice(EXPLAINED).flat().length;
+  return [...screens, ...(more > 0 ? [`${more} more are not explained here.`] : [])].join("\n\n");
 }
 
 /**
@@ -97,7 +118,7 @@ function finding(scenario: ScenarioResult, shown: string[]): string[] {
   const plain = (line: string) => line.replace(/^\s*\|?\s*/, "").trim();
   const message = messageOf(scenario)
     .split("\n")
-    .filter((line) => plain(line) !== "" && !shown.some((each) => each.includes(plain(line))));
+    .filter((line) => plain(line) !== "" && !shown.some((each) => each.includes(plain(line).slice(0, 150))));
   // A heading, and all that it headed was shown.
   if (message.length === 1 && message[0]!.endsWith(":")) return [];
   return message.length > 0 ? ["", ...message.slice(0, SHOWN.message).map((line) => `  ${line}`)] : [];
