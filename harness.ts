@@ -15,12 +15,21 @@ import * as grpc from "@grpc/grpc-js";
 import { test } from "bun:test";
 import { accessSync, constants, existsSync, readFileSync, statSync } from "node:fs";
 import { connect as connectSocket } from "node:net";
+import { cpus, loadavg } from "node:os";
 import { basename, resolve } from "node:path";
 import { parseArgs, stripVTControlCharacters } from "node:util";
 import type { ScenarioResult, Standing } from "./report/model.ts";
 import { follow } from "./report/follow.ts";
 import { now, record, recordTo, waitingEntries, writeResults } from "./report/record.ts";
-import { type About, aboutCaller, excerpt, recorded, recordSkip } from "./report/scenario.ts";
+import {
+  type About,
+  aboutCaller,
+  excerpt,
+  leaveOut,
+  recordAbandoned,
+  recorded,
+  recordSkip,
+} from "./report/scenario.ts";
 import { inColour, offset } from "./report/text.ts";
 import type { EngineRule } from "./keeper/engine-proxy.ts";
 import {
@@ -224,12 +233,23 @@ export async function eventually<T>(attempt: () => T | Promise<T>, waiting: Wait
       const verdict = await failed?.();
       if (verdict) throw new HarnessError(`${what}: ${verdict}\n  last seen: ${seen}`);
       if (waited > deadlineMs) {
-        throw new HarnessError(`${what}: not within ${Math.round(deadlineMs)} ms\n  last seen: ${seen}`);
+        throw new HarnessError(
+          `${what}: not within ${Math.round(deadlineMs)} ms${overload()}\n  last seen: ${seen}`,
+        );
       }
       await Bun.sleep(Math.min(pause, deadlineMs - waited + 1));
       pause = Math.min(pause * 1.5, 100);
     }
   }
+}
+
+/** So many processes that want a CPU, for each that there is, and deadlines say nothing of the programs. */
+const OVERLOAD = 8;
+
+/** Says of a machine that has no time for anybody that it has none; empty for any other. */
+export function overload([load = 0] = loadavg(), count = cpus().length): string {
+  if (load < OVERLOAD * count) return "";
+  return ` (the machine is overloaded: ${Math.round(load)} processes wait for its ${count} CPUs)`;
 }
 
 /** What `work` resolves with. @throws HarnessError, or what `late` returns, after `deadlineMs`. */
@@ -304,6 +324,9 @@ const RPC_DEADLINE_MS = 15_000;
 const STOP_DEADLINE_MS = 60_000;
 const READY_DEADLINE_MS = 60_000;
 
+/** The ids of all sandboxes that this process created. */
+const allCreated = new Set<string>();
+
 /** A user of a gateway's public API. */
 export class Gateway {
   /** Sandboxes that this user created and has not deleted. */
@@ -329,6 +352,7 @@ export class Gateway {
     const created = new Sandbox(this, sandbox as Sandbox__Output);
     this.sandboxes.add(created);
     this.created.push(created.id);
+    allCreated.add(created.id);
     await this.onCreated(created.id);
     return created;
   }
@@ -744,7 +768,8 @@ export class RunningStack {
     // A driver may answer before the engine has let go of the last volume.
     const waiting = { what: "nothing left on the engine", deadlineMs: 2_000 };
     const removed = () => this.keeper.call("removeLeftovers", this.info.id, mine);
-    const left = mine.length > 0 ? await eventually(empty, waiting).catch(removed) : [];
+    const unknown = (error: Error) => [error.message];
+    const left = mine.length > 0 ? await eventually(empty, waiting).catch(removed).catch(unknown) : [];
     return [...problems, ...left];
   }
 
@@ -763,15 +788,18 @@ export class RunningStack {
     const { logs, id } = this.info;
     const lines = (log: string) => excerpt(log, since, now(), readable);
     const [engine, asked] = await Promise.all([
-      this.keeper.call("engineView", id).catch((error) => [String(error)]),
+      this.keeper.call("engineView", id).catch((error: Error) => [error.message]),
       this.keeper.call("engineCalls", id, since),
     ]);
     const engineCalls = asked.map(
-      ({ call, at, status }) => `${offset(at - since)}  ${call} → ${status ?? "no answer"}`,
+      ({ call, at, status }) => `${offset(at - since)}  ${shortIds(call)} → ${status ?? "no answer"}`,
     );
     return { logs: { gateway: lines(logs.gateway), driver: lines(logs.driver) }, engine, engineCalls };
   }
 }
+
+/** A call to the engine with its containers' ids as Podman shows them. */
+const shortIds = (call: string): string => call.replace(/[\da-f]{64}/g, (id) => id.slice(0, 12));
 
 /** What a scenario is given. */
 export interface Given {
@@ -842,8 +870,7 @@ export function sharedKeeper(): Promise<SharedKeeper> {
     record({ kind: "begin", at, run, command: commandLine(), stack: standings(parts) });
     beganAt = at;
     return { keeper, parts, kept: attached && stack, own: !attached };
-    // Every test would fail with the same words.
-  })().catch(fail));
+  })().catch((error) => abandon(error)));
 }
 
 /** As it was typed, as far as we know. */
@@ -875,7 +902,26 @@ export function sharedRun(): Promise<SharedRun> {
       known,
       parties: () => (parties ??= partiesOf(stack.gateway)),
     };
-  })().catch(fail));
+  })().catch(async (error) => abandon(error, await sharedKeeper())));
+}
+
+/** The keeper gives each program some seconds to end. */
+const CLOSING_MS = 30_000;
+
+/** Ends the run, explained, when what all scenarios share is missing: each of them would fail with the same words. */
+async function abandon(error: unknown, run?: SharedKeeper): Promise<never> {
+  if (!(error instanceof HarnessError)) fail(error);
+  const scenario = recordAbandoned(readable(error.message));
+  // With its end the keeper writes the report.
+  if (run?.own) await within(CLOSING_MS, "close the keeper", run.keeper.call("close")).catch(() => {});
+  if (!scenario) fail(error);
+  if (!run) reportAlone(standings(parts));
+  const { explainOnTerminal } = await import("./report/terminal.ts");
+  const { settings } = readSettings();
+  console.error(`openshell-e2e: the run cannot go on: what all scenarios share did not start\n`);
+  console.error(explainOnTerminal(scenario, [], { colour: inColour(process.stderr) }));
+  console.error(`\nAll of it: bun harness.ts report ${settings.reports} --format html`);
+  process.exit(EXIT.error);
 }
 
 /** Who is at work, by what gateway and driver say of themselves. */
@@ -885,20 +931,21 @@ async function partiesOf(gateway: Gateway): Promise<Parties> {
   return { gateway: { version }, driver: { name: driver_name, version: driver_version } };
 }
 
-/** Tests that need no keeper are a run without leftovers: the scenarios of gateway-adapter. */
-function reportAlone(): string[] {
+/** Reports what this process alone recorded, where there is no keeper to do it. */
+function reportAlone(stack: Record<string, Standing>): void {
   const { settings } = readSettings();
-  const { gateway } = standings(parts);
-  const at = performance.timeOrigin;
-  record({ kind: "begin", at, run: "", command: commandLine(), stack: { gateway } });
+  record({ kind: "begin", at: performance.timeOrigin, run: "", command: commandLine(), stack });
   record({ kind: "end", at: now() });
   writeResults(waitingEntries(), resolve(settings.reports));
-  return [];
 }
 
 /** Ends the run, if one was begun. Resolves with what it left behind, a line each. Called once, by the preload. */
 export async function endRun(): Promise<string[]> {
-  if (!sharedConnection) return reportAlone();
+  if (!sharedConnection) {
+    // Tests that need no keeper are a run without leftovers: the scenarios of gateway-adapter.
+    reportAlone({ gateway: standings(parts).gateway });
+    return [];
+  }
   const { keeper, own } = await sharedConnection;
   const run = await shared;
   const others = await Promise.allSettled(run?.others.values() ?? []);
@@ -1036,6 +1083,7 @@ async function attempt(body: Body, deadlineMs: number, result: ScenarioResult): 
     await within(deadlineMs, "The scenario", body(given));
   } catch (error) {
     failure = error instanceof Error ? error : new Error(String(error));
+    result.failedMs = Math.round(now() - result.at);
     const suspect = own.at(-1) ?? used.slice(1).at(-1) ?? stack;
     Object.assign(result, await suspect.excerpts(result.at));
   }
@@ -1044,6 +1092,10 @@ async function attempt(body: Body, deadlineMs: number, result: ScenarioResult): 
   const left = [];
   for (const each of own.toReversed()) left.push(...(await each.stop()));
   for (const each of used) left.push(...(await each.cleanUp()));
+  // Of a stack of its own, which is gone, nothing more can be asked.
+  if (!failure && left.length > 0 && own.length === 0)
+    Object.assign(result, await (used.at(-1) ?? stack).excerpts(result.at));
+  leaveOut(allCreated.difference(new Set(result.sandboxes)), result);
   if (failure) throw failure;
   if (left.length > 0) throw new HarnessError(`Left behind:\n${indent(left.join("\n"), "  ")}`);
 }

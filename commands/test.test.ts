@@ -2,10 +2,11 @@
 
 /** `test` as a terminal and as a log see it. */
 import { expect, test } from "bun:test";
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 import { stripVTControlCharacters } from "node:util";
+import type { Results } from "../report/model.ts";
 import { CLEAR } from "../report/progress.ts";
 
 const HARNESS = join(import.meta.dir, "..", "harness.ts");
@@ -62,3 +63,29 @@ test.each([
   expect(sent).not.toContain(CLEAR);
   expect(sent).toContain("SM-02");
 });
+
+test("a driver that does not start ends the run, which says so on the terminal and in the report", async () => {
+  const reports = mkdtempSync(join(tmpdir(), "no-start-"));
+  const child = Bun.spawn([process.execPath, HARNESS, "test", "external-podman", "-t", "SM-0"], {
+    env: {
+      PATH: process.env.PATH,
+      HOME: homedir(),
+      OPENSHELL_E2E_FAKE: "gateway,engine,supervisor",
+      OPENSHELL_DRIVER_CMD: `sh -c 'echo "Error: cannot read driver.toml" >&2; exit 3' {socket}`,
+      OPENSHELL_E2E_REPORTS: reports,
+    },
+    timeout: 60_000,
+    ...{ stdin: "ignore", stdout: "ignore", stderr: "pipe" },
+  });
+  const said = await child.stderr.text();
+  expect(await child.exited).toBe(2);
+  expect(said).toContain("driver  The driver did not come up: it ended with exit code 3");
+  expect(said).toContain("Error: cannot read driver.toml");
+  expect(said).toContain("Next:");
+  const { run, scenarios } = JSON.parse(readFileSync(join(reports, "results.json"), "utf8")) as Results;
+  expect(run.cutOff).toBe(true);
+  const begun = scenarios.filter(({ verdict }) => verdict !== "skip");
+  expect(begun.map(({ verdict }) => verdict)).toEqual(begun.map(() => "error"));
+  expect(begun[0]?.reason).toContain("it ended with exit code 3");
+  rmSync(reports, { recursive: true });
+}, 70_000);

@@ -19,8 +19,13 @@ function scenarioOf({ id, rule, file, line, source, harm }: Check): ScenarioResu
 /** Records that a check begins, for the run's report and its progress. */
 export const recordBegun = (check: Check): void => record({ kind: "running", scenario: scenarioOf(check) });
 
+/** The calls of a check, oldest first, under a heading. */
+const callsOf = (evidence: string[]): string[] =>
+  evidence.length > 0 ? ["Calls:", ...evidence.slice(-RECORDED_CALLS).map((call) => `  ${call}`)] : [];
+const RECORDED_CALLS = 40;
+
 /** Records what came of a check, for the run's report. */
-export function recordOutcome({ check, verdict, reason, left, ms }: Judged): void {
+export function recordOutcome({ check, verdict, reason, left, evidence, ms }: Judged): void {
   const [expected = "", seen = ""] =
     reason.match(/^(?:expected|\s*saw) .*$/gm)?.map((text) => text.trim()) ?? [];
   record({
@@ -30,7 +35,13 @@ export function recordOutcome({ check, verdict, reason, left, ms }: Judged): voi
       at: now() - ms,
       ms: Math.round(ms * 10) / 10,
       verdict,
-      reason: [reason, ...left.map((one) => `left behind: ${one}`)].filter(Boolean).join("\n"),
+      reason: [
+        reason,
+        ...left.map((one) => `left behind: ${one}`),
+        ...(verdict === "pass" ? [] : callsOf(evidence)),
+      ]
+        .filter(Boolean)
+        .join("\n"),
       expected: expected.replace(/^expected /, ""),
       seen: seen.replace(/^saw /, ""),
     },

@@ -214,10 +214,10 @@ export class Keeper {
   async stopStack(id: number): Promise<string[]> {
     const stack = this.#stack(id);
     this.#stacks.delete(id);
-    const left = await stack.leftovers();
-    await stack.stop();
+    const left = await orWhyNot(stack.leftovers().then((things) => things.map(describeBelonging)));
+    const unfinished = await orWhyNot(stack.stop().then(() => []));
     recordCalls(stack);
-    return left.map(describeBelonging);
+    return [...new Set([...left, ...unfinished])];
   }
 
   /**
@@ -389,22 +389,25 @@ export class Keeper {
 
   async #close(): Promise<string[]> {
     const { run, settings } = this.setup;
-    const left = await this.#stop();
-    record({ kind: "leftovers", lines: left });
+    const { left, unfinished } = await this.#stop();
+    const lines = [...left, ...unfinished];
+    record({ kind: "leftovers", lines });
     saveLogs(run, settings.reports);
     writeResults(readRecords(run.folder), resolve(settings.reports));
-    run.remove();
-    return left;
+    // What is on an engine that is gone can be swept once it is back, by what the folder knows.
+    if (unfinished.length === 0) run.remove();
+    return lines;
   }
 
-  async #stop(): Promise<string[]> {
+  /** Resolves with what was left behind, and with why it could not be told or removed. */
+  async #stop(): Promise<{ left: string[]; unfinished: string[] }> {
     const { run, engine } = this.setup;
     const stacks = [...this.#stacks.values()];
     const left: string[] = [];
     for (const stack of stacks) {
       if (engine) left.push(...(await stack.leftovers().catch(() => [])).map(describeBelonging));
     }
-    await Promise.all(stacks.map((stack) => stack.stop()));
+    const stopped = await Promise.all(stacks.map((stack) => orWhyNot(stack.stop().then(() => []))));
     for (const stack of stacks) recordCalls(stack);
     this.#stacks.clear();
     await this.#engineProcess?.stop(2_000);
@@ -412,9 +415,13 @@ export class Keeper {
       left.push(`process ${pid} (${command})`);
       signal(pid, "SIGKILL");
     }
-    return left;
+    return { left, unfinished: [...new Set(stopped.flat())] };
   }
 }
+
+/** What that resolves with, or the message of what went wrong: an engine that is gone must not keep anything else up. */
+const orWhyNot = (lines: Promise<string[]>): Promise<string[]> =>
+  lines.catch((error: Error) => [error.message]);
 
 /** How the engine is started, less the socket: Podman's own command line, which the fake takes too. */
 function enginePrograms(run: Run, parts: Parts): string[] {

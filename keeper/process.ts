@@ -13,6 +13,8 @@ export class Child {
   readonly pid: number;
   readonly exited: Promise<number>;
   readonly #process: Bun.Subprocess;
+  /** Whether its end is what we asked for. */
+  #told = false;
 
   private constructor(
     readonly name: string,
@@ -25,7 +27,7 @@ export class Child {
     this.exited = process.exited.then((code) => (this.exitCode = code));
     record({ kind: "process", process: { name, stack: stackOf(log), pid: this.pid, at: now() } });
     void this.exited.then(() =>
-      record({ kind: "ended", pid: this.pid, at: now(), ending: this.ending ?? "" }),
+      record({ kind: "ended", pid: this.pid, at: now(), ending: this.ending ?? "", told: this.#told }),
     );
   }
 
@@ -84,7 +86,9 @@ export class Child {
   }
 
   kill(signal: NodeJS.Signals): void {
-    if (this.alive) this.#process.kill(signal);
+    if (!this.alive) return;
+    this.#told ||= signal !== "SIGSTOP" && signal !== "SIGCONT";
+    this.#process.kill(signal);
   }
 
   /** SIGTERM, then SIGKILL after `graceMs`. Resolves with how it ended, such as "exit code 0". */

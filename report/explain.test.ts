@@ -6,7 +6,7 @@ import { stripVTControlCharacters } from "node:util";
 import { largeExample, smallExample } from "./example.ts";
 import { caseOf, explain } from "./explain.ts";
 import { isRed, type Results, type ScenarioResult } from "./model.ts";
-import { explainOnTerminal, SCREEN_LINES } from "./terminal.ts";
+import { explainAll, explainOnTerminal, SCREEN_LINES } from "./terminal.ts";
 import { markWords } from "./text.ts";
 
 const results = smallExample();
@@ -45,7 +45,7 @@ describe("a failure points to the process that is at fault", () => {
       "gateway",
       "did not come up: it ended with exit code 1",
       "invalid compute driver name",
-      "last words",
+      "last words tell why",
     ],
     [
       "an engine that is gone",
@@ -59,7 +59,7 @@ describe("a failure points to the process that is at fault", () => {
       "an image that is missing",
       "XF-06",
       "engine",
-      "no such image",
+      "The engine has no image localhost/sb:2",
       "image not known",
       "OPENSHELL_SANDBOX_IMAGE",
     ],
@@ -75,17 +75,17 @@ describe("a failure points to the process that is at fault", () => {
       "a token that leaks",
       "XF-08",
       "driver",
-      "A secret is where it must not be: with the driver",
-      "the driver's log",
+      "A secret is where it must not be: in the driver's log",
+      "spec sandbox_token=<token>",
       "in a file",
     ],
     [
       "a scenario that sometimes fails",
       "XF-09",
       "gateway",
-      "All 3 calls that crossed the socket ended with OK",
+      "All 2 calls that crossed the socket ended with OK",
       'expected "READY", saw "STARTING"',
-      "too early",
+      "It is flaky: it passed 17 of 20 times",
     ],
     [
       "a setting that is wrong",
@@ -129,11 +129,155 @@ describe("a failure points to the process that is at fault", () => {
     expect(sentence).toContain("after something was done on purpose: fault StopSandbox");
   });
 
+  test("nor is one that the engine was made to answer", () => {
+    const arranged = structuredClone(results);
+    const { at } = of("XF-01", arranged);
+    const what = 'fault POST containers/*/stop: {"fail":{"status":500,"message":"improper"},"times":1}';
+    arranged.marks.push({ stack: 1, at: at + 300, what });
+    expect(explain(of("XF-01", arranged), arranged)).toMatchObject({
+      culprit: "unclear",
+      sentence: expect.stringContaining("after something was done on purpose: fault POST containers/*/stop"),
+    });
+  });
+
   test("a driver that was killed on purpose has not died", () => {
     const killed = structuredClone(results);
     const { at } = of("XF-03", killed);
     killed.marks.push({ stack: 2, at: at + 925, what: "kill driver" });
     expect(explain(of("XF-03", killed), killed).sentence).not.toContain("died");
+  });
+
+  test("what cleaning up met after the failure is not its cause", () => {
+    const later = structuredClone(results);
+    const scenario = of("XF-09", later);
+    const deletion = later.calls.find(
+      ({ method, sandbox }) => method === "DeleteSandbox" && scenario.sandboxes.includes(sandbox),
+    )!;
+    Object.assign(deletion, { status: "INTERNAL", details: "volume is being used" });
+    expect(explain(scenario, later).sentence).toContain("All 2 calls");
+    expect(explainOnTerminal(scenario, later.calls, later)).not.toContain("DeleteSandbox");
+    expect(explain({ ...scenario, failedMs: undefined }, later).sentence).toContain("DeleteSandbox");
+  });
+
+  test.each([
+    ["a driver that the harness ended while it cleaned up has not died", "signal SIGTERM", true, false],
+    ["a driver that left without having been told has, even with exit code 0", "exit code 0", false, true],
+  ])("%s", (_, ending, told, isDead) => {
+    const ended = structuredClone(results);
+    const driver = ended.processes.find(({ name, stack }) => name === "driver" && stack === 2)!;
+    Object.assign(driver, { ending, told });
+    expect(explain(of("XF-03", ended), ended).sentence.includes("died")).toBe(isDead);
+  });
+
+  test.each([
+    ["the driver's answers", "driver", "in the driver's answer to CreateSandbox"],
+    ["the gateway's events", "gateway", "with the gateway"],
+    ["a command's environment", "driver", "in what the driver gave the sandbox's container"],
+  ] as const)("a token in %s points to the %s", (where, culprit, place) => {
+    const found = structuredClone(results);
+    const scenario = of("XF-08", found);
+    scenario.reason = scenario.reason.replace("the logs of the run", where);
+    const call = found.calls.find(
+      ({ method, sandbox }) => method === "CreateSandbox" && scenario.sandboxes.includes(sandbox),
+    )!;
+    call.responses = [{ note: "<token>" }];
+    const { lines, ...rest } = explain(scenario, found);
+    expect(rest).toMatchObject({ culprit, sentence: expect.stringContaining(place) });
+    expect(lines.join("\n")).toContain(where);
+  });
+
+  test.each([
+    [
+      "a program that is not there is a wrong setting",
+      "driver: cannot be started: ENOENT: no such file or directory, posix_spawn './my-driver'\n  command: ./my-driver --socket /run/driver.sock",
+      "harness",
+      "The driver cannot be started: there is no such program.",
+      "command: ./my-driver --socket",
+      "Correct the setting",
+    ],
+    [
+      "an image that the harness cannot get",
+      'The image localhost/none:1 cannot be had (pull policy "missing"): initializing source docker://localhost/none:1',
+      "engine",
+      "The engine has no image localhost/none:1, and cannot get it.",
+      'pull policy "missing"',
+      "OPENSHELL_SANDBOX_IMAGE",
+    ],
+    [
+      "a driver that never answers is told apart from one that ends",
+      "driver: answer GetCapabilities: not within 5000 ms\n  last seen: 4 DEADLINE_EXCEEDED\n  command: my-driver\n  | INFO Connected to Podman",
+      "driver",
+      "it did not answer GetCapabilities within 5000 ms",
+      "INFO Connected to Podman",
+      "how far it got",
+    ],
+    [
+      "one that ends without a word",
+      "driver: bind its socket: it ended with exit code 3\n  last seen: driver.sock does not exist\n  command: my-driver --socket x\n  (its log is empty)",
+      "driver",
+      "it ended with exit code 3 before it could bind its socket",
+      "command: my-driver --socket x",
+      "Run its command line yourself",
+    ],
+    [
+      "a machine that has no time for anybody",
+      "keeper: open its control socket: not within 10000 ms (the machine is overloaded: 193 processes wait for its 2 CPUs)\n  last seen: connect ENOENT",
+      "harness",
+      "The machine is overloaded: 193 processes wait for its 2 CPUs.",
+      "not within 10000 ms",
+      "OPENSHELL_E2E_PARALLEL=1",
+    ],
+  ] as const)("%s", (_, reason, culprit, sentence, line, advice) => {
+    const found = explain({ ...of("XF-04"), verdict: "error", stack: 0, reason }, { calls: [] });
+    expect(found.culprit).toBe(culprit);
+    expect(found.sentence).toContain(sentence);
+    expect(found.lines.join("\n")).toContain(line);
+    expect(found.lines.join("\n")).not.toContain("last seen");
+    expect(found.advice).toContain(advice);
+  });
+
+  test("an engine that is gone is not a driver that cannot be reached", () => {
+    const gone = structuredClone(results);
+    const scenario = of("XF-05", gone);
+    const call = gone.calls.find(({ sandbox }) => sandbox === scenario.sandboxes[0])!;
+    Object.assign(call, {
+      status: "INTERNAL",
+      details: "connection error: /run/x/podman.sock: ECONNREFUSED: Was there a typo in the url or port?",
+    });
+    scenario.reason = `13 INTERNAL: create sandbox failed: ${call.details}`;
+    expect(explain(scenario, gone)).toMatchObject({
+      culprit: "engine",
+      advice: expect.stringContaining("podman --url unix:///run/x/podman.sock info"),
+    });
+    gone.marks.push({ stack: 1, at: scenario.at, what: 'fault POST containers/create: {"cut":true}' });
+    expect(explain(scenario, gone).culprit).not.toBe("engine");
+    scenario.engine = ["engine on /run/x/podman.sock: GET containers/json: nobody listens there."];
+    expect(explain(scenario, gone).culprit).toBe("engine");
+  });
+
+  test("a create that failed is shown, though its scenario never learnt the sandbox's id", () => {
+    const { calls } = caseOf({ ...of("XF-06"), sandboxes: [] }, results);
+    expect(calls.map(({ method }) => method)).not.toContain("CreateSandbox");
+    const unclaimed = structuredClone(results);
+    const scenario = of("XF-06", unclaimed);
+    scenario.sandboxes = [];
+    expect(explain(scenario, unclaimed).lines.join("\n")).toContain("CreateSandbox → INTERNAL");
+  });
+
+  test("a start that was answered with OK and a container that does not run do not go together", () => {
+    const started = structuredClone(results);
+    const scenario = of("XF-09", started);
+    Object.assign(scenario, {
+      reason: "sandbox x: reach READY: it is in ERROR\n  phase ERROR\n  Ready=False ContainerExited code 0",
+      engine: ["openshell-default--sandbox-28 exited with code 0"],
+    });
+    expect(explain(scenario, started).culprit).toBe("supervisor");
+    const [sandbox = ""] = scenario.sandboxes;
+    const call = started.calls.find((each) => each.sandbox === sandbox)!;
+    started.calls.push({ ...call, seq: 999, method: "StartSandbox", at: scenario.at + 500, ms: 4 });
+    const found = explain(scenario, started);
+    expect(found.culprit).toBe("unclear");
+    expect(found.lines[0]).toContain("StartSandbox → OK after 4 ms");
   });
 
   test("where nothing tells the processes apart, it says so", () => {
@@ -180,6 +324,8 @@ describe("on the terminal", () => {
       const text = explainOnTerminal(scenario, results.calls, results);
       expect(text.split("\n").length).toBeLessThanOrEqual(SCREEN_LINES);
       expect(Math.max(...text.split("\n").map((line) => line.length))).toBeLessThanOrEqual(160);
+      // What to do is told to its end, over several lines if need be.
+      expect(text.replaceAll(/\s+/g, " ")).toContain(explain(scenario, results).advice);
       expect(text).toContain(`-t ${scenario.id}`.replace("-t DC-31", "--only DC-31"));
     },
   );
@@ -197,6 +343,20 @@ describe("on the terminal", () => {
     const text = explainOnTerminal(long, large.calls, large);
     expect(text.split("\n").length).toBeLessThanOrEqual(SCREEN_LINES);
     expect(text.split("\n").at(-1)).toContain("Again:");
+  });
+
+  test("failures with the same cause are explained once", () => {
+    const many = structuredClone(results);
+    const gone = of("XF-05", many);
+    many.scenarios = ["EG-01", "EG-02", "EG-03"].map((id) => ({ ...gone, id, title: `${id} it stays` }));
+    const text = explainAll(many, false);
+    expect(text.split("FAIL ")).toHaveLength(2);
+    expect(text).toContain("The same: EG-02, EG-03");
+    expect(explainAll({ ...many, scenarios: [] }, false)).toBe("");
+    const unlike = many.scenarios.flatMap((one, index) =>
+      ["a", "b", "c"].map((id) => ({ ...one, id: `${id}${index}`, stack: 0, reason: "?" })),
+    );
+    expect(explainAll({ ...many, scenarios: unlike }, false)).toContain("4 more are not explained here.");
   });
 
   test("colours are there only when asked for, and change no word", () => {

@@ -25,6 +25,8 @@ export interface Explanation {
 
 /** What was recorded beside a scenario. A whole `Results` is one. */
 export interface Recorded {
+  /** All of the run: a sandbox that none of them has is one whose creation failed. */
+  scenarios?: ScenarioResult[];
   calls: CallRecord[];
   processes?: ProcessSpan[];
   marks?: Mark[];
@@ -35,7 +37,10 @@ export interface Case {
   scenario: ScenarioResult;
   /** What the scenario said, without the evidence that follows. */
   message: string;
+  /** Until it failed, and as they stood then. */
   calls: CallRecord[];
+  /** After that, from cleaning up. */
+  cleaning: CallRecord[];
   processes: ProcessSpan[];
   /** What was done to its stack on purpose. */
   marks: Mark[];
@@ -49,17 +54,21 @@ export const messageOf = ({ reason }: Pick<ScenarioResult, "reason">): string =>
 export function caseOf(scenario: ScenarioResult, recorded: Recorded): Case {
   const { stack, at, ms, sandboxes } = scenario;
   const inTime = (from: number, to = Infinity) => from <= at + ms && to >= at;
-  const mine = (sandbox: string) => sandbox === "" || sandboxes.includes(sandbox);
+  const taken = (sandbox: string) => recorded.scenarios?.some((other) => other.sandboxes.includes(sandbox));
+  // Whose creation failed never learns the sandbox's id.
+  const mine = ({ sandbox, status }: CallRecord) =>
+    sandbox === "" || sandboxes.includes(sandbox) || (status !== "OK" && taken(sandbox) === false);
   const ours = <Of extends { stack: number }>(items: Of[] = []) =>
     items.filter((item) => item.stack === stack);
+  const calls = stack
+    ? ours(recorded.calls).filter((call) => inTime(call.at, call.at + (call.ms ?? Infinity)) && mine(call))
+    : [];
+  const failed = at + (scenario.failedMs ?? Infinity);
   return {
     scenario,
     message: messageOf(scenario),
-    calls: stack
-      ? ours(recorded.calls).filter(
-          (call) => inTime(call.at, call.at + (call.ms ?? Infinity)) && mine(call.sandbox),
-        )
-      : [],
+    calls: calls.filter((call) => call.at <= failed).map((call) => asOf(failed, call)),
+    cleaning: calls.filter((call) => call.at > failed),
     processes: (recorded.processes ?? []).filter(
       (process) =>
         (process.stack === stack || process.stack === 0) &&
@@ -67,6 +76,12 @@ export function caseOf(scenario: ScenarioResult, recorded: Recorded): Case {
     ),
     marks: stack ? ours(recorded.marks).filter((mark) => inTime(mark.at, mark.at)) : [],
   };
+}
+
+/** A call as it stood then: what was still open ended later, when everything was taken down. */
+function asOf(time: number, call: CallRecord): CallRecord {
+  const { ms, ...open } = call;
+  return ms !== undefined && call.at + ms > time ? { ...open, status: "", details: "" } : call;
 }
 
 /** The process that a scenario's failure points to. For a scenario that is not bad news, its reason. */
@@ -81,6 +96,7 @@ export function explainCase(one: Case): Explanation {
     if (found)
       return {
         ...found,
+        advice: `${flakiness(one.scenario)}${found.advice}`,
         lines: found.lines
           .filter(Boolean)
           .slice(0, 3)
@@ -88,6 +104,12 @@ export function explainCase(one: Case): Explanation {
       };
   }
   return nothingFound(one);
+}
+
+/** Of a scenario that also passed in the same run. */
+function flakiness({ times }: ScenarioResult): string {
+  if (!times || times.failed === times.run) return "";
+  return `It is flaky: it passed ${times.run - times.failed} of ${times.run} times, so look for what depends on time. `;
 }
 
 /** How to run it again, alone. */
@@ -98,9 +120,15 @@ export function again({ suite, id }: Pick<ScenarioResult, "suite" | "id">): stri
 
 /** One call in one line: "+1.20 s StopSandbox → INTERNAL after 3 ms: no such container". */
 export function callLine(call: CallRecord, since: number): string {
-  const outcome = call.status ? `${call.status} after ${took(call.ms ?? 0)}` : "no answer";
+  const outcome = call.status
+    ? `${call.status} after ${took(call.ms ?? 0)}`
+    : isWatch(call)
+      ? "open"
+      : "no answer";
   return `${offset(call.at - since)}  ${call.method} → ${outcome}${call.details ? `: ${call.details}` : ""}`;
 }
+
+export const isWatch = ({ method }: CallRecord): boolean => method === "WatchSandboxes";
 
 // Clues
 
@@ -121,7 +149,7 @@ const wrongSetting: Clue = ({ scenario, message }) =>
   scenario.verdict === "error" && /^(?:--[a-z][\w-]*|OPENSHELL_\w+): /.test(message)
     ? {
         culprit: "harness",
-        sentence: `A setting is wrong: ${clipped(message)}`,
+        sentence: `A setting is wrong: ${clipped(message, 400)}`,
         lines: [],
         advice:
           "Correct it; `bun harness.ts help` lists all settings, `bun harness.ts doctor` what they come to",
@@ -138,29 +166,60 @@ const listedWrongly: Clue = ({ message }) =>
       }
     : undefined;
 
+/** A deadline passed on a machine that had no time for anybody: the harness says so beside it. */
+const overloaded: Clue = ({ message }) => {
+  const [line = "", load] =
+    /^.*not within \d+ ms \((the machine is overloaded: [^)]*)\)/m.exec(message) ?? [];
+  if (!load) return undefined;
+  return {
+    culprit: "harness",
+    sentence: `${load[0]!.toUpperCase()}${load.slice(1)}. Nothing is known of the requirement.`,
+    lines: [line],
+    advice: "Run it again when the machine has time, or fewer at once: `OPENSHELL_E2E_PARALLEL=1`",
+  };
+};
+
+/** A program that cannot even be started: the setting that names it is wrong. */
+const notStarted: Clue = ({ message }) => {
+  const [, who, why = ""] = /^(gateway|driver|engine): cannot be started: ([^\n]*)/m.exec(message) ?? [];
+  if (!who) return undefined;
+  const missing = /ENOENT/.test(why) ? "there is no such program" : why;
+  return {
+    culprit: "harness",
+    sentence: `The ${who} cannot be started: ${missing}.`,
+    lines: message.split("\n").filter((line) => /^\s*command: /.test(line)),
+    advice: `Correct the setting that names it (\`bun harness.ts doctor\` shows what stands in each place); a relative path is relative to the harness`,
+  };
+};
+
 /** A process never answered, or ended before it did: the harness says so in `name: what: why`. */
 const neverCameUp: Clue = ({ scenario, message }) => {
-  const found =
-    /^(gateway|driver|engine): [^\n]*: (it ended with [^\n]*|not within \d+ ms|cannot be started: [^\n]*)/m.exec(
-      message,
-    ) ?? /^(gateway|driver|engine): (cannot be started: [^\n]*)/m.exec(message);
-  if (!found) return undefined;
-  const [line, culprit, why] = found as unknown as [string, "gateway" | "driver" | "engine", string];
-  const said = logLines(message.slice(message.indexOf(line) + line.length).split("\n"));
-  const last = said.length > 0 ? said : logLines(logOf(scenario, culprit));
+  const [line, culprit, what, why] =
+    /^(gateway|driver|engine): ([^\n]*): (it ended with [^\n]*|not within \d+ ms)/m.exec(message) ?? [];
+  if (!line || !what || !why) return undefined;
+  const who = culprit as "gateway" | "driver" | "engine";
+  const ended = why.startsWith("it ended");
+  const after = message.slice(message.indexOf(line) + line.length).split("\n");
+  // What the harness adds is no word of the program's.
+  const words = after.filter((each) => /^\s*\|/.test(each));
+  const last = logLines(words.length > 0 ? words : logOf(scenario, who));
+  const log = scenario.stack ? `logs/${scenario.stack}-${who}.log` : "the folder `logs`";
   return {
-    culprit,
-    sentence: `The ${culprit} did not come up: ${why.replace(/^not/, "no answer").replace(/:$/, "")}.`,
-    lines: last,
+    culprit: who,
+    sentence: `The ${who} did not come up: ${ended ? `${why.replace(/:$/, "")} before it could ${what}` : `it did not ${what} ${why.replace("not ", "")}`}.`,
+    lines: last.length > 0 ? last : after.filter((each) => /^\s*command: /.test(each)),
     advice:
       /likely cause: (.*)/.exec(message)?.[1] ??
-      `Its own last words tell why; its whole log is among the reports, in logs/${scenario.stack || "N"}-${culprit}.log`,
+      (last.length === 0
+        ? "It said nothing. Run its command line yourself, and see what it waits for or why it ends"
+        : `Its own last words tell ${ended ? "why" : "how far it got"}; its whole log is among the reports, in ${log}`),
   };
 };
 
 /** A process ended by itself in the scenario's time: nobody had told it to. */
-const died: Clue = ({ scenario, message, processes, marks }) => {
-  const onPurpose = ({ name, at, ms = 0 }: ProcessSpan) =>
+const died: Clue = ({ scenario, message, calls, processes, marks }) => {
+  const onPurpose = ({ name, at, ms = 0, told }: ProcessSpan) =>
+    told === true ||
     marks.some(
       (mark) =>
         new RegExp(`^(?:kill|stop|terminate) ${name}`).test(mark.what) && mark.at <= at + ms + SLACK_MS,
@@ -171,7 +230,7 @@ const died: Clue = ({ scenario, message, processes, marks }) => {
       process.ms !== undefined &&
       process.at + process.ms <= end &&
       ["gateway", "driver", "engine"].includes(process.name) &&
-      process.ending !== "exit code 0" &&
+      (process.ending !== "exit code 0" || process.told === false) &&
       !onPurpose(process),
   );
   const told = /the driver is gone: (?:it )?([^\n]*)/.exec(message);
@@ -179,12 +238,17 @@ const died: Clue = ({ scenario, message, processes, marks }) => {
   const culprit = (dead?.name ?? "driver") as "gateway" | "driver" | "engine";
   const how = dead ? `with ${dead.ending}` : told![1]!.replace(/^ended |, its log with$/g, "");
   const when = dead ? ` ${took(dead.at + (dead.ms ?? 0) - scenario.at)} into the scenario` : "";
-  const inMessage = told ? logLines(message.slice(told.index).split("\n").slice(1)) : [];
+  const said = told ? message.slice(told.index).split("\n").slice(1) : logOf(scenario, culprit);
+  const last = logLines(said);
+  const broken = calls.find(({ details }) => GONE.test(details));
+  const complained = said.some(isComplaint);
   return {
     culprit,
     sentence: `The ${culprit} died${when}: it ended ${how}, and nobody had told it to.`,
-    lines: inMessage.length > 0 ? inMessage : logLines(logOf(scenario, culprit)),
-    advice: `A ${culprit} must outlive every call. Its last words are above or in its log; look for a panic`,
+    lines: complained || !broken ? last : [callLine(broken, scenario.at), ...last.slice(-1)],
+    advice: complained
+      ? `A ${culprit} must outlive every call. Its last words tell what ended it`
+      : `A ${culprit} must outlive every call. It did not say why it ended: look at what it does for the call that was under way`,
   };
 };
 
@@ -196,6 +260,8 @@ const leftBehind: Clue = ({ message }) => {
     .slice(1)
     .map((line) => line.trim());
   const kept = items.filter((item) => /^(?:container|volume|secret|network|process|mount) /.test(item));
+  // Nobody can tell what is left on an engine that is gone.
+  if (kept.length === 0 && items.some((item) => ENGINE_GONE.test(item))) return undefined;
   const unreachable = items.find((item) => /UNAVAILABLE|ECONNREFUSED|No connection/.test(item));
   if (kept.length === 0 && unreachable)
     return {
@@ -214,55 +280,78 @@ const leftBehind: Clue = ({ message }) => {
   };
 };
 
-const engineGone: Clue = ({ scenario, message, calls }) => {
-  const pattern =
-    /engine on \S+: .*(?:ECONN|ENOENT|connect|socket|closed)|cannot connect to (?:podman|docker)|podman(?:\.sock)?[^\n]*(?:connection refused|no such file)|event stream ended unexpectedly/i;
-  const details = calls.find((call) => pattern.test(call.details) && !wasAskedFor(call, []));
-  const line =
-    message.split("\n").find((each) => pattern.test(each)) ?? (details && callLine(details, scenario.at));
-  if (!line) return undefined;
+const engineGone: Clue = ({ scenario, message, calls, marks }) => {
+  // The harness' own look at the engine is the best proof.
+  const looked = scenario.engine.find((each) => ENGINE_GONE.test(each));
+  const isArranged = marks.some(({ what }) => ENGINE_FAULT.test(what));
+  const call = calls.find(({ details }) => ENGINE_GONE.test(details));
+  const said = message.split("\n").find((each) => ENGINE_GONE.test(each));
+  if (!looked && (isArranged || (!call && !said))) return undefined;
+  const lines = [call ? callLine(call, scenario.at) : (said ?? ""), looked ?? ""];
+  const [socket = "SOCKET"] = /\/[^\s:]+\.sock\b/.exec(lines.join("\n")) ?? [];
   return {
     culprit: "engine",
     sentence: "The engine could not be reached: its API service is gone, or never was there.",
-    lines: [line],
-    advice: "See whether it runs: `podman --url unix://SOCKET info`, and `bun harness.ts doctor`",
+    lines,
+    advice: `See whether it runs: \`podman --url unix://${socket} info\`, and \`bun harness.ts doctor\``,
   };
 };
 
 const imageMissing: Clue = ({ scenario, message, calls }) => {
   const pattern =
-    /image[^\n]*(?:not found|not known|pull failed|no such|manifest unknown|unauthorized)|pull(?:ing)? image[^\n]*(?:fail|error)|(?:ErrImagePull|ImagePullBackOff|no such image)/i;
+    /image[^\n]*(?:cannot be had|not found|not known|pull failed|no such|manifest unknown|unauthorized)|pull(?:ing)? image[^\n]*(?:fail|error)|(?:ErrImagePull|ImagePullBackOff|no such image)/i;
   const call = calls.find(({ details }) => pattern.test(details));
   const line =
     (call && callLine(call, scenario.at)) ?? message.split("\n").find((each) => pattern.test(each));
   if (!line || (call && /image/i.test(scenario.title))) return undefined;
+  const [, image] = /\bimage (?:pull failed: )?([\w.-]+[/:][\w./:@-]*\w)/.exec(line) ?? [];
   return {
     culprit: "engine",
-    sentence: "The engine has no such image, and cannot get it.",
+    sentence: `The engine has no ${image ? `image ${image}` : "such image"}, and cannot get it.`,
     lines: [line],
     advice: "Pull or build it, or name another one: OPENSHELL_SANDBOX_IMAGE, OPENSHELL_SUPERVISOR_IMAGE",
   };
 };
 
-const leaked: Clue = ({ scenario, message }) => {
-  const about = /\b(?:token|secret|credential)/i;
-  if (
-    !about.test(scenario.title) ||
-    !/not\.to(?:Contain|Match)|leak|in the clear|must not|shows?\b/i.test(`${message} ${scenario.title}`)
-  )
-    return undefined;
-  const text = `${message} ${scenario.seen}`;
-  const place = (["gateway", "driver", "supervisor", "engine"] as const).find((name) =>
-    new RegExp(name, "i").test(text),
-  );
+/** A secret was found where none may be. Reports have it redacted, and that shows where it was. */
+const leaked: Clue = ({ scenario, message, calls }) => {
+  const { title, verdict, logs } = scenario;
+  const isAbout = /\b(?:token|secret|credential)/i.test(title);
+  const isPlace = /\b(?:is|are) in no\b|cannot read|leak|in the clear|must not|not\.to(?:Contain|Match)/i;
+  if (verdict !== "fail" || !isAbout || !isPlace.test(`${message} ${title}`)) return undefined;
+  const inLog = (["driver", "gateway"] as const).flatMap((who) => {
+    const line = logs[who].find((each) => FOUND_SECRET.test(each));
+    return line ? [{ culprit: who, place: `in the ${who}'s log`, line }] : [];
+  });
+  const answer = calls.find(({ responses }) => FOUND_SECRET.test(JSON.stringify(responses)));
+  const found =
+    /\blog/i.test(message) && inLog[0]
+      ? inLog[0]
+      : answer && /answer/i.test(message)
+        ? { culprit: "driver" as const, place: `in the driver's answer to ${answer.method}`, line: "" }
+        : secretPlace(`${message} ${scenario.seen}`);
   return {
-    culprit: place ?? "driver",
-    sentence: `A secret is where it must not be: ${place ? `with the ${place}` : "see what was found"}. Reports show it redacted.`,
-    lines: message.split("\n").filter((line) => about.test(line) || /^(?:Expected|Received)/.test(line)),
+    culprit: found.culprit,
+    sentence: `A secret is where it must not be: ${found.place}. Reports show it redacted.`,
+    lines: [found.line, ...(diffOf(message) ?? message.split("\n").filter((line) => line.trim() !== ""))],
     advice:
-      "The supervisor gets its token in a file; it belongs in no environment, argument list, label or log",
+      "The supervisor gets its token in a file; it belongs in no environment, argument, label, answer or log. Take it as leaked: whoever saw that place can be the sandbox",
   };
 };
+
+/** What stands in the place of a secret in a report. */
+const FOUND_SECRET = /<token>|<redacted>|<private key>/;
+
+/** Who is to be asked for a secret in a place that is told in words. */
+function secretPlace(text: string): { culprit: Culprit; place: string; line: string } {
+  const places: [RegExp, Culprit, string][] = [
+    [/driver's/i, "driver", "with the driver"],
+    [/gateway's/i, "gateway", "with the gateway"],
+    [/environment|argument|label|container/i, "driver", "in what the driver gave the sandbox's container"],
+  ];
+  const [, culprit, place] = places.find(([pattern]) => pattern.test(text)) ?? [];
+  return { culprit: culprit ?? "unclear", place: place ?? "see what was found", line: "" };
+}
 
 /** A suite that asks one process alone says with its name who is at fault. */
 const onlySubject: Clue = ({ scenario, message, calls }) => {
@@ -282,10 +371,10 @@ const onlySubject: Clue = ({ scenario, message, calls }) => {
 
 /** The driver has a call and does not answer it. */
 const hung: Clue = ({ scenario, calls, marks }) => {
-  const end = scenario.at + scenario.ms;
+  const end = scenario.at + (scenario.failedMs ?? scenario.ms);
   const call = calls.findLast(
     (each) =>
-      each.method !== "WatchSandboxes" &&
+      !isWatch(each) &&
       (each.status === "" || each.status === "DEADLINE_EXCEEDED") &&
       !wasAskedFor(each, marks) &&
       (each.ms ?? end - each.at) > HANGS_MS,
@@ -311,7 +400,8 @@ const refused: Clue = ({ scenario, message, calls, marks }) => {
     candidates.findLast(({ details }) => details !== "" && message.includes(details)) ??
     candidates.findLast(({ status }) => UNEXPECTED.has(status));
   if (!call) return undefined;
-  const gone = /ECONNREFUSED|ENOENT|No connection established|Connection dropped/.test(call.details);
+  // An answer that tells of somebody else's socket is an answer all the same.
+  const gone = call.status === "UNAVAILABLE" && GONE.test(call.details);
   return {
     culprit: "driver",
     sentence: gone
@@ -320,11 +410,27 @@ const refused: Clue = ({ scenario, message, calls, marks }) => {
     lines: [callLine(call, scenario.at), ...logLines(scenario.logs.driver).filter(isComplaint).slice(-2)],
     advice: gone
       ? "Find out why it was gone by then: the end of its log is below"
-      : "Look in the driver's log at that moment for what the engine answered it, and what it made of that",
+      : `Look in the driver's log at that moment for what the engine answered it, and what it made of that; ${rulesOf(call.method)}`,
   };
 };
 
-const containerEnded: Clue = ({ scenario, message, marks }) => {
+/** Where the rules of a method are: the group of checks that is about it. */
+function rulesOf(method: string): string {
+  const groups: Record<string, string> = {
+    ValidateSandboxCreate: "C",
+    CreateSandbox: "D",
+    GetSandbox: "E",
+    ListSandboxes: "E",
+    StopSandbox: "F",
+    StartSandbox: "F",
+    DeleteSandbox: "G",
+    WatchSandboxes: "H",
+  };
+  const group = groups[method] ? ` --only ${groups[method]}` : "";
+  return `\`bun harness.ts check${group}\` asks the driver alone`;
+}
+
+const containerEnded: Clue = ({ scenario, message, calls, marks }) => {
   const line = message
     .split("\n")
     .find((each) => /Ready=False (?:Container(?:Exited|Failed|Died)|OOMKilled)/.test(each));
@@ -341,6 +447,15 @@ const containerEnded: Clue = ({ scenario, message, marks }) => {
       advice: "Find the snapshot among what WatchSandboxes sent, and compare its time with the last start",
     };
   }
+  const start = calls.findLast(({ method }) => /^(?:Start|Stop|Create)Sandbox$/.test(method));
+  if (start?.method === "StartSandbox" && start.status === "OK")
+    return {
+      culprit: "unclear",
+      sentence: "The sandbox was started again, and its container is not running.",
+      lines: [callLine(start, scenario.at), line.trim(), ...scenario.engine],
+      advice:
+        "Either the driver said OK and started nothing (the engine's events tell), or what runs in it ended at once (its last words on the engine tell)",
+    };
   return {
     culprit: "supervisor",
     sentence: "The sandbox's container ended, and the gateway calls that an error.",
@@ -395,6 +510,8 @@ const CLUES: Clue[] = [
   cutOff,
   wrongSetting,
   listedWrongly,
+  overloaded,
+  notStarted,
   neverCameUp,
   died,
   leftBehind,
@@ -447,6 +564,13 @@ function quiet({ scenario, message }: Case): Explanation {
 const SLACK_MS = 200;
 /** From here on a call hangs, in milliseconds; the slowest honest ones wait for a stop timeout. */
 const HANGS_MS = 10_000;
+/** A rule of the proxy before the engine: for a method of HTTP and a path, or for all. */
+const ENGINE_FAULT = /^fault (?:[A-Z]+ |\*:)/;
+/** The words of those who cannot reach the engine: the harness, the drivers, Podman's own client. */
+const ENGINE_GONE =
+  /engine on \S+: .*(?:ECONN|ENOENT|connect|socket|closed|nobody listens)|cannot connect to (?:podman|docker)|podman(?:\.sock)?[^\n]*(?:connection refused|no such file)|(?:podman|docker|containerd)[\w.-]*\.sock: (?:ECONN|ENOENT)|event stream ended unexpectedly/i;
+/** The words with which a call ends when nobody serves the socket any more. */
+const GONE = /ECONNREFUSED|ECONNRESET|ENOENT|No connection established|Connection dropped/;
 /** What no driver answers in order. */
 const UNEXPECTED = new Set([
   "INTERNAL",
@@ -463,7 +587,10 @@ function wasAskedFor(
   { method, at, ms = 0 }: Pick<CallRecord, "method" | "at" | "ms">,
   marks: Mark[],
 ): boolean {
-  if (marks.some((mark) => mark.what.startsWith(`fault ${method}:`) && mark.at <= at + SLACK_MS)) return true;
+  const wasBefore = (mark: Mark) => mark.at <= at + SLACK_MS;
+  if (marks.some((mark) => mark.what.startsWith(`fault ${method}:`) && wasBefore(mark))) return true;
+  // What the engine was made to answer comes back as the driver's answer.
+  if (marks.some((mark) => ENGINE_FAULT.test(mark.what) && wasBefore(mark))) return true;
   const driver = marks.filter((mark) => mark.what.endsWith(" driver") && mark.at <= at + ms + SLACK_MS);
   const down = driver.findLast(({ what }) => !/^(?:start|continue) /.test(what));
   const up = driver.findLast(({ what }) => /^(?:start|continue) /.test(what));
@@ -485,6 +612,16 @@ function logLines(lines: string[]): string[] {
   const said = lines.map((line) => line.replace(/^\s*\|?\s*/, "").trimEnd()).filter(Boolean);
   const last = said.findLastIndex(isComplaint);
   return last < 0 ? said.slice(-3) : said.slice(last, last + 3);
+}
+
+/** Of a comparison of two objects, what differs with a line around it; undefined if a message is none. */
+export function diffOf(message: string): string[] | undefined {
+  const end = message.search(/^- Expected {2}- \d+$/m);
+  if (end < 0) return undefined;
+  const lines = message.slice(0, end).trimEnd().split("\n").slice(1);
+  const differs = (line = "") => /^[-+] /.test(line);
+  const near = lines.filter((_, index) => [index - 1, index, index + 1].some((at) => differs(lines[at])));
+  return near.filter((line) => !/^\s*[[\]{}],?$/.test(line));
 }
 
 const findingLines = ({ expected, seen }: ScenarioResult, message: string): string[] =>

@@ -6,7 +6,7 @@
  */
 import { createHash } from "node:crypto";
 import { PLACES } from "../harness.ts";
-import { again, type Case, caseOf, type Explanation, explainCase } from "./explain.ts";
+import { again, type Case, caseOf, type Explanation, explainCase, isWatch } from "./explain.ts";
 import css from "./html/page.css" with { type: "text" };
 import js from "./html/page.js" with { type: "text" };
 import { imageName } from "./junit.ts";
@@ -234,7 +234,7 @@ ${proof(one, room)}
 </details>`;
 }
 
-function findings(scenario: ScenarioResult, { lines }: Explanation, message: string): string {
+function findings(scenario: ScenarioResult, { sentence, lines }: Explanation, message: string): string {
   const { expected, seen, source, harm } = scenario;
   const rows = [
     ...(expected
@@ -247,7 +247,9 @@ function findings(scenario: ScenarioResult, { lines }: Explanation, message: str
     ...(harm ? [["Users", escaped(harm)]] : []),
   ];
   const list = rows.map(([term, text]) => `<div><dt>${term}</dt><dd>${text}</dd></div>`).join("");
-  const shown = lines.length > 0 ? lines : [clipped(message)];
+  // What stands beside it already need not be said again.
+  const isSaid = expected || sentence.includes(clipped(message, 400));
+  const shown = lines.length > 0 || isSaid ? lines : [clipped(message)];
   return `${block(shown)}${list ? `<dl class="findings">${list}</dl>` : ""}`;
 }
 
@@ -296,10 +298,19 @@ function lastThatFit(lines: string[], characters: number): string[] {
   return kept;
 }
 
-function callTable({ scenario, calls, marks }: Case, room: number): string {
-  if (calls.length === 0 && marks.length === 0) return "";
+function callTable({ scenario, calls, cleaning, marks }: Case, room: number): string {
+  if (calls.length + cleaning.length + marks.length === 0) return "";
+  const failed = scenario.at + (scenario.failedMs ?? 0);
   const rows = [
-    ...calls.map((call) => ({ at: call.at, row: callRow(call, scenario.at) })),
+    ...(cleaning.length > 0
+      ? [
+          {
+            at: failed,
+            row: `<tr class="mark"><td>${offset(failed - scenario.at)}</td><td colspan="4">failed; what follows is cleaning up</td></tr>`,
+          },
+        ]
+      : []),
+    ...[...calls, ...cleaning].map((call) => ({ at: call.at, row: callRow(call, scenario.at) })),
     ...marks.map(({ at, what }) => ({
       at,
       row: `<tr class="mark"><td>${offset(at - scenario.at)}</td><td colspan="4">${escaped(clipped(markWords(what), 300))}</td></tr>`,
@@ -322,8 +333,8 @@ ${rows
 }
 
 function callRow(call: CallRecord, since: number): string {
-  const status = call.status || "open";
-  const kind = status === "OK" ? "ok" : status === "open" || status === "CANCELLED" ? "open" : "bad";
+  const status = call.status || (isWatch(call) ? "open" : "no answer");
+  const kind = status === "OK" ? "ok" : call.status && status !== "CANCELLED" ? "bad" : "open";
   const bodies = [
     ...(isEmpty(call.request) ? [] : [`→ ${bodyText(call.request)}`]),
     ...call.responses

@@ -71,6 +71,10 @@ export interface ScenarioResult {
   reason: string;
   at: number;
   ms: number;
+  /** After how long its body failed; what came after that is cleaning up. */
+  failedMs?: number;
+  /** How often it ran and how often it failed, where that was more than once (`bun test --rerun-each`). */
+  times?: { run: number; failed: number };
   /** Where the requirement comes from, and what users meet when it is broken; empty where the title says it all. */
   source: string;
   harm: string;
@@ -103,6 +107,8 @@ export interface ProcessSpan {
   ms?: number;
   /** "exit code 0", "signal SIGKILL". */
   ending?: string;
+  /** Whether the harness ended it; else it ended by itself. */
+  told?: boolean;
 }
 
 /** One call between gateway and driver. */

@@ -70,17 +70,29 @@ test("a run that was killed is cut off, and so is the scenario in whose midst it
   ]);
 });
 
+test("of a scenario that ran more than once, a failure stays, with how often it was", () => {
+  const runs = [{}, { verdict: "fail" as const, reason: "it was late" }, {}];
+  const results = assemble([
+    begin,
+    ...runs.map((more): Entry => ({ kind: "scenario", scenario: scenario("LC-01", more) })),
+    { kind: "end", at: T0 + 5_000 },
+  ]);
+  expect(results?.scenarios).toHaveLength(1);
+  expect(results?.scenarios[0]).toMatchObject({ reason: "it was late", times: { run: 3, failed: 1 } });
+  expect(results?.counts).toMatchObject({ pass: 0, fail: 1 });
+});
+
 test("a process has its readiness and its end", () => {
   const process = { name: "gateway", stack: 1, pid: 7, at: T0 + 10 };
   const results = assemble([
     begin,
     { kind: "process", process },
     { kind: "ready", pid: 7, at: T0 + 110 },
-    { kind: "ended", pid: 7, at: T0 + 910, ending: "exit code 0" },
+    { kind: "ended", pid: 7, at: T0 + 910, ending: "exit code 0", told: true },
     { kind: "scenario", scenario: scenario("LC-01") },
   ]);
   expect(results?.processes).toEqual([
-    { name: "gateway", stack: 1, pid: 7, at: 10, readyMs: 100, ms: 900, ending: "exit code 0" },
+    { name: "gateway", stack: 1, pid: 7, at: 10, readyMs: 100, ms: 900, ending: "exit code 0", told: true },
   ]);
 });
 

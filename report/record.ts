@@ -10,6 +10,7 @@ import { join } from "node:path";
 import {
   type CallRecord,
   count,
+  isRed,
   type Mark,
   type PhaseRecord,
   type ProcessSpan,
@@ -28,7 +29,7 @@ export type Entry =
   | { kind: "scenario"; scenario: ScenarioResult }
   | { kind: "process"; process: ProcessSpan }
   | { kind: "ready"; pid: number; at: number }
-  | { kind: "ended"; pid: number; at: number; ending: string }
+  | { kind: "ended"; pid: number; at: number; ending: string; told: boolean }
   | { kind: "calls"; calls: CallRecord[] }
   | { kind: "phase"; phase: PhaseRecord }
   | { kind: "mark"; mark: Mark }
@@ -117,8 +118,11 @@ export function assemble(entries: Entry[], since = 0): Results | undefined {
     entries.filter((entry): entry is Extract<Entry, { kind: Kind }> => entry.kind === kind);
   const begin = of("begin").at(-1);
   const begun = Math.max(begin?.at ?? 0, since);
-  const done = new Map(of("scenario").map(({ scenario }) => [scenario.id, scenario]));
-  const scenarios = [...done.values()];
+  const done = Map.groupBy(
+    of("scenario").map(({ scenario }) => scenario),
+    ({ id }) => id,
+  );
+  const scenarios = [...done.values()].map(oneOf);
   for (const { scenario } of of("running"))
     if (!done.has(scenario.id))
       scenarios.push({ ...scenario, verdict: "cut", reason: "the run was cut off" });
@@ -137,7 +141,7 @@ export function assemble(entries: Entry[], since = 0): Results | undefined {
     return {
       ...relative(process),
       ...(ready && { readyMs: round(ready.at - process.at) }),
-      ...(ended && { ms: round(ended.at - process.at), ending: ended.ending }),
+      ...(ended && { ms: round(ended.at - process.at), ending: ended.ending, told: ended.told }),
     };
   });
   const end = of("end").at(-1);
@@ -182,6 +186,13 @@ export function assemble(entries: Entry[], since = 0): Results | undefined {
     phases: recent(of("phase").map(({ phase }) => phase)),
     marks: recent(of("mark").map(({ mark }) => mark)),
   };
+}
+
+/** Of a scenario that ran more than once, the first time that it failed: a later success does not undo it. */
+function oneOf(runs: ScenarioResult[]): ScenarioResult {
+  const failed = runs.filter(({ verdict }) => isRed(verdict));
+  const one = failed[0] ?? runs.at(-1)!;
+  return runs.length > 1 ? { ...one, times: { run: runs.length, failed: failed.length } } : one;
 }
 
 const round = (ms: number): number => Math.round(ms * 10) / 10;

@@ -142,3 +142,12 @@ test("results that were redacted stay as they are", () => {
   const once = redactResults(planted(JWT));
   expect(redactResults(once)).toEqual(once);
 });
+
+test("whether there is a token is no secret", () => {
+  const results = smallExample();
+  results.scenarios[0]!.reason =
+    '-   "token": false,\n+   "token": true,\nhas_secret: null, token=truebutlonger';
+  expect(redactResults(results).scenarios[0]!.reason).toBe(
+    '-   "token": false,\n+   "token": true,\nhas_secret: null, token=<redacted>',
+  );
+});

@@ -25,7 +25,7 @@ const SHAPES: [RegExp, string][] = [
   [/(\b[a-z][a-z0-9+.-]*:\/\/)[^\s/@:]+:[^\s/@]+@/gi, `$1${REDACTED}@`],
   // `password=…`, `"token": "…"`, `--api-key …`: in a log, a command line or a body.
   [
-    /((?:--)?\b[\w-]*(?:token|secret|password|passwd|passphrase|authorization|api[_-]?key|access[_-]?key)\\?["']?\s*(?:=|:\s)\s*\\?["']?)(?!<|\\?["']|(?:bearer|basic)\s)[^\s"',;}&\\]{4,}/gi,
+    /((?:--)?\b[\w-]*(?:token|secret|password|passwd|passphrase|authorization|api[_-]?key|access[_-]?key)\\?["']?\s*(?:=|:\s)\s*\\?["']?)(?!<|\\?["']|(?:bearer|basic)\s|(?:true|false|null|undefined)\b)[^\s"',;}&\\]{4,}/gi,
     `$1${REDACTED}`,
   ],
   [

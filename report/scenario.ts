@@ -3,6 +3,7 @@
 /** A scenario as it is recorded: who it is, what came of it, and what a reader needs when it did not pass. */
 import { existsSync, readFileSync } from "node:fs";
 import { basename, dirname, join, relative } from "node:path";
+import { diffOf } from "./explain.ts";
 import type { ScenarioResult } from "./model.ts";
 import { now, record } from "./record.ts";
 
@@ -31,6 +32,18 @@ export function aboutCaller(title: string, library: string): About {
     file: relative(ROOT, file),
     line: Number(line),
   };
+}
+
+/** The scenarios of this process that have begun and not ended. */
+const underWay = new Set<ScenarioResult>();
+
+/** Records of each scenario that is under way that the run cannot go on. Returns the first of them. */
+export function recordAbandoned(reason: string): ScenarioResult | undefined {
+  for (const result of underWay) {
+    Object.assign(result, { verdict: "error", reason, ms: Math.round((now() - result.at) * 10) / 10 });
+    record({ kind: "scenario", scenario: result });
+  }
+  return underWay.values().next().value;
 }
 
 /** The record of a scenario that begins now. */
@@ -64,6 +77,7 @@ export function recordSkip(about: About, reason: string): void {
  */
 export async function recorded(about: About, work: (result: ScenarioResult) => Promise<void>): Promise<void> {
   const result = begun(about);
+  underWay.add(result);
   record({ kind: "running", scenario: result });
   try {
     await work(result);
@@ -72,6 +86,7 @@ export async function recorded(about: About, work: (result: ScenarioResult) => P
     Object.assign(result, { verdict: "fail", reason: message, ...finding(message) });
     throw error;
   } finally {
+    underWay.delete(result);
     result.ms = Math.round((now() - result.at) * 10) / 10;
     record({ kind: "scenario", scenario: result });
   }
@@ -82,7 +97,14 @@ function finding(message: string): Pick<ScenarioResult, "expected" | "seen"> {
   const [, expected = ""] =
     /^(?:Expected(?: substring| pattern| length)?:|expected) (.*)$/m.exec(message) ?? [];
   const [, seen = ""] = /^(?:Received(?: message)?:|\s*saw|\s*last seen:) ?(.*)$/m.exec(message) ?? [];
-  return { expected, seen };
+  const diff = expected ? undefined : diffOf(message);
+  if (!diff) return { expected, seen };
+  const side = (sign: string) =>
+    diff
+      .filter((line) => line.startsWith(sign))
+      .map((line) => line.slice(1).trim().replace(/,$/, ""))
+      .join(", ");
+  return { expected: side("-"), seen: side("+") };
 }
 
 /**
@@ -101,3 +123,16 @@ export function excerpt(log: string, from: number, to: number, clean: (text: str
   });
   return within.slice(-LOG_LINES);
 }
+
+/** Leaves out of logs and containers what is about these sandboxes alone, which are other scenarios'. */
+export function leaveOut(
+  others: Set<string>,
+  { sandboxes, logs, engine }: Pick<ScenarioResult, "sandboxes" | "logs" | "engine">,
+): void {
+  const isOthers = (line: string) =>
+    line.match(SANDBOX_ID)?.some((id) => others.has(id)) && !sandboxes.some((id) => line.includes(id));
+  for (const lines of [logs.gateway, logs.driver, engine])
+    lines.splice(0, lines.length, ...lines.filter((line) => !isOthers(line)));
+}
+
+const SANDBOX_ID = /\b[\da-f]{8}(?:-[\da-f]{4}){3}-[\da-f]{12}\b/g;

@@ -1,8 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** A failure on the terminal, in at most one screen: who broke which rule, the lines that show it, and what to do. */
-import { again, type Case, caseOf, callLine, type Culprit, explainCase, messageOf } from "./explain.ts";
-import type { CallRecord, Mark, ProcessSpan, ScenarioResult } from "./model.ts";
+import {
+  again,
+  type Case,
+  caseOf,
+  callLine,
+  type Culprit,
+  diffOf,
+  explain,
+  explainCase,
+  messageOf,
+} from "./explain.ts";
+import type { CallRecord, Mark, ProcessSpan, Results, ScenarioResult } from "./model.ts";
 import { isRed } from "./model.ts";
 import { clipped, markWords, offset, sentenceOf, took, WORDS } from "./text.ts";
 
@@ -10,13 +20,34 @@ import { clipped, markWords, offset, sentenceOf, took, WORDS } from "./text.ts";
 export const SCREEN_LINES = 40;
 /** Longer lines would wrap, and make a screen more than a screen. */
 const WIDTH = 160;
-const SHOWN = { message: 6, calls: 8, engine: 3, engineCalls: 4, log: 4 };
+const SHOWN = { message: 6, harm: 3, calls: 8, engine: 3, engineCalls: 4, log: 4 };
 
 export interface TerminalOptions {
   colour?: boolean;
-  /** What ran, and what was done to it on purpose: with them more can be told. */
+  /** What else ran, and what was done to it on purpose: with them more can be told. */
+  scenarios?: ScenarioResult[];
   processes?: ProcessSpan[];
   marks?: Mark[];
+}
+
+/** After so many one looks at the report. */
+const EXPLAINED = 5;
+
+/** All failures of a run: a screen for each, but for those that have the same cause as one before; empty without any. */
+export function explainAll(results: Results, colour: boolean): string {
+  const red = results.scenarios.filter(({ verdict }) => isRed(verdict));
+  const causes = Map.groupBy(red, (scenario) => {
+    const { culprit, sentence } = explain(scenario, results);
+    // Where nothing is known of the cause, it may be another one.
+    return culprit === "unclear" ? scenario.id : `${culprit} ${sentence}`;
+  });
+  const screens = [...causes.values()].slice(0, EXPLAINED).map(([first, ...same]) => {
+    const screen = explainOnTerminal(first!, results.calls, { ...results, colour });
+    const ids = same.map(({ id }) => id).join(", ");
+    return same.length > 0 ? `${screen}\n  The same: ${ids}` : screen;
+  });
+  const more = [...causes.values()].slice(EXPLAINED).flat().length;
+  return [...screens, ...(more > 0 ? [`${more} more are not explained here.`] : [])].join("\n\n");
 }
 
 /**
@@ -28,9 +59,9 @@ export function explainOnTerminal(
   calls: CallRecord[],
   options: TerminalOptions = {},
 ): string {
-  const { processes = [], marks = [] } = options;
+  const { scenarios, processes = [], marks = [] } = options;
   const paint = options.colour ? painted : (_: Colour, text: string) => text;
-  const one = caseOf(scenario, { calls, processes, marks });
+  const one = caseOf(scenario, { scenarios, calls, processes, marks });
   const { culprit, sentence, lines, advice } = explainCase(one);
   const red = isRed(scenario.verdict);
   const head = `${WORDS[scenario.verdict]} ${scenario.id}`;
@@ -38,12 +69,15 @@ export function explainOnTerminal(
     `${paint(red ? "red" : "yellow", head)} ${paint("bold", sentenceOf(scenario))}`,
     paint(
       "dim",
-      `  ${scenario.file}:${scenario.line} · ${took(scenario.ms)}${scenario.source && ` · ${scenario.source}`}`,
+      `  ${scenario.file}:${scenario.line} · ${took(scenario.ms)}${timesOf(scenario)}${scenario.source && ` · ${scenario.source}`}`,
     ),
     "",
-    `  ${culprit === "unclear" ? "" : `${paint("inverse", ` ${NAMES[culprit]} `)} `}${paint("bold", sentence)}`,
+    ...wrapped(sentence, culprit === "unclear" ? 2 : NAMES[culprit].length + 5).map(
+      (line, index) =>
+        `  ${culprit === "unclear" ? "" : index > 0 ? " ".repeat(NAMES[culprit].length + 3) : `${paint("inverse", ` ${NAMES[culprit]} `)} `}${paint("bold", line)}`,
+    ),
     ...lines.map((line) => `    ${line}`),
-    ...finding(scenario, lines),
+    ...finding(scenario, [sentence, ...lines]),
     ...section("Calls between gateway and driver", callLines(one), SHOWN.calls, paint),
     ...section("Containers, as the engine has them", scenario.engine, SHOWN.engine, paint),
     ...section("Calls from driver to engine", scenario.engineCalls, SHOWN.engineCalls, paint),
@@ -51,14 +85,19 @@ export function explainOnTerminal(
     ...section("Driver's log", culprit === "driver" ? scenario.logs.driver : [], SHOWN.log, paint),
   ];
   const toDo = [
-    ...(scenario.harm ? ["", `  Users: ${scenario.harm}`] : [""]),
-    ...(advice ? [`  Next:  ${advice}`] : []),
+    "",
+    ...(scenario.harm ? labelled("Users: ", scenario.harm).slice(0, SHOWN.harm) : []),
+    ...(advice ? labelled("Next:  ", advice) : []),
     `  Again: ${again(scenario)}`,
   ];
   return [...said.slice(0, SCREEN_LINES - toDo.length), ...toDo]
     .map((line) => cut(line.split("\n", 1)[0]!))
     .join("\n");
 }
+
+/** " · failed 2 of 20 times", of a scenario that ran more than once. */
+const timesOf = ({ times }: ScenarioResult): string =>
+  times ? ` · failed ${times.failed} of ${times.run} times` : "";
 
 const NAMES: Record<Exclude<Culprit, "unclear">, string> = {
   gateway: "gateway",
@@ -71,12 +110,15 @@ const NAMES: Record<Exclude<Culprit, "unclear">, string> = {
 /** Expected and seen where they are known, else the message, unless it was shown already. */
 function finding(scenario: ScenarioResult, shown: string[]): string[] {
   const { expected, seen, verdict } = scenario;
-  if (shown.some((line) => expected && line.includes(expected)) || verdict === "cut") return [];
+  if (verdict === "cut") return [];
+  const diff = diffOf(messageOf(scenario))?.filter((line) => !shown.some((each) => each === line.trim()));
+  if (diff && diff.length > 0) return ["", ...diff.slice(0, SHOWN.message).map((line) => `  ${line}`)];
+  if (shown.some((line) => expected && line.includes(expected))) return [];
   if (expected) return ["", `  expected  ${clipped(expected)}`, `  saw       ${clipped(seen)}`];
   const plain = (line: string) => line.replace(/^\s*\|?\s*/, "").trim();
   const message = messageOf(scenario)
     .split("\n")
-    .filter((line) => plain(line) !== "" && !shown.some((each) => each.includes(plain(line))));
+    .filter((line) => plain(line) !== "" && !shown.some((each) => each.includes(plain(line).slice(0, 150))));
   // A heading, and all that it headed was shown.
   if (message.length === 1 && message[0]!.endsWith(":")) return [];
   return message.length > 0 ? ["", ...message.slice(0, SHOWN.message).map((line) => `  ${line}`)] : [];
@@ -104,6 +146,23 @@ type Colour = keyof typeof COLOURS;
 type Paint = (colour: Colour, text: string) => string;
 
 const painted: Paint = (colour, text) => `\u001b[${COLOURS[colour]}m${text}\u001b[0m`;
+
+/** A text in lines that leave room for a margin. */
+function wrapped(text: string, margin: number): string[] {
+  const lines: string[] = [];
+  for (const word of text.split(" ")) {
+    const longer = `${lines.at(-1)} ${word}`;
+    if (lines.length > 0 && longer.length <= WIDTH - margin) lines[lines.length - 1] = longer;
+    else lines.push(word);
+  }
+  return lines;
+}
+
+/** A text behind a label. */
+const labelled = (label: string, text: string): string[] =>
+  wrapped(text, label.length + 2).map(
+    (line, index) => `  ${index === 0 ? label : " ".repeat(label.length)}${line}`,
+  );
 
 /** Cut to the width of a screen, so that a coloured line does not lose the code that ends its colour. */
 function cut(line: string): string {
