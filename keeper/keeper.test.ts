@@ -88,6 +88,21 @@ function expectCutOff(run: string): void {
   expect(results.scenarios).toMatchObject([{ id: "HOLD", verdict: "cut" }]);
 }
 
+test("an engine that is gone keeps nothing else up, and what was known is in the results", async () => {
+  const { child, held } = await hold();
+  const engine = processTable().find(
+    ({ command }) => command.includes("fakes/engine.ts") && command.includes(runs),
+  )!;
+  kill(engine.pid);
+  await ended({ engine: engine.pid });
+  kill(child.pid);
+  await ended(held.pids);
+  await nothingLeft();
+  expectCutOff(basename(dirname(held.folder)));
+  const { leftovers } = readResults(join(runs, "reports"));
+  expect(leftovers.join("\n")).toContain("nobody listens there");
+});
+
 describe("after a SIGKILL of", () => {
   test.each(VICTIMS)("%s, the stack is gone, and what was known is in the results", async (victims) => {
     const { child, held } = await hold();

@@ -41,6 +41,8 @@ export class Keeper {
   #probe: Promise<string> | undefined;
   #nextStack = 1;
   #closing: Promise<string[]> | undefined;
+  /** Why something on the engine could not be told or removed. */
+  readonly #unfinished = new Set<string>();
 
   private constructor(readonly setup: Setup) {}
 
@@ -214,10 +216,18 @@ export class Keeper {
   async stopStack(id: number): Promise<string[]> {
     const stack = this.#stack(id);
     this.#stacks.delete(id);
-    const left = await orWhyNot(stack.leftovers().then((things) => things.map(describeBelonging)));
-    const unfinished = await orWhyNot(stack.stop().then(() => []));
+    const left = await this.#orWhyNot(stack.leftovers().then((things) => things.map(describeBelonging)));
+    const unfinished = await this.#orWhyNot(stack.stop().then(() => []));
     recordCalls(stack);
     return [...new Set([...left, ...unfinished])];
+  }
+
+  /** What that resolves with, or what went wrong: an engine that is gone must not keep anything else up. */
+  #orWhyNot(lines: Promise<string[]>): Promise<string[]> {
+    return lines.catch((error: Error) => {
+      this.#unfinished.add(error.message);
+      return [error.message];
+    });
   }
 
   /**
@@ -389,25 +399,24 @@ export class Keeper {
 
   async #close(): Promise<string[]> {
     const { run, settings } = this.setup;
-    const { left, unfinished } = await this.#stop();
-    const lines = [...left, ...unfinished];
+    const left = await this.#stop();
+    const lines = [...left, ...this.#unfinished];
     record({ kind: "leftovers", lines });
     saveLogs(run, settings.reports);
     writeResults(readRecords(run.folder), resolve(settings.reports));
     // What is on an engine that is gone can be swept once it is back, by what the folder knows.
-    if (unfinished.length === 0) run.remove();
+    if (this.#unfinished.size === 0) run.remove();
     return lines;
   }
 
-  /** Resolves with what was left behind, and with why it could not be told or removed. */
-  async #stop(): Promise<{ left: string[]; unfinished: string[] }> {
+  async #stop(): Promise<string[]> {
     const { run, engine } = this.setup;
     const stacks = [...this.#stacks.values()];
     const left: string[] = [];
     for (const stack of stacks) {
       if (engine) left.push(...(await stack.leftovers().catch(() => [])).map(describeBelonging));
     }
-    const stopped = await Promise.all(stacks.map((stack) => orWhyNot(stack.stop().then(() => []))));
+    await Promise.all(stacks.map((stack) => this.#orWhyNot(stack.stop().then(() => []))));
     for (const stack of stacks) recordCalls(stack);
     this.#stacks.clear();
     await this.#engineProcess?.stop(2_000);
@@ -415,13 +424,9 @@ export class Keeper {
       left.push(`process ${pid} (${command})`);
       signal(pid, "SIGKILL");
     }
-    return { left, unfinished: [...new Set(stopped.flat())] };
+    return left;
   }
 }
-
-/** What that resolves with, or the message of what went wrong: an engine that is gone must not keep anything else up. */
-const orWhyNot = (lines: Promise<string[]>): Promise<string[]> =>
-  lines.catch((error: Error) => [error.message]);
 
 /** How the engine is started, less the socket: Podman's own command line, which the fake takes too. */
 function enginePrograms(run: Run, parts: Parts): string[] {

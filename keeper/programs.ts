@@ -5,7 +5,7 @@
  * supervisor starts as often as there are sandboxes. Each is compiled once per change of its sources and kept in
  * node_modules/.cache; the supervisor is also what goes into the image for a real engine.
  */
-import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, utimesSync } from "node:fs";
 import { join } from "node:path";
 import { HarnessError } from "../harness.ts";
 
@@ -36,7 +36,11 @@ export async function compiledFake(
   const digest = digestOfFakes();
   const path = join(CACHE, `${name}-${digest}`);
   const compiled = { path, command: ["/usr/bin/env", WITHOUT_JIT, path], digest };
-  if (isFile(path)) return compiled;
+  if (isFile(path)) {
+    // What is in use is none of the old ones that `prune` removes.
+    utimesSync(path, new Date(), new Date());
+    return compiled;
+  }
   mkdirSync(CACHE, { recursive: true });
   prune(`${name}-`);
   // Several runs may compile at once: each under a name of its own, and the last one to be done stays.

@@ -213,10 +213,10 @@ describe("a failure points to the process that is at fault", () => {
     ],
     [
       "one that ends without a word",
-      "driver: bind its socket: it ended with exit code 3\n  last seen: driver.sock does not exist\n  command: my-driver --socket x\n  (its log is empty)",
+      "driver: bind its socket: it ended with exit code 3\n  last seen: driver.sock does not exist\n  command: my-driver --socket /run/0badcafe/25/driver.sock\n  (its log is empty)",
       "driver",
       "it ended with exit code 3 before it could bind its socket",
-      "command: my-driver --socket x",
+      "command: my-driver --socket /run/0badcafe/25",
       "Run its command line yourself",
     ],
     [

@@ -203,7 +203,9 @@ const neverCameUp: Clue = ({ scenario, message }) => {
   // What the harness adds is no word of the program's.
   const words = after.filter((each) => /^\s*\|/.test(each));
   const last = logLines(words.length > 0 ? words : logOf(scenario, who));
-  const log = scenario.stack ? `logs/${scenario.stack}-${who}.log` : "the folder `logs`";
+  // The stack that did not start is not yet the scenario's; its folder is in its command line.
+  const stack = /\/[\da-f]{8}\/(\d{1,3})\//.exec(message)?.[1];
+  const log = stack ? `logs/${stack}-${who}.log` : "the folder `logs`";
   return {
     culprit: who,
     sentence: `The ${who} did not come up: ${ended ? `${why.replace(/:$/, "")} before it could ${what}` : `it did not ${what} ${why.replace("not ", "")}`}.`,
@@ -568,7 +570,7 @@ const HANGS_MS = 10_000;
 const ENGINE_FAULT = /^fault (?:[A-Z]+ |\*:)/;
 /** The words of those who cannot reach the engine: the harness, the drivers, Podman's own client. */
 const ENGINE_GONE =
-  /engine on \S+: .*(?:ECONN|ENOENT|connect|socket|closed|nobody listens)|cannot connect to (?:podman|docker)|podman(?:\.sock)?[^\n]*(?:connection refused|no such file)|(?:podman|docker|containerd)[\w.-]*\.sock: (?:ECONN|ENOENT)|event stream ended unexpectedly/i;
+  /engine on \S+: .*(?:ECONN|ENOENT|connect|socket|closed|nobody listens)|cannot connect to (?:podman|docker)|(?:podman|docker|containerd)[\w.-]*\.sock\W{1,3}(?:connect: )?(?:connection refused|no such file|ECONN|ENOENT)|event stream ended unexpectedly/i;
 /** The words with which a call ends when nobody serves the socket any more. */
 const GONE = /ECONNREFUSED|ECONNRESET|ENOENT|No connection established|Connection dropped/;
 /** What no driver answers in order. */

@@ -157,7 +157,10 @@ function placeCard(place: (typeof PLACES)[number], { stack }: Results): string {
   const named = program && real && !label.includes(program) ? [`<small>${escaped(program)}</small>`] : [];
   // A digest's first digits tell two images apart; the whole is for whoever wants to pull it.
   const short =
-    image && [image.reference, image.digest.slice(0, "sha256:".length + 12)].filter(Boolean).join(" ");
+    image &&
+    [image.reference === label ? "" : image.reference, image.digest.slice(0, "sha256:".length + 12)]
+      .filter(Boolean)
+      .join(" ");
   const small = image
     ? [...named, `<small title="${escaped(imageName(image))}">${escaped(short!)}</small>`]
     : named;

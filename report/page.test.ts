@@ -120,6 +120,9 @@ describe.skipIf(!CHROMIUM)(
         "podman 5.4.2 (rootful)",
         "openshell-sandbox",
       ]);
+      expect(await page.locator(".stack small").allTextContents()).toEqual([
+        "ghcr.io/nvidia/openshell/supervisor:0.0.112 sha256:9f86d081884c",
+      ]);
       expect(await page.locator(".card").count()).toBe(12);
       expect(await page.locator(".card[open] .evidence").textContent()).toContain(
         "StopSandbox → INTERNAL after 132 ms",

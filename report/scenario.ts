@@ -93,7 +93,7 @@ export async function recorded(about: About, work: (result: ScenarioResult) => P
 }
 
 /** What was expected and what was seen, where the message of an assertion or of a check says so. */
-function finding(message: string): Pick<ScenarioResult, "expected" | "seen"> {
+export function finding(message: string): Pick<ScenarioResult, "expected" | "seen"> {
   const [, expected = ""] =
     /^(?:Expected(?: substring| pattern| length)?:|expected) (.*)$/m.exec(message) ?? [];
   const [, seen = ""] = /^(?:Received(?: message)?:|\s*saw|\s*last seen:) ?(.*)$/m.exec(message) ?? [];

@@ -18,7 +18,7 @@ afterAll(async () => {
   const left = await endRun().catch((error: Error) => [error.message]);
   explain();
   if (left.length === 0) return;
-  console.error(`Left behind by this run, and removed:\n  ${left.join("\n  ")}`);
+  console.error(`Left behind by this run, and removed where it could be:\n  ${left.join("\n  ")}`);
   process.exitCode = EXIT.leftovers;
 });
 
