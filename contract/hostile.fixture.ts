@@ -94,6 +94,16 @@ const KINDS: Record<string, () => void> = {
       ListSandboxes: (_, reply) => reply(null, { sandboxes: [BIG] }),
       WatchSandboxes: (call) => void call.write({ sandbox: { sandbox: BIG } }),
     }),
+  "never-up": () =>
+    serveDriver({
+      CreateSandbox: (_, reply) => reply(null, {}),
+      GetSandbox: ({ request: { sandbox_id, sandbox_name } }, reply) => {
+        const refused = { type: "Ready", status: "False", reason: "Unschedulable" };
+        const status = { sandbox_name, conditions: [refused] };
+        reply(null, { sandbox: { id: sandbox_id, name: sandbox_name, status } });
+      },
+      DeleteSandbox: (_, reply) => reply(null, { deleted: true }),
+    }),
   crashes: () =>
     serveDriver({
       GetSandbox: () => {

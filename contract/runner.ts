@@ -23,6 +23,8 @@ export interface Outcome {
   /** What it left in the backend, or could not undo, a line each: a finding beside the verdict. */
   left: string[];
   ms: number;
+  /** Whether a sandbox that was to come up did; unset if none was to. */
+  cameUp?: boolean;
   /** What became of the driver meanwhile, if it is not there any more. */
   gone?: string;
   /** It was not run, because the driver was gone already. */
@@ -40,18 +42,19 @@ export interface Running {
   older?: ReadonlySet<string>;
 }
 
-/** After so many checks in a row that waited in vain the rest would, too: a verdict is due in minutes. */
+/** After so many checks that waited in vain the rest would, too: a verdict is due in minutes. */
 const IN_VAIN = 8;
 
 /**
  * Runs the checks, those that can side by side. Resolves with the outcomes in the order of the checks. Once the driver
- * is gone, or answers nothing, the rest is not run.
+ * is gone, answers nothing, or brings no sandbox up, the rest is not run.
  */
 export async function run(checks: Check[], subject: Subject, running: Running): Promise<Outcome[]> {
   const outcomes = new Map<Check, Outcome>();
   const looking = { gone: () => whatBecameOf(subject), ...running };
   let lost: string | undefined;
   let inVain = 0;
+  let neverUp = 0;
   const judge = async (check: Check) => {
     if (!lost) running.onBegin?.(check);
     const outcome = lost ? notRun(check, lost) : await runOne(check, subject, looking);
@@ -59,6 +62,10 @@ export async function run(checks: Check[], subject: Subject, running: Running): 
     if (outcome.verdict === "pass") inVain = 0;
     else if (outcome.evidence.some((call) => call.includes("DEADLINE_EXCEEDED")) && ++inVain === IN_VAIN)
       lost ??= `${IN_VAIN} checks in a row waited for an answer in vain, the last was ${check.id}`;
+    // Once one came up, those that do not are findings.
+    if (outcome.cameUp) neverUp = -Infinity;
+    if (outcome.cameUp === false && ++neverUp === IN_VAIN)
+      lost ??= `no sandbox came up in ${IN_VAIN} checks, the last was ${check.id}: see how it failed`;
     outcomes.set(check, outcome);
     running.onOutcome?.(outcome);
   };
@@ -95,7 +102,8 @@ export async function runOne(
   const end = suspicious ? await gone?.() : undefined;
   if (end) [verdict, reason] = ["error", `the driver is gone: ${end}${reason && `\n${reason}`}`];
   const evidence = trial.asked.map(({ at, text }) => `${at.toFixed(0).padStart(6)} ms ${text}`);
-  return { check, verdict, reason, evidence, left, ms: performance.now() - began, gone: end };
+  const { cameUp } = trial;
+  return { check, verdict, reason, evidence, left, ms: performance.now() - began, cameUp, gone: end };
 }
 
 /** The outcome of a check that nobody can ask the driver any more. */

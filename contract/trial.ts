@@ -48,6 +48,8 @@ export class Trial {
   readonly driver: Driver;
   readonly #undo: (() => Promise<void> | void)[] = [];
   readonly #drivers: Driver[] = [];
+  /** Whether a sandbox that was to come up did; unset while none was to. */
+  cameUp: boolean | undefined;
   #own: Driver | undefined;
 
   constructor(readonly subject: Subject) {
@@ -267,6 +269,7 @@ export class Box implements Ref {
 
   /** Waits until its compute is up: for the probe's word where there is one, for the backend's, or the driver's. */
   async up(): Promise<Snapshot> {
+    this.trial.cameUp ??= false;
     const inspect = this.trial.subject.backend?.inspect;
     if (inspect)
       await becomes(
@@ -285,6 +288,7 @@ export class Box implements Ref {
         () => describeSnapshot(snapshot),
         UP_MS,
       );
+    this.trial.cameUp = true;
     return snapshot;
   }
 
