@@ -79,11 +79,12 @@ export class Connection {
  * What a shell does with a run's folder ($0) and our own command line ($@): it makes the folder, starts the keeper, and
  * beside it the guard, which waits for the keeper's end and then sweeps what is left. The guard learns of the end from
  * a pipe that the keeper, and nobody else, holds open; so whoever is killed, and when, one of the two removes the run.
+ * @param starter the pid of the process that is going to connect. (Not `$PPID`: it may have died before the shell began.)
  */
-const KEEPER_AND_GUARD = `
+const keeperAndGuard = (starter: number): string => `
 umask 077
 mkdir -p "$0" || exit
-{ sh -c 'echo $$ >"$0/keeper.pid"; exec "$@" 3>&1 </dev/null >>"$0/keeper.log" 2>&1' "$0" "$@" keep "$0" "$PPID" |
+{ sh -c 'echo $$ >"$0/keeper.pid"; exec "$@" 3>&1 </dev/null >>"$0/keeper.log" 2>&1' "$0" "$@" keep "$0" ${starter} |
   { trap "" INT TERM HUP; read -r _; [ ! -d "$0" ] || exec "$@" sweep --run "$0"; }
 } >/dev/null 2>&1 &`;
 
@@ -92,7 +93,7 @@ mkdir -p "$0" || exit
  * children that it knows when a test times out; it does not know this one.
  */
 export async function startKeeper(run: Run, settings: Settings): Promise<Connection> {
-  const shell = Bun.spawn(["sh", "-c", KEEPER_AND_GUARD, run.folder, process.execPath, HARNESS], {
+  const shell = Bun.spawn(["sh", "-c", keeperAndGuard(process.pid), run.folder, process.execPath, HARNESS], {
     // What flags said, too.
     env: { ...process.env, ...asEnvironment(settings) },
     detached: true,
