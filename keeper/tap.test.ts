@@ -171,3 +171,10 @@ test("an interceptor answers in the driver's place, and may pass the call on", a
   expect(seen).toEqual(["GetSandbox"]);
   expect((await watched(3)).ids).toEqual(["never", "never", "never"]);
 });
+
+test("a tap that is closed waits no longer for a driver that never came back", async () => {
+  const lonely = await Tap.open(`${folder}/l.sock`, `${folder}/nobody.sock`, () => {}, Promise.resolve());
+  const waiting = lonely.reconnected(60_000);
+  lonely.close();
+  await within(1_000, "an end of the wait", waiting);
+});

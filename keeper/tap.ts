@@ -175,6 +175,7 @@ export class Tap {
   readonly #opened = performance.now();
   readonly #driverReady: Promise<boolean>;
   #driverIsReady = false;
+  readonly #closed = Promise.withResolvers<void>();
   #server: grpc.Server | undefined;
   #seq = 0;
 
@@ -232,14 +233,19 @@ export class Tap {
     await this.#listen();
   }
 
-  /** Waits until the tap has found a driver that came back; calls before that would fail as if it were still gone. */
+  /**
+   * Waits until the tap has found a driver that came back, or is closed itself; calls before that would fail as if the
+   * driver were still gone.
+   */
   reconnected(deadlineMs: number): Promise<void> {
-    return new Promise((done, failed) =>
+    const ready = new Promise<void>((done, failed) =>
       this.upstream.waitForReady(Date.now() + deadlineMs, (error) => (error ? failed(error) : done())),
     );
+    return Promise.race([ready, this.#closed.promise]);
   }
 
   close(): void {
+    this.#closed.resolve();
     this.#server?.forceShutdown();
     this.upstream.close();
     // The server removes it itself on some platforms.
