@@ -1,85 +1,75 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /**
- * The contract between gateway, driver and supervisor, loaded from the .proto files beside this one, and the two ways
- * to call it: `unary` and `streaming`. Harness and fakes both stand on this file.
+ * The contract between gateway, driver and supervisor, and the two ways to call it: `unary` and `streaming`. Harness and
+ * fakes both stand on this file.
  *
- * The message types come from the same files: `bun install` runs proto-loader-gen-types into `v0.0/types/`.
- * Conventions: field names as on the wire, 64-bit integers as decimal strings, enums by name, unset messages `null`.
+ * All of it comes from the .proto files in v0.0: `bun install` makes the message types of them, in v0.0/types, and the
+ * codecs (compile.ts). Conventions: field names as on the wire, 64-bit integers as decimal strings, enums by name, unset
+ * messages `null`.
  */
 import * as grpc from "@grpc/grpc-js";
-import protobuf from "protobufjs";
-import computeDriverProto from "./v0.0/compute_driver.proto" with { type: "text" };
-import datamodelProto from "./v0.0/datamodel.proto" with { type: "text" };
-import openshellProto from "./v0.0/openshell.proto" with { type: "text" };
-import sandboxProto from "./v0.0/sandbox.proto" with { type: "text" };
+import { services } from "./v0.0/codecs.ts";
 import type { ProtoGrpcType as ComputeDriverPackage } from "./v0.0/types/compute_driver.ts";
 import type { ProtoGrpcType as OpenShellPackage } from "./v0.0/types/openshell.ts";
 
-/**
- * The services of some .proto files as grpc-js wants them. proto-loader's `loadSync` does the same and more: it makes
- * descriptors of every message for reflection, which takes three times as long as all the rest, in each process that
- * the harness starts. The texts are imported so that a compiled program has them inside.
- */
-function load<Package>(packageName: string, texts: string[]): Package {
-  const root = protobuf.Root.fromJSON(protobuf.common.get("google/protobuf/struct.proto")!);
-  for (const text of texts) protobuf.parse(text, root, { keepCase: true });
-  const services = root.lookup(packageName) as protobuf.Namespace;
-  return grpc.loadPackageDefinition(
-    Object.fromEntries(
-      services.nestedArray
-        .filter((item) => item instanceof protobuf.Service)
-        .map((service) => [service.fullName.slice(1), serviceDefinition(service)]),
-    ),
-  ) as Package;
+/** A message type: what protobufjs's generators make of one. */
+export interface Message {
+  encode(message: object): { finish(): Uint8Array };
+  decode(bytes: Uint8Array): object;
+  fromObject(message: object): object;
+  toObject(message: object, options: object): object;
 }
 
-function serviceDefinition(service: protobuf.Service): grpc.ServiceDefinition {
-  return Object.fromEntries(
-    service.methodsArray.map((method) => {
-      const request = codec(() => resolved(method).resolvedRequestType!);
-      const response = codec(() => resolved(method).resolvedResponseType!);
-      const definition: grpc.MethodDefinition<object, object> & { originalName: string } = {
-        path: `/${service.fullName.slice(1)}/${method.name}`,
-        originalName: method.name.charAt(0).toLowerCase() + method.name.slice(1),
-        requestStream: Boolean(method.requestStream),
-        responseStream: Boolean(method.responseStream),
-        requestSerialize: request.serialize,
-        requestDeserialize: request.deserialize,
-        responseSerialize: response.serialize,
-        responseDeserialize: response.deserialize,
-      };
-      return [method.name, definition];
-    }),
-  );
+/** A method of a service, as codecs.ts lists it. */
+export interface Method {
+  request: Message;
+  requestStream: boolean;
+  response: Message;
+  responseStream: boolean;
 }
 
-const resolved = (method: protobuf.Method) => method.resolve() as protobuf.Method;
-
-/** A type is looked up when it is first used: a process uses few of all that there are. */
-function codec(typeOf: () => protobuf.Type) {
-  const options = { longs: String, enums: String, defaults: true, oneofs: true };
-  return {
-    serialize(message: object): Buffer {
-      const type = typeOf();
-      return Buffer.from(type.encode(type.fromObject(message)).finish());
-    },
-    deserialize(bytes: Buffer): object {
-      const type = typeOf();
-      return type.toObject(type.decode(bytes), options);
-    },
-  };
+/** The services of a package as grpc-js wants them. */
+function load<Package>(packageName: string): Package {
+  const ofPackage = Object.entries(services).filter(([name]) => name.startsWith(`${packageName}.`));
+  const definitions = ofPackage.map(([name, methods]) => [name, serviceDefinition(name, methods)] as const);
+  return grpc.loadPackageDefinition(Object.fromEntries(definitions)) as Package;
 }
+
+function serviceDefinition(service: string, methods: Record<string, Method>): grpc.ServiceDefinition {
+  const definitions = Object.entries(methods).map(([name, method]) => {
+    const request = codec(method.request);
+    const response = codec(method.response);
+    const definition: grpc.MethodDefinition<object, object> & { originalName: string } = {
+      path: `/${service}/${name}`,
+      originalName: name.charAt(0).toLowerCase() + name.slice(1),
+      requestStream: method.requestStream,
+      responseStream: method.responseStream,
+      requestSerialize: request.serialize,
+      requestDeserialize: request.deserialize,
+      responseSerialize: response.serialize,
+      responseDeserialize: response.deserialize,
+    };
+    return [name, definition] as const;
+  });
+  return Object.fromEntries(definitions);
+}
+
+/** How messages are read: see the conventions above. */
+export const CONVENTIONS = { longs: String, enums: String, defaults: true, oneofs: true };
+
+const codec = (type: Message) => ({
+  serialize: (message: object) => Buffer.from(type.encode(type.fromObject(message)).finish()),
+  deserialize: (bytes: Buffer) => type.toObject(type.decode(bytes), CONVENTIONS),
+});
 
 /** The driver contract: `ComputeDriver` is the client's constructor, `ComputeDriver.service` what a server adds. */
 export const computeDriver = (): Pick<ComputeDriverPackage["openshell"]["compute"]["v1"], "ComputeDriver"> =>
-  (loaded.driver ??= load<ComputeDriverPackage>("openshell.compute.v1", [computeDriverProto])).openshell
-    .compute.v1;
+  (loaded.driver ??= load<ComputeDriverPackage>("openshell.compute.v1")).openshell.compute.v1;
 
 /** The gateway's public API: `OpenShell` is the client's constructor, `OpenShell.service` what a server adds. */
 export const openshell = (): Pick<OpenShellPackage["openshell"]["v1"], "OpenShell"> =>
-  (loaded.gateway ??= load<OpenShellPackage>("openshell.v1", [datamodelProto, sandboxProto, openshellProto]))
-    .openshell.v1;
+  (loaded.gateway ??= load<OpenShellPackage>("openshell.v1")).openshell.v1;
 
 const loaded: { driver?: ComputeDriverPackage; gateway?: OpenShellPackage } = {};
 
