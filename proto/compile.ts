@@ -5,7 +5,7 @@
  * with the functions that encode and decode their messages.
  *
  * protobufjs can make the same functions at run time, in each process anew. But each sandbox is a process here, and that
- * was a third of the time that a fake gateway computed. So its own generators write them down, once.
+ * was half of what a fake gateway computed. So its own generators write them down, once.
  */
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";

@@ -375,7 +375,61 @@ scenario("DI-27 a second driver takes over when the first one dies", async (give
   expect((await sandbox.stop()).phase).toBe("STOPPED");
 });
 
-// A driver that fails, by rules of the tap
+// A watch that breaks or says things twice
+
+scenario(
+  "DI-32 a sandbox that dies between two watches is an error within 5 s",
+  async (given) => {
+    const stack = await given.startStack();
+    const sandbox = await stack.gateway.readySandbox();
+    await stack.rules({ method: "ValidateSandboxCreate", times: 1, drop: true });
+    await refusal(stack.gateway.createSandbox());
+    await toContainer(stack, sandbox.id, "kill");
+    await sandbox.reach("ERROR", 5_000);
+    expect(readyCondition(sandbox)).toMatchObject({ status: "False", reason: "ContainerExited" });
+  },
+  { skip },
+);
+
+scenario("DI-33 a driver that says everything twice confuses nobody", async (given) => {
+  const stack = await given.startStack();
+  await stack.rules({ method: "WatchSandboxes", duplicate: true });
+  await stack.control("driver", "kill");
+  await stack.control("driver", "start");
+  await watched(stack);
+  const sandbox = await stack.gateway.readySandbox();
+  expect((await sandbox.stop()).phase).toBe("STOPPED");
+  await (await sandbox.start()).ready();
+  expect(await sandbox.delete()).toBe(true);
+});
+
+/** An end long before the start that the gateway has just asked for. */
+const OLD_END = {
+  type: "Ready",
+  status: "False",
+  reason: "ContainerExited",
+  message: "Container exited with code 0",
+  last_transition_time: "2020-01-01T00:00:00Z",
+};
+
+scenario("DI-34 news of the end before a start do not fail the sandbox that is started", async (given) => {
+  const stack = await given.startStack();
+  const sandbox = await (await stack.gateway.readySandbox()).stop();
+  const response = { sandbox: { sandbox: { status: { conditions: [OLD_END] } } } };
+  await stack.rules({ method: "WatchSandboxes", times: 1, response });
+  await stack.control("driver", "kill");
+  await stack.control("driver", "start");
+  await watched(stack, sandbox);
+  try {
+    await (await sandbox.start()).ready(5_000);
+  } finally {
+    // The rule spoils the news of its deletion too.
+    stack.gateway.sandboxes.delete(sandbox);
+    await stack.keeper.call("removeLeftovers", stack.info.id, [sandbox.id]);
+  }
+});
+
+// A driver that fails, by rules of the tap (last, for these run one at a time)
 
 for (const [title, code, seen, says] of [
   [
@@ -474,57 +528,3 @@ scenario.alone(
     expect((await stop).phase).toBe("STOPPED");
   },
 );
-
-// A watch that breaks or says things twice
-
-scenario(
-  "DI-32 a sandbox that dies between two watches is an error within 5 s",
-  async (given) => {
-    const stack = await given.startStack();
-    const sandbox = await stack.gateway.readySandbox();
-    await stack.rules({ method: "ValidateSandboxCreate", times: 1, drop: true });
-    await refusal(stack.gateway.createSandbox());
-    await toContainer(stack, sandbox.id, "kill");
-    await sandbox.reach("ERROR", 5_000);
-    expect(readyCondition(sandbox)).toMatchObject({ status: "False", reason: "ContainerExited" });
-  },
-  { skip },
-);
-
-scenario("DI-33 a driver that says everything twice confuses nobody", async (given) => {
-  const stack = await given.startStack();
-  await stack.rules({ method: "WatchSandboxes", duplicate: true });
-  await stack.control("driver", "kill");
-  await stack.control("driver", "start");
-  await watched(stack);
-  const sandbox = await stack.gateway.readySandbox();
-  expect((await sandbox.stop()).phase).toBe("STOPPED");
-  await (await sandbox.start()).ready();
-  expect(await sandbox.delete()).toBe(true);
-});
-
-/** An end long before the start that the gateway has just asked for. */
-const OLD_END = {
-  type: "Ready",
-  status: "False",
-  reason: "ContainerExited",
-  message: "Container exited with code 0",
-  last_transition_time: "2020-01-01T00:00:00Z",
-};
-
-scenario("DI-34 news of the end before a start do not fail the sandbox that is started", async (given) => {
-  const stack = await given.startStack();
-  const sandbox = await (await stack.gateway.readySandbox()).stop();
-  const response = { sandbox: { sandbox: { status: { conditions: [OLD_END] } } } };
-  await stack.rules({ method: "WatchSandboxes", times: 1, response });
-  await stack.control("driver", "kill");
-  await stack.control("driver", "start");
-  await watched(stack, sandbox);
-  try {
-    await (await sandbox.start()).ready(5_000);
-  } finally {
-    // The rule spoils the news of its deletion too.
-    stack.gateway.sandboxes.delete(sandbox);
-    await stack.keeper.call("removeLeftovers", stack.info.id, [sandbox.id]);
-  }
-});
