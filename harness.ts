@@ -47,7 +47,7 @@ import { describeParts, findParts, type Parts } from "./keeper/places.ts";
 import { Run } from "./keeper/run.ts";
 import type { StackInfo, StackSpec } from "./keeper/stack.ts";
 import type { Call, Rule } from "./keeper/tap.ts";
-import { codeName, openshell, streaming, unary } from "./proto/contract.ts";
+import { type CallError, codeName, openshell, streaming, unary } from "./proto/contract.ts";
 import { raisedWindows } from "./proto/raised-windows.ts";
 import type { ExecSandboxEvent__Output } from "./proto/v0.0/types/openshell/v1/ExecSandboxEvent.ts";
 import type { OpenShellClient } from "./proto/v0.0/types/openshell/v1/OpenShell.ts";
@@ -362,7 +362,7 @@ export class Gateway {
     return (await this.createSandbox(options)).ready();
   }
 
-  /** The sandbox of that name. @throws grpc.ServiceError with NOT_FOUND. */
+  /** The sandbox of that name. @throws CallError with NOT_FOUND. */
   async getSandbox(name: string, workspace = ""): Promise<Sandbox__Output> {
     const answer = await unary(
       this.api,
@@ -620,7 +620,7 @@ export class Sandbox {
 export const phaseOf = (sandbox: Sandbox__Output): string =>
   String(sandbox.status?.phase ?? "").replace("SANDBOX_PHASE_", "");
 
-function notFound(error: grpc.ServiceError): undefined {
+function notFound(error: CallError): undefined {
   if (error.code !== grpc.status.NOT_FOUND) throw error;
 }
 
@@ -632,7 +632,7 @@ function notFound(error: grpc.ServiceError): undefined {
 export async function refusal(call: Promise<unknown>): Promise<{ code: string; message: string }> {
   const error = await call.then(
     () => new HarnessError("The call was to be refused, and succeeded"),
-    (reason: grpc.ServiceError) => reason,
+    (reason: CallError) => reason,
   );
   if (!("details" in error)) throw error;
   return { code: codeName(error.code), message: error.details };

@@ -70,7 +70,10 @@ export const command: Command = async (settings, args, { t: pattern }) => {
   const what = suites.join(" ") || "all";
   if (!counts && code === EXIT.error) return code;
   if (!counts || counts.passed + counts.failed === 0) {
-    console.error(`openshell-e2e: bun test ended with ${child.signalCode ?? code} and ran no test`);
+    const why = child.signalCode
+      ? `bun test was ended by ${child.signalCode}; what it had found by then is in ${join(settings.reports, "results.json")}`
+      : `bun test ended with ${code} and ran no test`;
+    console.error(`openshell-e2e: ${why}`);
     return code === EXIT.ok ? EXIT.error : code;
   }
   if (code === EXIT.leftovers) console.log("Something was left behind; it is named above");

@@ -5,7 +5,7 @@
  * metadata, an `:authority` that says nothing, and id and name both set. It keeps what it called, as evidence.
  */
 import * as grpc from "@grpc/grpc-js";
-import { codeName, computeDriver, unary } from "../proto/contract.ts";
+import { type CallError, codeName, computeDriver, unary } from "../proto/contract.ts";
 import type { ComputeDriverClient } from "../proto/v0.0/types/openshell/compute/v1/ComputeDriver.ts";
 import type { DriverSandbox } from "../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
 import type { DriverSandbox__Output as Snapshot } from "../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
@@ -136,7 +136,7 @@ export class Driver {
       note("OK", "", [redact(response)]);
       return response;
     } catch (error) {
-      const { code, details } = error as grpc.ServiceError;
+      const { code, details } = error as CallError;
       if (typeof code !== "number") throw error;
       note(codeName(code), details, []);
       const said = code === grpc.status.DEADLINE_EXCEEDED ? `no answer within ${deadlineMs} ms` : details;

@@ -2,6 +2,7 @@
 
 /** What a run of the checks says: on the terminal, and as a table for a driver's README. */
 import { indent } from "../harness.ts";
+import { again } from "../report/explain.ts";
 import type { Judged } from "./judge.ts";
 import type { Identity } from "./versions.ts";
 
@@ -24,7 +25,7 @@ export function oneLine({ verdict, reason, check, ms, left, notRun }: Judged): s
   return `${MARKS[verdict].padEnd(5)} ${id.padEnd(6)} ${level.padEnd(6)} ${rule}${leaves}${aside} [${Math.round(ms)} ms]`;
 }
 
-/** All that is known of a check that did not pass: the rule and its source, what was seen, and the calls. */
+/** All that is known of a check that did not pass: the rule and its source, what was seen, the calls, and what next. */
 export function explanation({ check, verdict, reason, evidence, left }: Judged): string {
   const calls = evidence.slice(-SHOWN_CALLS);
   const cut = evidence.length - calls.length;
@@ -36,8 +37,15 @@ export function explanation({ check, verdict, reason, evidence, left }: Judged):
     ...left.map((line) => `  left behind: ${line}`),
     ...(calls.length > 0 ? [`  calls:${cut > 0 ? ` (${cut} earlier ones are not shown)` : ""}`] : []),
     ...calls.map((call) => `    ${call}`),
+    `  next:   ${NEXT[verdict === "error" ? "error" : "fail"]}`,
+    `  again:  ${again({ suite: "driver-contract", id: check.id })}`,
   ].join("\n");
 }
+
+const NEXT = {
+  fail: "start the driver in a debugger, stop it at the last call above, and add `--socket ITS_SOCKET` to the line below",
+  error: "nothing is known of the rule: mend what is named above, and ask again",
+} as const;
 
 /** Counts by group and verdict. */
 export function countsTable(outcomes: Judged[]): string {

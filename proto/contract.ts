@@ -85,9 +85,21 @@ type UnaryMethod<Request, Response> = (
   callback: grpc.requestCallback<Response>,
 ) => grpc.ClientUnaryCall;
 
+/** A call that did not end with OK. It is shown where it was asked for, which grpc-js's own error buries. */
+export class CallError extends Error implements Pick<grpc.ServiceError, "code" | "details"> {
+  override name = "CallError";
+  code = grpc.status.UNKNOWN;
+  details = "";
+
+  /** Takes over what grpc-js says of the call. */
+  because({ code, details, message }: grpc.ServiceError): this {
+    return Object.assign(this, { code, details, message });
+  }
+}
+
 /**
  * Calls a unary method and resolves with its response.
- * @throws grpc.ServiceError with `code`, and DEADLINE_EXCEEDED once `deadlineMs` have passed.
+ * @throws CallError, with DEADLINE_EXCEEDED once `deadlineMs` have passed.
  */
 export function unary<Request, Response>(
   client: grpc.Client,
@@ -95,18 +107,26 @@ export function unary<Request, Response>(
   request: Request,
   { deadlineMs, metadata = new grpc.Metadata() }: CallOptions,
 ): Promise<Response> {
+  const failure = new CallError();
+  Error.captureStackTrace(failure, unary);
   return new Promise((resolve, reject) => {
     const call = method as unknown as (...args: unknown[]) => void;
     const done: grpc.requestCallback<Response> = (error, response) =>
-      error ? reject(error) : resolve(response as Response);
+      error ? reject(failure.because(error)) : resolve(response as Response);
     call.call(client, request, metadata, { deadline: Date.now() + deadlineMs }, done);
   });
 }
 
-/** The items of a server stream. Leaving the loop cancels the call, which `for await` over a grpc-js stream does not. */
+/**
+ * The items of a server stream. Leaving the loop cancels the call, which `for await` over a grpc-js stream does not.
+ * @throws CallError when the stream does not end with OK.
+ */
 export async function* streaming<Item>(call: grpc.ClientReadableStream<Item>): AsyncGenerator<Item> {
+  const failure = new CallError();
   try {
     yield* call as AsyncIterable<Item>;
+  } catch (error) {
+    throw failure.because(error as grpc.ServiceError);
   } finally {
     // The cancel itself is reported as an error event, which would end the process if nobody listened.
     call.on("error", () => {});

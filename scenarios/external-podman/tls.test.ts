@@ -6,7 +6,7 @@ import { expect } from "bun:test";
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { HarnessError, parts, type RunningStack, scenario } from "../../harness.ts";
-import { codeName, openshell, unary } from "../../proto/contract.ts";
+import { type CallError, codeName, openshell, unary } from "../../proto/contract.ts";
 import { environmentOf, inspect, withoutPodmanDriver } from "./given.ts";
 
 scenario("TL-01 over mTLS a sandbox becomes Ready and runs commands", async ({ sharedStack }) => {
@@ -100,7 +100,7 @@ async function knock({ info }: RunningStack, certificates?: Certificates): Promi
     await unary(client, client.Health, {}, { deadlineMs: 3_000 });
     return "OK";
   } catch (error) {
-    return codeName((error as grpc.ServiceError).code);
+    return codeName((error as CallError).code);
   } finally {
     client.close();
   }

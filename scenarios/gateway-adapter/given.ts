@@ -12,7 +12,7 @@
 import { afterAll, beforeAll, test } from "bun:test";
 import { Database } from "bun:sqlite";
 import * as grpc from "@grpc/grpc-js";
-import { codeName, streaming, unary, type CallOptions } from "../../proto/contract.ts";
+import { type CallError, codeName, streaming, unary, type CallOptions } from "../../proto/contract.ts";
 import { eventually, HarnessError, indent, phaseOf, turns, within } from "../../harness.ts";
 import type { DriverSandboxStatus } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandboxStatus.ts";
 import type { DriverSandbox } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
@@ -118,7 +118,7 @@ export async function answer(call: Promise<unknown>): Promise<string> {
     await call;
     return "OK";
   } catch (error) {
-    const { code, details } = error as grpc.ServiceError;
+    const { code, details } = error as CallError;
     if (typeof code !== "number") throw error;
     return `${codeName(code)}: ${details}`;
   }
