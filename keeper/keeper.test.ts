@@ -5,7 +5,7 @@ import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { basename, dirname, join } from "node:path";
-import { eventually, Gateway, isAlive, readSettings } from "../harness.ts";
+import { eventually, Gateway, isAlive, readSettings, tailOf } from "../harness.ts";
 import { processesOf, processTable, Run } from "./run.ts";
 import { readResults } from "../report/read.ts";
 import type { StackInfo } from "./stack.ts";
@@ -53,10 +53,12 @@ async function hold() {
 async function nothingLeft(): Promise<void> {
   await eventually(
     () => {
-      const left = Run.all(settings).map(
-        (run) => `${run.folder}: ${processesOf(run).map(({ command }) => command)}`,
-      );
-      if (left.length > 0) throw new Error(left.join("\n"));
+      const left = Run.all(settings).map((run) => [
+        `${run.folder}, of which the keeper's last records are`,
+        tailOf(join(run.folder, "records-keeper.jsonl"), 8),
+        ...processesOf(run).map(({ pid, command }) => `process ${pid}: ${command.slice(0, 150)}`),
+      ]);
+      if (left.length > 0) throw new Error(left.flat().join("\n"));
     },
     { what: "nothing left of the run", deadlineMs: GONE_MS },
   );
@@ -142,7 +144,10 @@ test.each(kills)(
       { what: "the test process has ended" },
     );
     await nothingLeft();
-    expect(findKeeper()).toBeUndefined();
+    await eventually(() => expect(findKeeper()).toBeUndefined(), {
+      what: "the keeper has ended, which removed all of it",
+      deadlineMs: GONE_MS,
+    });
   },
 );
 
