@@ -4,7 +4,7 @@
 import { existsSync, statSync } from "node:fs";
 import { resolve } from "node:path";
 import { type Command, connectable, eventually, EXIT, HarnessError } from "../harness.ts";
-import { processesOf, Run } from "../keeper/run.ts";
+import { processesOf, Run, RUN_MARK } from "../keeper/run.ts";
 import { readRecords, writeResults } from "../report/record.ts";
 import { belongings, describeBelonging, Engine, removeBelongings } from "../keeper/engine.ts";
 
@@ -83,7 +83,11 @@ async function sweepEngine(run: Run): Promise<string[]> {
   const { socket, command } = run.engine;
   const revived = (await connectable(socket))
     ? undefined
-    : Bun.spawn([...command, `unix://${socket}`], { stdout: "ignore", stderr: "ignore" });
+    : Bun.spawn([...command, `unix://${socket}`], {
+        env: { ...process.env, [RUN_MARK]: run.id },
+        stdout: "ignore",
+        stderr: "ignore",
+      });
   try {
     await eventually(
       async () => {
@@ -96,6 +100,14 @@ async function sweepEngine(run: Run): Promise<string[]> {
     await removeBelongings(engine, things);
     return things.map(describeBelonging);
   } finally {
-    revived?.kill();
+    if (revived) await ended(revived);
   }
+}
+
+/** SIGTERM, then SIGKILL after 2 s. While an engine ends it writes to the run's folder, which must not come back. */
+async function ended(engine: Bun.Subprocess): Promise<void> {
+  engine.kill("SIGTERM");
+  const timer = setTimeout(() => engine.kill("SIGKILL"), 2_000);
+  await engine.exited;
+  clearTimeout(timer);
 }

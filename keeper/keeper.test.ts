@@ -79,6 +79,9 @@ function findKeeper(): number | undefined {
   )?.pid;
 }
 
+const findEngines = () =>
+  processTable().filter(({ command }) => command.includes("fakes/engine.ts") && command.includes(runs));
+
 setDefaultTimeout(60_000);
 
 const kill = (pid: number) => process.kill(pid, "SIGKILL");
@@ -92,9 +95,7 @@ function expectCutOff(run: string): void {
 
 test("an engine that is gone keeps nothing else up, and what was known is in the results", async () => {
   const { child, held } = await hold();
-  const engine = processTable().find(
-    ({ command }) => command.includes("fakes/engine.ts") && command.includes(runs),
-  )!;
+  const engine = findEngines()[0]!;
   kill(engine.pid);
   await ended({ engine: engine.pid });
   kill(child.pid);
@@ -103,6 +104,17 @@ test("an engine that is gone keeps nothing else up, and what was known is in the
   expectCutOff(basename(dirname(held.folder)));
   const { leftovers } = readResults(join(runs, "reports"));
   expect(leftovers.join("\n")).toContain("nobody listens there");
+});
+
+test("a sweep that starts a dead engine again leaves neither it nor the folder", async () => {
+  const { child, held } = await hold();
+  kill(findKeeper()!);
+  kill(findEngines()[0]!.pid);
+  kill(child.pid);
+  await nothingLeft();
+  // What ends after the folder was removed could make it again.
+  expect(findEngines()).toEqual([]);
+  await ended(held.pids);
 });
 
 describe("after a SIGKILL of", () => {

@@ -9,6 +9,7 @@ import {
   mkdirSync,
   readdirSync,
   readFileSync,
+  renameSync,
   rmSync,
   statSync,
   writeFileSync,
@@ -80,9 +81,11 @@ export class Run {
     return existsSync(file) ? readFileSync(file, "utf8").split("\n").filter(Boolean) : [];
   }
 
-  /** What a sweep must know to reach the run's engine again. */
+  /** What a sweep must know to reach the run's engine again. Whole, or not there: its writer may be killed meanwhile. */
   set engine(engine: { socket: string; command: string[] }) {
-    writeFileSync(join(this.folder, "engine.json"), JSON.stringify(engine));
+    const file = join(this.folder, "engine.json");
+    writeFileSync(`${file}.new`, JSON.stringify(engine));
+    renameSync(`${file}.new`, file);
   }
 
   get engine(): { socket: string; command: string[] } | undefined {
