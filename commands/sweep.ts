@@ -2,8 +2,9 @@
 
 /** `sweep`: remove what dead runs left, and nothing of runs that live. `sweep --run FOLDER`: of that one. */
 import { existsSync, statSync } from "node:fs";
-import { resolve } from "node:path";
+import { join, resolve } from "node:path";
 import { type Command, connectable, eventually, EXIT, HarnessError } from "../harness.ts";
+import { Child } from "../keeper/process.ts";
 import { processesOf, Run, RUN_MARK } from "../keeper/run.ts";
 import { readRecords, writeResults } from "../report/record.ts";
 import { belongings, describeBelonging, Engine, removeBelongings } from "../keeper/engine.ts";
@@ -81,13 +82,11 @@ const isEngine = ({ command }: RunProcess): boolean => command.includes("system 
 async function sweepEngine(run: Run): Promise<string[]> {
   if (!run.engine) return [];
   const { socket, command } = run.engine;
+  const environment = { ...(process.env as Record<string, string>), [RUN_MARK]: run.id };
+  const log = join(run.folder, "engine.log");
   const revived = (await connectable(socket))
     ? undefined
-    : Bun.spawn([...command, `unix://${socket}`], {
-        env: { ...process.env, [RUN_MARK]: run.id },
-        stdout: "ignore",
-        stderr: "ignore",
-      });
+    : Child.start("engine", [...command, `unix://${socket}`], environment, log);
   try {
     await eventually(
       async () => {
@@ -100,14 +99,7 @@ async function sweepEngine(run: Run): Promise<string[]> {
     await removeBelongings(engine, things);
     return things.map(describeBelonging);
   } finally {
-    if (revived) await ended(revived);
+    // While it ends it writes to the run's folder, which must not come back.
+    await revived?.stop(2_000);
   }
-}
-
-/** SIGTERM, then SIGKILL after 2 s. While an engine ends it writes to the run's folder, which must not come back. */
-async function ended(engine: Bun.Subprocess): Promise<void> {
-  engine.kill("SIGTERM");
-  const timer = setTimeout(() => engine.kill("SIGKILL"), 2_000);
-  await engine.exited;
-  clearTimeout(timer);
 }

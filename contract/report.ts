@@ -43,7 +43,7 @@ export function explanation({ check, verdict, reason, evidence, left }: Judged):
 }
 
 const NEXT = {
-  fail: "start the driver in a debugger, stop it at the last call above, and add `--socket ITS_SOCKET` to the line below",
+  fail: "start the driver in a debugger, and name its socket in the line below: `--socket PATH`; or `--driver`, as in this run",
   error: "nothing is known of the rule: mend what is named above, and ask again",
 } as const;
 

@@ -159,38 +159,29 @@ function openLibc() {
   return undefined;
 }
 
-/** Every live process below this one. */
-function descendants(): number[] {
-  const below: number[] = [];
-  for (const parents = [process.pid]; parents.length > 0;) {
-    const children = childrenOf(parents.pop()!);
-    below.push(...children);
-    parents.push(...children);
-  }
-  return below.filter(isLive);
-}
-
-/** The children of a process, dead ones among them. Each of its threads has its own. */
-function childrenOf(pid: number): number[] {
-  const threads = ifThere(() => readdirSync(`/proc/${pid}/task`)) ?? [];
-  return threads.flatMap((thread) => {
-    const pids = ifThere(() => readFileSync(`/proc/${pid}/task/${thread}/children`, "latin1")) ?? "";
-    return pids.split(" ").filter(Boolean).map(Number);
+function processTable(): { pid: number; parent: number; state: string }[] {
+  return readdirSync("/proc").flatMap((entry) => {
+    if (!/^\d+$/.test(entry)) return [];
+    try {
+      // pid (name) state ppid ...; the name may hold anything, so what follows is counted from its last bracket.
+      const stat = readFileSync(`/proc/${entry}/stat`, "latin1");
+      const [state = "", parent = ""] = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+      return [{ pid: Number(entry), parent: Number(parent), state }];
+    } catch {
+      return []; // It ended meanwhile.
+    }
   });
 }
 
-/** Whether a process is there, and more than a code that nobody has asked for yet. */
-function isLive(pid: number): boolean {
-  // pid (name) state ...; the name may hold anything, so what follows is counted from its last bracket.
-  const stat = ifThere(() => readFileSync(`/proc/${pid}/stat`, "latin1"));
-  return stat !== undefined && stat[stat.lastIndexOf(")") + 2] !== "Z";
-}
-
-/** What `read` returns, or nothing once the process or thread that it reads of has ended. */
-function ifThere<T>(read: () => T): T | undefined {
-  try {
-    return read();
-  } catch {
-    return undefined;
+/** Every live process below this one. */
+function descendants(): number[] {
+  const table = processTable();
+  const below = new Set([process.pid]);
+  for (let before = 0; before < below.size;) {
+    before = below.size;
+    for (const { pid, parent } of table) if (below.has(parent)) below.add(pid);
   }
+  return table
+    .filter(({ pid, state }) => pid !== process.pid && below.has(pid) && state !== "Z")
+    .map(({ pid }) => pid);
 }
