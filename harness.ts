@@ -995,7 +995,7 @@ export function scenario(title: string, body: Body, options: ScenarioOptions = {
   const about = aboutCaller(title, import.meta.path);
   if (skip) return skipped(about, skip);
   const run = () => inTurn(() => recorded(about, (result) => prove(body, deadlineMs, result)));
-  test.concurrent(title, run, deadlineMs + BEFORE_AND_AFTER_MS);
+  register(() => test.concurrent(title, run, deadlineMs + BEFORE_AND_AFTER_MS));
 }
 
 /** The same for a scenario that looks at, or changes, what others would notice: it runs alone. */
@@ -1004,12 +1004,51 @@ scenario.alone = (title: string, body: Body, options: ScenarioOptions = {}): voi
   const about = aboutCaller(title, import.meta.path);
   if (skip) return skipped(about, skip);
   const run = () => recorded(about, (result) => prove(body, deadlineMs, result));
-  test(title, run, deadlineMs + BEFORE_AND_AFTER_MS);
+  registerAlone(() => test(title, run, deadlineMs + BEFORE_AND_AFTER_MS));
 };
+
+// Files as one
+
+type Registration = () => unknown;
+
+/** The tests of files that are being loaded as one: those of each file that run beside others, and those that do not. */
+let loading: { files: Registration[][]; alone: Registration[] } | undefined;
+
+/** Registers a test that runs beside others: at once, or when all files are loaded. */
+export function register(test: Registration): void {
+  if (loading) loading.files.at(-1)!.push(test);
+  else test();
+}
+
+/** Registers a test that runs alone: bun lets nothing run across it, so when files are loaded as one it comes last. */
+export function registerAlone(test: Registration): void {
+  if (loading) loading.alone.push(test);
+  else test();
+}
+
+/**
+ * Loads test files as if they were one, so that scenarios of different files run beside each other: of each file some all
+ * the time, since in one they all compute and in another they all wait.
+ */
+export async function asOneFile(paths: string[]): Promise<void> {
+  loading = { files: [], alone: [] };
+  const { files, alone } = loading;
+  for (const path of paths) {
+    files.push([]);
+    // With --rerun-each all is loaded again.
+    delete require.cache[path];
+    await import(path);
+  }
+  loading = undefined;
+  const places = files.flatMap((tests) => tests.map((test, i) => ({ test, at: (i + 0.5) / tests.length })));
+  for (const { test } of places.toSorted((a, b) => a.at - b.at)) test();
+  for (const test of alone) test();
+}
 
 function skipped(about: About, reason: string): void {
   recordSkip(about, reason);
-  test.skip(`${about.title} (skipped: ${reason})`, () => {});
+  // Concurrent, though nothing runs: bun lets no scenario run across one that is not.
+  test.concurrent.skip(`${about.title} (skipped: ${reason})`, () => {});
 }
 
 type Body = (given: Given) => Promise<void>;

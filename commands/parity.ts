@@ -9,9 +9,10 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Command, EXIT, HarnessError, indent, readable } from "../harness.ts";
 import { checkParts, findParts, HOW_TO_NAME } from "../keeper/places.ts";
+import { TOGETHER } from "./test.ts";
 
 const ROOT = join(import.meta.dir, "..");
-const SUITE = "scenarios/gateway-adapter/";
+const SUITE = "gateway-adapter";
 /** The suite waits for the real gateway's time-outs of 30 s. */
 const DEADLINE_MS = 600_000;
 
@@ -57,10 +58,10 @@ async function run(
   const filter = pattern === undefined ? [] : ["-t", pattern];
   const began = performance.now();
   const child = Bun.spawn(
-    [process.execPath, "test", "--reporter=junit", `--reporter-outfile=${junit}`, ...filter, SUITE],
+    [process.execPath, "test", "--reporter=junit", `--reporter-outfile=${junit}`, ...filter, TOGETHER],
     {
       cwd: ROOT,
-      env: { ...process.env, ...WITHOUT_PLACES, ...differing },
+      env: { ...process.env, ...WITHOUT_PLACES, ...differing, OPENSHELL_E2E_SUITES: SUITE },
       stdin: "ignore",
       stdout: "pipe",
       stderr: "pipe",

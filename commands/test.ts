@@ -6,6 +6,7 @@
  * Runs the scenarios of the named suites, or without a name every test there is, live, and ends with one line
  * `<what>: N passed, N failed, N skipped`. A run that executed nothing is an error.
  */
+import { Glob } from "bun";
 import { existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
 import { join, resolve } from "node:path";
 import {
@@ -22,6 +23,8 @@ import { liveProgress, type ProgressEvent } from "../report/progress.ts";
 import { inColour } from "../report/text.ts";
 
 const ROOT = join(import.meta.dir, "..");
+/** The scenarios of the suites that OPENSHELL_E2E_SUITES names, as one test file. */
+export const TOGETHER = "./scenarios/together.ts";
 
 export const command: Command = async (settings, args, { t: pattern }) => {
   const suites = args.filter((arg) => existsSync(join(ROOT, "scenarios", arg)));
@@ -45,11 +48,14 @@ export const command: Command = async (settings, args, { t: pattern }) => {
       `--max-concurrency=${scenariosAtATime(settings)}`,
       ...(pattern === undefined ? [] : ["-t", pattern]),
       ...bunArgs,
-      ...suites.map((suite) => `scenarios/${suite}/`),
+      ...testFiles(suites),
     ],
     {
       cwd: ROOT,
-      env: { ...environment(settings), ...(progress && inColour(process.stderr) && { FORCE_COLOR: "1" }) },
+      env: {
+        ...environment(settings, suites),
+        ...(progress && inColour(process.stderr) && { FORCE_COLOR: "1" }),
+      },
       stdin: "ignore",
       stdout: output,
       stderr: output,
@@ -81,14 +87,24 @@ export const command: Command = async (settings, args, { t: pattern }) => {
   return counts.failed > 0 && code === EXIT.ok ? EXIT.failed : code;
 };
 
+/** What bun is to run: the suites' files as one, and without a suite those of all suites, and every other test. */
+function testFiles(suites: string[]): string[] {
+  if (suites.length > 0) return [TOGETHER];
+  const tests = [...new Glob("{*,*/*}.test.ts").scanSync(ROOT)].filter(
+    (path) => !path.startsWith("scenarios/"),
+  );
+  return [TOGETHER, ...tests.toSorted().map((path) => `./${path}`)];
+}
+
 /** The settings as the test process reads them, and none of the variables that make bun test print less. */
-function environment(settings: Settings): Record<string, string | undefined> {
+function environment(settings: Settings, suites: string[]): Record<string, string | undefined> {
   const quiet = Object.fromEntries(["CLAUDECODE", "REPL_ID", "AGENT"].map((name) => [name, undefined]));
   return {
     ...process.env,
     ...quiet,
     ...asEnvironment(settings),
     OPENSHELL_E2E_ANNOUNCED: "1",
+    OPENSHELL_E2E_SUITES: suites.join(","),
     OPENSHELL_E2E_COMMAND: ["bun", "harness.ts", ...process.argv.slice(2)].join(" "),
   };
 }

@@ -148,20 +148,18 @@ const fromPairs = (pairs: string[]): Record<string, string> =>
 /** The probe's lines of the container's last start. */
 function readProbe(lines: string[]): Probe | undefined {
   // Podman 4.3 puts some line ends in wrong places: no line end counts, only the words at the beginnings.
-  const whole = lines.join("").split(/(?=probe (?:begins|environment|arguments|token|starts))/);
-  const told = whole.slice(whole.lastIndexOf("probe begins") + 1);
-  const all = (name: string) =>
-    told
-      .filter((line) => line.startsWith(`probe ${name} `))
-      .map((line) => line.slice(`probe ${name} `.length))
-      .join("");
-  const starts = all("starts");
+  const parts = lines.join("").split(/(?=probe (?:begins|given|token|starts))/);
+  const told = parts.slice(parts.lastIndexOf("probe begins") + 1);
+  const of = (name: string) =>
+    told.find((part) => part.startsWith(`probe ${name}`))?.slice(`probe ${name}`.length) ?? "";
+  const starts = of("starts");
   if (!starts) return undefined;
-  const decoded = (name: string) => Buffer.from(all(name), "base64").toString();
-  const [mode = "", sha256 = ""] = all("token").split(" ");
+  const given = Buffer.from(of("given"), "base64").toString().split("\0");
+  const border = given.lastIndexOf("", -2);
+  const [mode = "", sha256 = ""] = of("token").trim().split(" ");
   return {
-    environment: fromPairs(decoded("environment").split("\0").filter(Boolean)),
-    arguments: decoded("arguments").split("\n").slice(0, -1),
+    arguments: given.slice(0, border),
+    environment: fromPairs(given.slice(border + 1, -1)),
     token: sha256 ? { mode, sha256 } : undefined,
     starts: Number(starts),
   };

@@ -450,7 +450,9 @@ describe("a container", () => {
         "/events?stream=false&since=0",
       ].map(async (path) => (await call("GET", path)).text),
     );
-    shown.push(readFileSync(join(home, "root/containers", id, "state.json"), "utf8"));
+    const kept = ["state.db", "state.db-wal"].map((file) => readFileSync(join(home, "root", file), "latin1"));
+    expect(kept.join("")).toContain(id);
+    shown.push(...kept);
     expect(shown.filter((text) => text.includes("top-secret-value"))).toEqual([]);
     await remove("secret");
     await call("DELETE", "/secrets/token");

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/** What a container is: what was asked for, its record on disk, and what follows from the two. */
+/** What a container is: what was asked for, its record, and what follows from the two. */
 import { constants as os } from "node:os";
 import { join } from "node:path";
-import { writeAtomically } from "./state.ts";
 
 /** The part of libpod's SpecGenerator that means something for a process, or is shown to whoever inspects it. */
 export interface Spec {
@@ -81,7 +80,7 @@ export interface Container {
   spec: Spec & { entrypoint: string[]; command: string[]; labels: Record<string, string> };
   imageId: string;
   imageName: string;
-  /** Its own folder on the host: its record, its logs, its rootfs. */
+  /** Its own folder on the host: its logs, its rootfs. */
   folder: string;
   environment: Record<string, string>;
   workingDirectory: string;
@@ -101,9 +100,6 @@ export interface Container {
   stoppedByUser: boolean;
   health: { Status: string; FailingStreak: number; Log: HealthResult[] | null } | null;
 }
-
-export const save = (container: Container): void =>
-  writeAtomically(join(container.folder, "state.json"), JSON.stringify(container));
 
 export const rootfs = ({ folder }: Container): string => join(folder, "rootfs");
 

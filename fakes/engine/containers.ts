@@ -4,14 +4,14 @@
 import { chmodSync, chownSync, constants, cpSync, mkdirSync, writeFileSync } from "node:fs";
 import { dirname, join, normalize } from "node:path";
 import { NEVER, timestamp } from "./clock.ts";
-import { type Container, hostnameOf, NOT_SERVED, rootfs, save, type Spec } from "./container.ts";
+import { type Container, hostnameOf, NOT_SERVED, rootfs, type Spec } from "./container.ts";
 import type { Events } from "./events.ts";
 import { checkName, fail, type Filters, filtersOf, flag, hasLabels, matcher } from "./http.ts";
 import type { Image, Images } from "./images.ts";
 import { planMounts } from "./mounts.ts";
 import { DEFAULT_NETWORK, type Networks } from "./networks.ts";
 import type { Secrets } from "./secrets.ts";
-import { randomHex, removeTree, type State } from "./state.ts";
+import { type Collection, randomHex, removeTree, type State } from "./state.ts";
 import type { Volumes } from "./volumes.ts";
 
 const DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -35,9 +35,16 @@ export interface Parts {
 }
 
 export class Containers {
-  readonly all = new Map<string, Container>();
+  readonly all: Collection<Container>;
 
-  constructor(private readonly parts: Parts) {}
+  constructor(private readonly parts: Parts) {
+    this.all = parts.state.collection("containers");
+  }
+
+  /** Notes on disk how it is now, unless it was removed meanwhile. */
+  save(container: Container): void {
+    if (this.all.has(container.id)) this.all.set(container.id, container);
+  }
 
   find(nameOrId: string): Container | undefined {
     const all = [...this.all.values()];
@@ -128,12 +135,11 @@ export class Containers {
         if (mount.type !== "volume") continue;
         mount.path = (volumes.get(mount.source) ?? volumes.create({ Name: mount.source })).Mountpoint;
       }
-      save(container);
+      this.all.set(id, container);
     } catch (error) {
       removeTree(container.folder);
       throw error;
     }
-    this.all.set(id, container);
     this.emit(container, "create");
     return container;
   }
@@ -171,7 +177,7 @@ export class Containers {
 
   remove(container: Container): void {
     container.status = "removing";
-    save(container);
+    this.save(container);
     removeTree(container.folder);
     this.all.delete(container.id);
     const ran = container.startedAt !== NEVER;

@@ -2,7 +2,7 @@
 
 /** Health: checked when asked, as Podman does on a host without systemd, whose timers would ask. */
 import { timestamp } from "./clock.ts";
-import { type Container, healthTest, processEnvironment, rootfs, save } from "./container.ts";
+import { type Container, healthTest, processEnvironment, rootfs } from "./container.ts";
 import type { Containers } from "./containers.ts";
 import { fail, improper } from "./http.ts";
 import { resolveProgram } from "./program.ts";
@@ -37,7 +37,7 @@ export async function checkHealth(containers: Containers, container: Container):
   else if (!isStarting && ++health.FailingStreak >= (Retries || DEFAULT_RETRIES)) health.Status = "unhealthy";
   const result = { Start, End: timestamp(), ExitCode, Output: output.slice(0, KEPT_OUTPUT) };
   health.Log = [...(health.Log ?? []), result].slice(-KEPT_RESULTS);
-  save(container);
+  containers.save(container);
   containers.emit(container, "health_status", {
     health_status: health.Status,
     health_failing_streak: String(health.FailingStreak),

@@ -80,16 +80,21 @@ export class Images {
       Config: configOf(changes),
       Size: await this.#unpack(id, tar),
     };
-    this.#all.set(id, image);
     const reference = query.get("reference");
     if (reference) {
       const name = fullReference(reference);
-      for (const other of this.#all.values()) other.RepoTags = other.RepoTags.filter((tag) => tag !== name);
+      for (const other of this.#all.values()) this.#forget(name, other);
       image.RepoTags.push(name);
       this.events.emit("image", "tag", id, { name });
     }
-    this.#all.save();
+    this.#all.set(id, image);
     return { Id: `sha256:${id}` };
+  }
+
+  #forget(name: string, image: Image): void {
+    if (!image.RepoTags.includes(name)) return;
+    image.RepoTags = image.RepoTags.filter((tag) => tag !== name);
+    this.#all.set(image.Id, image);
   }
 
   /** Puts the tree in its place, once it is whole. Returns the size of its files. */
@@ -150,12 +155,12 @@ export class Images {
     image.RepoTags = image.RepoTags.filter((name) => !names.includes(name));
     for (const name of names) this.events.emit("image", "untag", image.Id, { name });
     const last = image.RepoTags.length === 0;
-    if (last) {
+    if (!last) this.#all.set(image.Id, image);
+    else {
       this.#all.delete(image.Id);
       removeTree(this.tree(image));
       this.events.emit("image", "remove", image.Id, { name: names[0] ?? "" });
     }
-    this.#all.save();
     return { Deleted: last ? [image.Id] : null, Untagged: names, ExitCode: 0, Errors: [] };
   }
 }

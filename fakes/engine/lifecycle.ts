@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** A container's life: start, stop, signals, pause, end, removal, and what a new engine finds on an old root. */
-import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { readdirSync } from "node:fs";
 import { constants as os } from "node:os";
 import { join } from "node:path";
 import { instant, timestamp } from "./clock.ts";
-import { type Container, healthTest, isUp, save, signalName, stopSignal } from "./container.ts";
+import { type Container, healthTest, isUp, signalName, stopSignal } from "./container.ts";
 import type { Containers } from "./containers.ts";
 import { fail, improper } from "./http.ts";
 import { mountAll, unmountAll } from "./mounts.ts";
@@ -45,10 +45,10 @@ export class Lifecycle {
 
   async #launch(container: Container): Promise<void> {
     try {
-      mountAll(container);
+      mountAll(container, () => this.containers.save(container));
       const monitor = spawnMonitor(container);
       container.monitor = { pid: monitor.pid, birth: birth(monitor.pid) };
-      save(container);
+      this.containers.save(container);
       Object.assign(container, {
         pid: await pidOf(container, monitor),
         status: "running",
@@ -57,7 +57,7 @@ export class Lifecycle {
         error: "",
         health: healthTest(container) ? { Status: "starting", FailingStreak: 0, Log: null } : null,
       });
-      save(container);
+      this.containers.save(container);
       this.containers.emit(container, "init");
       this.containers.emit(container, "start");
       this.#expectEnd(container, monitor.exited);
@@ -73,7 +73,7 @@ export class Lifecycle {
     await endProcesses(container);
     unmountAll(container);
     container.monitor = null;
-    save(container);
+    this.containers.save(container);
   }
 
   // End
@@ -97,7 +97,7 @@ export class Lifecycle {
       exitCode: code,
       finishedAt: timestamp(instant(at)),
     });
-    save(container);
+    this.containers.save(container);
     this.#exits.delete(container.id);
     this.containers.emit(container, "die", { containerExitCode: String(code), exitCode: String(code) });
     if (!this.#removing.has(container.id)) this.containers.emit(container, "cleanup");
@@ -117,7 +117,7 @@ export class Lifecycle {
     if (container.status === "running") {
       container.status = "stopping";
       container.stoppedByUser = true;
-      save(container);
+      this.containers.save(container);
       const seconds = timeoutSeconds ?? container.spec.stop_timeout ?? DEFAULT_STOP_SECONDS;
       if (seconds > 0) signalFirst(container, stopSignal(container));
       const expired = Bun.sleep(seconds * 1000).then(() => "expired");
@@ -163,7 +163,7 @@ export class Lifecycle {
   #freeze(container: Container, signal: NodeJS.Signals, status: Container["status"], action: string): void {
     for (const pid of members(container)) sendSignal(pid, signal);
     container.status = status;
-    save(container);
+    this.containers.save(container);
     this.containers.emit(container, action);
   }
 
@@ -189,15 +189,14 @@ export class Lifecycle {
 
   /** Takes over what an earlier engine on this root left: running containers go on, others are settled. */
   async adoptAll(folder: string): Promise<void> {
-    for (const id of readdirSync(folder)) await this.#adopt(join(folder, id));
+    const { all } = this.containers;
+    for (const container of [...all.values()]) await this.#adopt(container);
+    for (const id of readdirSync(folder)) if (!all.has(id)) removeTree(join(folder, id));
   }
 
-  async #adopt(folder: string): Promise<void> {
-    const file = join(folder, "state.json");
-    const container = existsSync(file) ? (JSON.parse(readFileSync(file, "utf8")) as Container) : null;
-    if (!container || container.status === "removing") return removeTree(folder);
-    this.containers.all.set(container.id, container);
-    if (isUp(container)) {
+  async #adopt(container: Container): Promise<void> {
+    if (container.status === "removing") this.containers.all.delete(container.id);
+    else if (isUp(container)) {
       if (container.status === "stopping") container.status = "running";
       this.#expectEnd(container, ended(container.monitor));
     } else if (container.monitor) {

@@ -15,7 +15,7 @@ import {
   symlinkSync,
 } from "node:fs";
 import { basename, dirname, join, normalize } from "node:path";
-import { type Container, type Mount, rootfs, save, type Spec } from "./container.ts";
+import { type Container, type Mount, rootfs, type Spec } from "./container.ts";
 import { fail } from "./http.ts";
 import type { Images } from "./images.ts";
 import { removeTree } from "./state.ts";
@@ -71,8 +71,8 @@ function planMount({
   };
 }
 
-/** Puts every mount in its place; `container.mounted` says at any moment what is to be taken away. */
-export function mountAll(container: Container): void {
+/** Puts every mount in its place. `container.mounted` says what is to be taken away; `save` keeps it after each. */
+export function mountAll(container: Container, save: () => void): void {
   for (const [index, { type, path, destination, writable }] of container.mounts.entries()) {
     const place = join(rootfs(container), destination);
     mkdirSync(dirname(place), { recursive: true, mode: 0o755 });
@@ -80,7 +80,7 @@ export function mountAll(container: Container): void {
     const hidden = hide(target, join(container.folder, `hidden-${index}`));
     const link = type !== "tmpfs" && !(type === "image" && writable);
     container.mounted.push({ target, link, hidden });
-    save(container);
+    save();
     // A volume that is used for the first time starts with what the image has in its place.
     if (type === "volume" && hidden && readdirSync(path).length === 0 && statSync(hidden).isDirectory()) {
       cpSync(hidden, path, COPY);

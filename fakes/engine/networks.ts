@@ -58,7 +58,6 @@ export class Networks {
       ipam_options: { driver: "host-local" },
     };
     this.#all.set(name, network);
-    this.#all.save();
     this.#emit("create", network);
     return network;
   }
@@ -87,7 +86,6 @@ export class Networks {
   /** Nothing may use it any more. */
   remove(network: Network): void {
     this.#all.delete(network.name);
-    this.#all.save();
     this.#emit("remove", network);
   }
 }

@@ -18,13 +18,12 @@ trap : HUP INT TERM
 folder=$1 directory=$2; shift 2
 cd "$directory"
 /bin/sh -c 'echo $$ >"$0" && exec "$@"' "$folder/pid" "$@" >>"$folder/stdout.log" 2>>"$folder/stderr.log" </dev/null
-echo $? >"$folder/exit.new"
-mv "$folder/exit.new" "$folder/exit"`;
+echo $? >"$folder/exit"`;
 
 /** Starts the program under a monitor of its own. */
 export function spawnMonitor(container: Container): Bun.Subprocess {
   const { folder, spec, workingDirectory } = container;
-  for (const name of ["pid", "exit", "exit.new"]) rmSync(join(folder, name), { force: true });
+  for (const name of ["pid", "exit"]) rmSync(join(folder, name), { force: true });
   const directory = join(rootfs(container), workingDirectory);
   mkdirSync(directory, { recursive: true, mode: 0o755 });
   const [program = "", ...rest] = [...spec.entrypoint, ...spec.command];
@@ -56,8 +55,10 @@ export async function pidOf({ folder }: Container, monitor: Bun.Subprocess): Pro
 /** The exit code that the monitor noted, and when, in nanoseconds; null if the monitor was killed. */
 export function exitOf({ folder }: Container): { code: number; at: bigint } | null {
   const file = join(folder, "exit");
-  if (!existsSync(file)) return null;
-  return { code: Number(readFileSync(file, "utf8")), at: BigInt(Math.round(statSync(file).mtimeMs * 1e6)) };
+  const code = existsSync(file) ? readFileSync(file, "utf8") : "";
+  // One that is killed while it writes leaves an empty file.
+  if (!code) return null;
+  return { code: Number(code), at: BigInt(Math.round(statSync(file).mtimeMs * 1e6)) };
 }
 
 /** The program's file on the host, found as the container's kernel and PATH would. */

@@ -45,7 +45,6 @@ export class Secrets {
     };
     writeFileSync(this.#file(secret), value, { mode: 0o600 });
     this.#all.set(name, secret);
-    this.#all.save();
     return secret;
   }
 
@@ -73,7 +72,6 @@ export class Secrets {
   remove(nameOrId: string): void {
     const secret = this.named(nameOrId);
     this.#all.delete(secret.Spec.Name);
-    this.#all.save();
     rmSync(this.#file(secret), { force: true });
   }
 }

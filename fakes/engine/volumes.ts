@@ -57,7 +57,6 @@ export class Volumes {
       Options,
     };
     this.#all.set(name, volume);
-    this.#all.save();
     this.events.emit("volume", "create", "", { name });
     return volume;
   }
@@ -73,7 +72,6 @@ export class Volumes {
   /** Nothing may use it any more. */
   remove(name: string): void {
     this.#all.delete(name);
-    this.#all.save();
     removeTree(this.state.path("volumes", name));
     this.events.emit("volume", "remove", "", { name });
   }

@@ -9,7 +9,7 @@ import { explanation } from "../../contract/report.ts";
 import { runOne } from "../../contract/runner.ts";
 import { startSubject } from "../../contract/subject.ts";
 import { identify } from "../../contract/versions.ts";
-import { inTurn, readSettings, sharedKeeper } from "../../harness.ts";
+import { inTurn, readSettings, register, registerAlone, sharedKeeper } from "../../harness.ts";
 
 const checks = await loadChecks();
 const known = readKnown("check", new Set(checks.map(({ id }) => id)));
@@ -34,6 +34,6 @@ for (const check of checks) {
       console.log(`(${outcome.verdict}) ${check.id}: ${outcome.reason}`);
     else expect(outcome.verdict, explanation(outcome)).toBe("pass");
   };
-  if (check.alone) test(title, prove);
-  else test.concurrent(title, () => inTurn(prove));
+  if (check.alone) registerAlone(() => test(title, prove));
+  else register(() => test.concurrent(title, () => inTurn(prove)));
 }

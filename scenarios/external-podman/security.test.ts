@@ -6,7 +6,14 @@ import { expect } from "bun:test";
 import { createPrivateKey, randomUUID, sign } from "node:crypto";
 import { readFileSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
-import { connectable, refusal, type RunningStack, type Sandbox, scenario } from "../../harness.ts";
+import {
+  connectable,
+  eventually,
+  refusal,
+  type RunningStack,
+  type Sandbox,
+  scenario,
+} from "../../harness.ts";
 import { processTable } from "../../keeper/run.ts";
 import { unary } from "../../proto/contract.ts";
 import { descriptorsOf, inspect, withoutPodmanDriver, withoutProc } from "./given.ts";
@@ -169,7 +176,8 @@ const VIEWS: Record<string, (stack: RunningStack, sandbox: Sandbox) => Promise<u
     for await (const event of sandbox.watch({ follow_status: true, follow_events: true })) return event;
   },
   "the driver's answers": async (stack) => (await stack.calls()).map(({ responses }) => responses),
-  "the logs of the run": ({ info }) => logsUnder(dirname(info.folder)),
+  "the logs of the run": ({ info }) =>
+    eventually(() => logsUnder(dirname(info.folder)), { what: "read all logs while sandboxes come and go" }),
   "what a failure shows": (stack) => stack.excerpts(0),
 };
 

@@ -144,11 +144,11 @@ scenario("GA-617 a sandbox that is Stopped can be deleted, without a start", asy
 
 scenario("GA-618 a sandbox whose creation hangs can be deleted", async (given) => {
   given.driver.hang("CreateSandbox");
-  void answer(given.create({ name: "hung" }, { deadlineMs: 3_000 }));
+  void answer(given.create({ name: "hung-and-deleted" }, { deadlineMs: 3_000 }));
   await until("the call to reach the driver", () => given.driver.called("CreateSandbox")[0]);
-  const { deleted } = await given.call((client) => client.DeleteSandbox, { name: "hung" });
+  const { deleted } = await given.call((client) => client.DeleteSandbox, { name: "hung-and-deleted" });
   expect(deleted).toBe(true);
-  await until("it to be gone", async () => (await answer(given.get("hung"))) === GONE);
+  await until("it to be gone", async () => (await answer(given.get("hung-and-deleted"))) === GONE);
 });
 
 scenario("GA-619 a delete waits for a stop under way", async (given) => {

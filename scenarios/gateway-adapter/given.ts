@@ -9,17 +9,17 @@
  *     expect(await answer(create())).toBe("FAILED_PRECONDITION: no gpu");
  *   });
  */
-import { afterAll, beforeAll, test } from "bun:test";
+import { afterAll, test } from "bun:test";
 import { Database } from "bun:sqlite";
 import * as grpc from "@grpc/grpc-js";
 import { type CallError, codeName, streaming, unary, type CallOptions } from "../../proto/contract.ts";
-import { eventually, HarnessError, indent, phaseOf, turns, within } from "../../harness.ts";
+import { eventually, HarnessError, indent, phaseOf, register, turns, within } from "../../harness.ts";
 import type { DriverSandboxStatus } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandboxStatus.ts";
 import type { DriverSandbox } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
 import type { CreateSandboxRequest } from "../../proto/v0.0/types/openshell/v1/CreateSandboxRequest.ts";
 import type { OpenShellClient } from "../../proto/v0.0/types/openshell/v1/OpenShell.ts";
 import type { Sandbox__Output } from "../../proto/v0.0/types/openshell/v1/Sandbox.ts";
-import { aboutCaller, recorded } from "../../report/scenario.ts";
+import { type About, aboutCaller, recorded } from "../../report/scenario.ts";
 import { type GatewayOptions, type GatewayProcess, Lab } from "./gateway-process.ts";
 import { type Script, ScriptedDriver } from "./scripted-driver.ts";
 import { ScriptedSupervisor } from "./scripted-supervisor.ts";
@@ -35,27 +35,33 @@ const TEST_DEADLINE_MS = 180_000;
 
 // Scenarios
 
+/** Gateways that no scenario has in hand. */
+const idle: Bench[] = [];
+
 /**
- * Scenarios of one file that share a gateway, one after the other. After each the driver forgets its script, and the
- * gateway the sandboxes.
+ * Scenarios that leave a gateway as they found it, and get one that others had before them. After each the driver
+ * forgets its script, and the gateway the sandboxes; a gateway with which one failed is not used again. A name that a
+ * scenario gives to a sandbox is given by no other: of one that hangs there is no forgetting.
  */
-export function sharedGateway(options: GatewayOptions = {}) {
-  let bench: Bench;
-  beforeAll(async () => {
-    bench = await Bench.start(options);
+export function sharedGateway() {
+  afterAll(async () => {
+    await Promise.all(idle.splice(0).map((bench) => bench.close()));
   }, TEST_DEADLINE_MS);
-  afterAll(() => bench?.close(), TEST_DEADLINE_MS);
   return (title: string, body: (bench: Bench) => Promise<void>): void => {
     const prove = async () => {
+      const bench = idle.pop() ?? (await Bench.start());
       bench.driver.calls = [];
       try {
         await judged(body, bench);
-      } finally {
-        bench.tidy();
+      } catch (error) {
+        await bench.close();
+        throw error;
       }
+      bench.tidy();
+      idle.push(bench);
     };
     const about = aboutCaller(title, import.meta.path);
-    test(title, () => recorded(about, prove), TEST_DEADLINE_MS);
+    inItsTurn(about, prove);
   };
 }
 
@@ -66,7 +72,7 @@ export function ownGateway(title: string, body: (bench: Bench) => Promise<void>,
     await judged(body, bench);
   };
   const about = aboutCaller(title, import.meta.path);
-  test.concurrent(title, () => inTurn(() => recorded(about, prove)), TEST_DEADLINE_MS);
+  inItsTurn(about, prove);
 }
 
 /** A scenario about gateways that have yet to be started, in a folder of its own; runs beside others. */
@@ -76,11 +82,14 @@ export function ownLab(title: string, body: (lab: Lab) => Promise<void>): void {
     await within(SCENARIO_DEADLINE_MS, "The scenario", body(lab));
   };
   const about = aboutCaller(title, import.meta.path);
-  test.concurrent(title, () => inTurn(() => recorded(about, prove)), TEST_DEADLINE_MS);
+  inItsTurn(about, prove);
 }
 
 /** Gateways that start all at once start slowly; most of what they then do is waiting. */
 const inTurn = turns(() => 6);
+
+const inItsTurn = (about: About, prove: () => Promise<void>): void =>
+  register(() => test.concurrent(about.title, () => inTurn(() => recorded(about, prove)), TEST_DEADLINE_MS));
 
 /** A failure shows what the driver was asked, and the gateway's last words. */
 async function judged(body: (bench: Bench) => Promise<void>, bench: Bench): Promise<void> {

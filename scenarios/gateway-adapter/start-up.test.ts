@@ -169,7 +169,7 @@ for (const [id, what] of [
   ["GA-119", "a dead socket"],
 ] as const) {
   const title = `${id} a gateway that finds ${what} where its driver should be gives up after 30 s, with exit code 1`;
-  test(
+  test.concurrent(
     title,
     async () => {
       const { lab, ended } = waits[what]!;

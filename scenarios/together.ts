@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/**
+ * The scenarios of the suites that OPENSHELL_E2E_SUITES names, or of all, as one test file: bun runs files one after the
+ * other, and the machine is idle while the last scenarios of a file wait for something.
+ */
+import { Glob } from "bun";
+import { asOneFile } from "../harness.ts";
+
+const suites = process.env.OPENSHELL_E2E_SUITES || "*";
+const files = new Glob(`{${suites}}/*.test.ts`).scanSync({ cwd: import.meta.dir, absolute: true });
+await asOneFile([...files].toSorted());
