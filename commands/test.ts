@@ -90,10 +90,8 @@ export const command: Command = async (settings, args, { t: pattern }) => {
 /** What bun is to run: the suites' files as one, and without a suite those of all suites, and every other test. */
 function testFiles(suites: string[]): string[] {
   if (suites.length > 0) return [TOGETHER];
-  const tests = [...new Glob("{*,*/*}.test.ts").scanSync(ROOT)].filter(
-    (path) => !path.startsWith("scenarios/"),
-  );
-  return [TOGETHER, ...tests.toSorted().map((path) => `./${path}`)];
+  const others = ["*.test.ts", "*/*.test.ts"].flatMap((pattern) => [...new Glob(pattern).scanSync(ROOT)]);
+  return [TOGETHER, ...others.toSorted().map((path) => `./${path}`)];
 }
 
 /** The settings as the test process reads them, and none of the variables that make bun test print less. */

@@ -591,9 +591,20 @@ function decode(record: Crossing): Call {
     ms,
     status: status === undefined ? undefined : codeName(status),
     details,
-    request: redact(method.requestDeserialize(record.request)),
-    responses: record.responses.map((bytes) => redact(method.responseDeserialize(bytes))),
+    request: shown(record.request, method.requestDeserialize),
+    responses: record.responses.map((bytes) => shown(bytes, method.responseDeserialize)),
   };
+}
+
+/** What was decoded once: a scenario that waits for a call looks at all of them again and again. */
+const decoded = new WeakMap<Buffer, unknown>();
+
+function shown(bytes: Buffer, deserialize: (bytes: Buffer) => object): unknown {
+  const known = decoded.get(bytes);
+  if (known) return known;
+  const message = redact(deserialize(bytes));
+  decoded.set(bytes, message);
+  return message;
 }
 
 /** A copy of a message without secrets and without unset fields. */
