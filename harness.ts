@@ -693,6 +693,9 @@ async function collect(
 
 // Scenarios
 
+/** What a deletion leaves on the engine may stay for so long, in milliseconds. */
+const SETTLE_MS = 2_000;
+
 /** A stack as a scenario holds it. */
 export class RunningStack {
   readonly gateway: Gateway;
@@ -756,8 +759,11 @@ export class RunningStack {
     return (this.#any ??= this.gateway.readySandbox());
   }
 
-  /** Deletes this user's sandboxes, and resolves with what that left behind, a line each. */
-  async cleanUp(): Promise<string[]> {
+  /**
+   * Deletes this user's sandboxes, and resolves with what that left behind, a line each.
+   * @param settleMs how long it may stay: a driver may answer before the engine has let go of the last volume
+   */
+  async cleanUp(settleMs = SETTLE_MS): Promise<string[]> {
     const problems = await this.gateway.cleanUp();
     const mine = this.gateway.created;
     const empty = async () => {
@@ -765,8 +771,7 @@ export class RunningStack {
       if (left.length > 0) throw new Error(left.join("\n"));
       return left;
     };
-    // A driver may answer before the engine has let go of the last volume.
-    const waiting = { what: "nothing left on the engine", deadlineMs: 2_000 };
+    const waiting = { what: "nothing left on the engine", deadlineMs: settleMs };
     const removed = () => this.keeper.call("removeLeftovers", this.info.id, mine);
     const unknown = (error: Error) => [error.message];
     const left = mine.length > 0 ? await eventually(empty, waiting).catch(removed).catch(unknown) : [];
@@ -774,8 +779,8 @@ export class RunningStack {
   }
 
   /** Stops the stack. Resolves with what its sandboxes left behind, a line each. */
-  async stop(): Promise<string[]> {
-    const left = await this.cleanUp();
+  async stop(settleMs?: number): Promise<string[]> {
+    const left = await this.cleanUp(settleMs);
     this.gateway.close();
     return [...left, ...(await this.keeper.call("stopStack", this.info.id))];
   }
@@ -1070,6 +1075,9 @@ export function turns(most: () => number): (work: () => Promise<void>) => Promis
   };
 }
 
+/** How many scenarios that have a gateway of their own and no engine run at a time. */
+export const GATEWAYS_AT_A_TIME = 6;
+
 /** Does a test's work when it is its turn: so many run at a time as the settings say. */
 export const inTurn = turns(() => scenariosAtATime(readSettings().settings));
 
@@ -1129,8 +1137,10 @@ async function attempt(body: Body, deadlineMs: number, result: ScenarioResult): 
   result.stack = (own.at(-1) ?? used.at(-1) ?? stack).info.id;
   result.sandboxes = [...own, ...used].flatMap(({ gateway }) => gateway.created);
   const left = [];
-  for (const each of own.toReversed()) left.push(...(await each.stop()));
-  for (const each of used) left.push(...(await each.cleanUp()));
+  // What a failed scenario leaves is no news.
+  const settleMs = failure ? 0 : SETTLE_MS;
+  for (const each of own.toReversed()) left.push(...(await each.stop(settleMs)));
+  for (const each of used) left.push(...(await each.cleanUp(settleMs)));
   // Of a stack of its own, which is gone, nothing more can be asked.
   if (!failure && left.length > 0 && own.length === 0)
     Object.assign(result, await (used.at(-1) ?? stack).excerpts(result.at));

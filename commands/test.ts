@@ -14,6 +14,7 @@ import {
   type Command,
   EXIT,
   HarnessError,
+  GATEWAYS_AT_A_TIME,
   scenariosAtATime,
   type Settings,
   within,
@@ -44,8 +45,7 @@ export const command: Command = async (settings, args, { t: pattern }) => {
   const child = Bun.spawn(
     [
       ...[process.execPath, "test", "--reporter=junit", `--reporter-outfile=${junit}`],
-      // So that the time that bun shows is a scenario's own, without its wait for a turn.
-      `--max-concurrency=${scenariosAtATime(settings)}`,
+      `--max-concurrency=${atATime(suites, settings)}`,
       ...(pattern === undefined ? [] : ["-t", pattern]),
       ...bunArgs,
       ...testFiles(suites),
@@ -86,6 +86,10 @@ export const command: Command = async (settings, args, { t: pattern }) => {
   console.log(`${what}: ${counts.passed} passed, ${counts.failed} failed, ${counts.skipped} skipped`);
   return counts.failed > 0 && code === EXIT.ok ? EXIT.failed : code;
 };
+
+/** As many as there are turns, so that the time that bun shows is a scenario's own, without its wait for one. */
+const atATime = (suites: string[], settings: Settings): number =>
+  suites.join() === "gateway-adapter" ? GATEWAYS_AT_A_TIME : scenariosAtATime(settings);
 
 /** What bun is to run: the suites' files as one, and without a suite those of all suites, and every other test. */
 function testFiles(suites: string[]): string[] {

@@ -13,7 +13,16 @@ import { afterAll, test } from "bun:test";
 import { Database } from "bun:sqlite";
 import * as grpc from "@grpc/grpc-js";
 import { type CallError, codeName, streaming, unary, type CallOptions } from "../../proto/contract.ts";
-import { eventually, HarnessError, indent, phaseOf, register, turns, within } from "../../harness.ts";
+import {
+  eventually,
+  GATEWAYS_AT_A_TIME,
+  HarnessError,
+  indent,
+  phaseOf,
+  register,
+  turns,
+  within,
+} from "../../harness.ts";
 import type { DriverSandboxStatus } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandboxStatus.ts";
 import type { DriverSandbox } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
 import type { CreateSandboxRequest } from "../../proto/v0.0/types/openshell/v1/CreateSandboxRequest.ts";
@@ -86,7 +95,7 @@ export function ownLab(title: string, body: (lab: Lab) => Promise<void>): void {
 }
 
 /** Gateways that start all at once start slowly; most of what they then do is waiting. */
-const inTurn = turns(() => 6);
+const inTurn = turns(() => GATEWAYS_AT_A_TIME);
 
 const inItsTurn = (about: About, prove: () => Promise<void>): void =>
   register(() => test.concurrent(about.title, () => inTurn(() => recorded(about, prove)), TEST_DEADLINE_MS));
