@@ -22,7 +22,7 @@ import { liveProgress } from "../report/progress.ts";
 import { now, record, recordTo, waitingEntries, writeResults } from "../report/record.ts";
 
 /** Most of a check is waiting; but a real Podman that does several things at a time now and then loses a mounted image. */
-const AT_A_TIME = { fake: 8, real: 1 };
+const AT_A_TIME = { fake: 4, real: 1 };
 
 export const command: Command = async (settings, args, own) => {
   const { driver, socket, only, list } = own;

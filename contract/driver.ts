@@ -23,7 +23,8 @@ export const ANSWER_MS = 10_000;
 /** One call, as evidence: a line of text. `at` is in milliseconds since the first. */
 export interface Asked {
   at: number;
-  text: string;
+  /** In words, which are made only when somebody wants to read them. */
+  text: () => string;
 }
 
 /** Who a call is about: a gateway always sends both. */
@@ -127,8 +128,10 @@ export class Driver {
     const began = performance.now();
     const note = (status: string, details: string, responses: unknown[]) => {
       const [request, ms] = [redact(message), performance.now() - began];
-      const outcome = responses.length > 0 ? responses.map(show).join(" ") : details;
-      this.#note(`${name} ${show(request)} → ${status} ${outcome} (${Math.round(ms)} ms)`);
+      this.#note(() => {
+        const outcome = responses.length > 0 ? responses.map(show).join(" ") : details;
+        return `${name} ${show(request)} → ${status} ${outcome} (${Math.round(ms)} ms)`;
+      });
       recordCall({ method: name, status, details, request, responses, ms });
     };
     try {
@@ -144,7 +147,7 @@ export class Driver {
     }
   }
 
-  #note(text: string): void {
+  #note(text: () => string): void {
     this.asked.push({ at: performance.now() - this.#began, text });
     if (this.asked.length > KEPT_CALLS) this.asked.shift();
   }
@@ -185,18 +188,18 @@ export class Watch {
   readonly #call: grpc.ClientReadableStream<Event>;
   #changed = Promise.withResolvers<void>();
 
-  constructor(call: grpc.ClientReadableStream<Event>, note: (text: string) => void) {
+  constructor(call: grpc.ClientReadableStream<Event>, note: (text: () => string) => void) {
     this.#call = call;
     this.began = new Promise((resolve) => call.once("metadata", () => resolve()));
     call.on("data", (event: Event) => {
       this.events.push(event);
-      note(`WatchSandboxes ⇠ ${describeEvent(event)}`);
+      note(() => `WatchSandboxes ⇠ ${describeEvent(event)}`);
       this.#change();
     });
     call.on("error", () => {});
     call.on("status", ({ code, details }: grpc.StatusObject) => {
       this.ended = code === grpc.status.OK ? "OK" : `${codeName(code)}: ${details}`;
-      note(`WatchSandboxes ended: ${this.ended}`);
+      note(() => `WatchSandboxes ended: ${this.ended}`);
       this.#change();
     });
   }

@@ -18,7 +18,7 @@ export interface Outcome {
   verdict: Verdict;
   /** Why, unless it passed; several lines. */
   reason: string;
-  /** The calls that it made, a line each. */
+  /** The calls that it made, a line each; none of a check that passed and left nothing. */
   evidence: string[];
   /** What it left in the backend, or could not undo, a line each: a finding beside the verdict. */
   left: string[];
@@ -101,7 +101,9 @@ export async function runOne(
   const suspicious = verdict === "fail" || verdict === "error" || left.length > 0;
   const end = suspicious ? await gone?.() : undefined;
   if (end) [verdict, reason] = ["error", `the driver is gone: ${end}${reason && `\n${reason}`}`];
-  const evidence = trial.asked.map(({ at, text }) => `${at.toFixed(0).padStart(6)} ms ${text}`);
+  const blameless = verdict === "pass" && left.length === 0;
+  const asked = blameless ? [] : trial.asked;
+  const evidence = asked.map(({ at, text }) => `${at.toFixed(0).padStart(6)} ms ${text()}`);
   const { cameUp } = trial;
   return { check, verdict, reason, evidence, left, ms: performance.now() - began, cameUp, gone: end };
 }

@@ -176,6 +176,15 @@ export class Podman {
     return this.get(`/containers/json?all=true&filters=${filters({ label })}`);
   }
 
+  /** Those of these secrets that there are. */
+  async secrets(names: string[]): Promise<string[]> {
+    interface Secret {
+      Spec: { Name: string };
+    }
+    const all = await this.get<Secret[] | null>(`/secrets/json?filters=${filters({ name: names })}`);
+    return (all ?? []).map(({ Spec }) => Spec.Name).filter((name) => names.includes(name));
+  }
+
   inspect(id: string): Promise<Inspect> {
     return this.get(`/containers/${id}/json`);
   }

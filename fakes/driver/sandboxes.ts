@@ -195,14 +195,13 @@ export class Sandboxes {
 
   /** Removes what a sandbox has beside its container. */
   async #clean(sandboxId: string): Promise<void> {
-    const secrets = secretNames(sandboxId).map((name) => `/secrets/${name}`);
-    const discard = (path: string): Promise<void> =>
-      this.podman
-        .discard(path)
-        .catch((error: unknown) =>
-          this.log.warn("Failed to remove", { what: path, error: messageOf(error) }),
-        );
-    await Promise.all([`/volumes/${volumeName(sandboxId)}`, ...secrets].map(discard));
+    const unlessRefused = (what: string, removal: Promise<unknown>): Promise<unknown> =>
+      removal.catch((error: unknown) => this.log.warn("Failed to remove", { what, error: messageOf(error) }));
+    const discard = (path: string) => unlessRefused(path, this.podman.discard(path));
+    const secrets = this.podman
+      .secrets(secretNames(sandboxId))
+      .then((names) => Promise.all(names.map((name) => discard(`/secrets/${name}`))));
+    await Promise.all([discard(`/volumes/${volumeName(sandboxId)}`), unlessRefused("secrets", secrets)]);
   }
 
   /** Cleans up after a container that is gone, whoever removed it, unless its sandbox has another one by now. */
