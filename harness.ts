@@ -1045,7 +1045,7 @@ export async function asOneFile(paths: string[]): Promise<void> {
     await import(path);
   }
   loading = undefined;
-  const places = files.flatMap((tests) => tests.map((test, i) => ({ test, at: (i + 0.5) / tests.length })));
+  const places = files.flatMap((tests) => tests.map((test, i) => ({ test, at: i / tests.length })));
   for (const { test } of places.toSorted((a, b) => a.at - b.at)) test();
   for (const test of alone) test();
 }

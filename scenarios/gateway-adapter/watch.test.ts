@@ -19,6 +19,68 @@ import {
 
 const scenario = sharedGateway();
 
+// A watch that ends: first, since these wait for the next one, 2 s and more
+
+for (const [id, what, error] of [
+  ["GA-710", "ends", undefined],
+  ["GA-711", "fails", { code: status.INTERNAL, details: "no more" }],
+] as const) {
+  ownGateway(`${id} a watch that ${what} is opened again after two seconds`, async (given) => {
+    given.driver.calls = [];
+    const endedAt = performance.now();
+    given.driver.endWatches(error);
+    await given.watched();
+    const [{ at } = { at: 0 }] = given.driver.called("WatchSandboxes");
+    expect(at - endedAt).toBeGreaterThan(1_900);
+    expect(at - endedAt).toBeLessThan(4_000);
+    expect(given.gateway.log).toContain("Compute driver watch stream");
+  });
+}
+
+ownGateway("GA-712 what a watch begins with is what was missed while there was none", async (given) => {
+  const [broken, gone] = [await given.readySandbox(), await given.readySandbox()];
+  const { driver } = given;
+  const sandbox = { sandbox: driver.sandbox(broken.id, readyIs("False", "ContainerExited")) };
+  driver.on("WatchSandboxes", () => ({ events: [{ sandbox }, { deleted: { sandbox_id: gone.id } }] }));
+  driver.endWatches();
+  await broken.reaches("ERROR False/ContainerExited");
+  await gone.gone();
+});
+
+ownGateway("GA-713 what a watch does not begin with is not taken for deleted", async (given) => {
+  const sandbox = await given.readySandbox();
+  given.driver.endWatches();
+  await given.watched();
+  await given.applied(sandbox);
+  expect(await sandbox.state()).toBe("READY True/DependenciesReady");
+});
+
+ownGateway(
+  "GA-714 a driver that cannot watch is asked again every two seconds, and works without",
+  async (given) => {
+    given.driver.on("WatchSandboxes", fail(status.UNIMPLEMENTED, "never heard of it"));
+    given.driver.calls = [];
+    given.driver.endWatches();
+    const sandbox = await given.readySandbox();
+    expect(phaseOf(await sandbox.stop())).toBe("STOPPED");
+    const asked = await until("two tries", () => {
+      const tries = given.driver.called("WatchSandboxes");
+      return tries.length >= 2 && tries;
+    });
+    expect(asked[1]!.at - asked[0]!.at).toBeGreaterThan(1_900);
+  },
+);
+
+ownGateway("GA-715 a sandbox that is deleted without a watch is gone once there is one", async (given) => {
+  const { driver } = given;
+  const sandbox = await given.readySandbox();
+  driver.endWatches();
+  expect(await sandbox.delete()).toBe(true);
+  expect(await sandbox.phase()).toBe("DELETING");
+  driver.on("WatchSandboxes", () => ({ events: [{ deleted: { sandbox_id: sandbox.id } }] }));
+  await sandbox.gone();
+});
+
 // Events
 
 scenario("GA-701 of snapshots in a row the last one counts", async (given) => {
@@ -87,67 +149,7 @@ for (const [id, what, event] of [
   });
 }
 
-// A watch that ends
-
-for (const [id, what, error] of [
-  ["GA-710", "ends", undefined],
-  ["GA-711", "fails", { code: status.INTERNAL, details: "no more" }],
-] as const) {
-  ownGateway(`${id} a watch that ${what} is opened again after two seconds`, async (given) => {
-    given.driver.calls = [];
-    const endedAt = performance.now();
-    given.driver.endWatches(error);
-    await given.watched();
-    const [{ at } = { at: 0 }] = given.driver.called("WatchSandboxes");
-    expect(at - endedAt).toBeGreaterThan(1_900);
-    expect(at - endedAt).toBeLessThan(4_000);
-    expect(given.gateway.log).toContain("Compute driver watch stream");
-  });
-}
-
-ownGateway("GA-712 what a watch begins with is what was missed while there was none", async (given) => {
-  const [broken, gone] = [await given.readySandbox(), await given.readySandbox()];
-  const { driver } = given;
-  const sandbox = { sandbox: driver.sandbox(broken.id, readyIs("False", "ContainerExited")) };
-  driver.on("WatchSandboxes", () => ({ events: [{ sandbox }, { deleted: { sandbox_id: gone.id } }] }));
-  driver.endWatches();
-  await broken.reaches("ERROR False/ContainerExited");
-  await gone.gone();
-});
-
-ownGateway("GA-713 what a watch does not begin with is not taken for deleted", async (given) => {
-  const sandbox = await given.readySandbox();
-  given.driver.endWatches();
-  await given.watched();
-  await given.applied(sandbox);
-  expect(await sandbox.state()).toBe("READY True/DependenciesReady");
-});
-
-ownGateway(
-  "GA-714 a driver that cannot watch is asked again every two seconds, and works without",
-  async (given) => {
-    given.driver.on("WatchSandboxes", fail(status.UNIMPLEMENTED, "never heard of it"));
-    given.driver.calls = [];
-    given.driver.endWatches();
-    const sandbox = await given.readySandbox();
-    expect(phaseOf(await sandbox.stop())).toBe("STOPPED");
-    const asked = await until("two tries", () => {
-      const tries = given.driver.called("WatchSandboxes");
-      return tries.length >= 2 && tries;
-    });
-    expect(asked[1]!.at - asked[0]!.at).toBeGreaterThan(1_900);
-  },
-);
-
-ownGateway("GA-715 a sandbox that is deleted without a watch is gone once there is one", async (given) => {
-  const { driver } = given;
-  const sandbox = await given.readySandbox();
-  driver.endWatches();
-  expect(await sandbox.delete()).toBe(true);
-  expect(await sandbox.phase()).toBe("DELETING");
-  driver.on("WatchSandboxes", () => ({ events: [{ deleted: { sandbox_id: sandbox.id } }] }));
-  await sandbox.gone();
-});
+// Many events
 
 ownGateway(
   "GA-716 three hundred snapshots at once, of a hundred sandboxes, are all applied",
