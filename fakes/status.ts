@@ -9,6 +9,7 @@ const CODES = {
   NOT_FOUND: 5,
   ALREADY_EXISTS: 6,
   PERMISSION_DENIED: 7,
+  RESOURCE_EXHAUSTED: 8,
   FAILED_PRECONDITION: 9,
   ABORTED: 10,
   INTERNAL: 13,
@@ -29,6 +30,7 @@ export class Status extends Error {
 export const invalid = (details: string) => new Status(CODES.INVALID_ARGUMENT, details);
 export const notFound = (details: string) => new Status(CODES.NOT_FOUND, details);
 export const alreadyExists = (details: string) => new Status(CODES.ALREADY_EXISTS, details);
+export const exhausted = (details: string) => new Status(CODES.RESOURCE_EXHAUSTED, details);
 export const precondition = (details: string) => new Status(CODES.FAILED_PRECONDITION, details);
 export const aborted = (details: string) => new Status(CODES.ABORTED, details);
 export const denied = (details: string) => new Status(CODES.PERMISSION_DENIED, details);

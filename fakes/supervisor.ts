@@ -8,10 +8,11 @@
  *   - in a container, compiled with `bun build --compile` (the image needs glibc and a shell);
  *   - as a plain process, `bun fakes/supervisor.ts`, with OPENSHELL_FAKE_ROOT naming the folder that holds the
  *     container's tree. Then the token, TLS files, the working folder and HOME are looked up in that folder, but commands
- *     see the host's file system: they reach the workspace by relative paths. They inherit the variable, by which
- *     fakes/engine.ts finds them. OPENSHELL_FAKE_HOSTS (`name=ip,...`) stands for the container's /etc/hosts.
+ *     see the host's file system: they reach the workspace by relative paths, and where a command's own words name it,
+ *     /sandbox. They inherit the variable, by which fakes/engine.ts finds them. OPENSHELL_FAKE_HOSTS (`name=ip,...`)
+ *     stands for the container's /etc/hosts.
  *
- * The parts: settings; run; gateway and log; user and processes; main-process; session, relays, ssh.
+ * The parts: settings; run; gateway and log; user and processes; main-process and main-session; session, relays, ssh.
  */
 import { readFlags, readSettings, UsageError, USAGE } from "./supervisor/settings.ts";
 

@@ -11,6 +11,7 @@ import { Failure } from "./failure.ts";
 import { Feeds } from "./feeds.ts";
 import { bind, resolveListeners, serveHealth } from "./listeners.ts";
 import { Sessions } from "./sessions.ts";
+import { SshSessions } from "./ssh-sessions.ts";
 import type { Settings } from "./settings.ts";
 import { Store } from "./store.ts";
 import { SupervisorApi } from "./supervisor-api.ts";
@@ -69,6 +70,7 @@ export async function serve(
       store,
       feeds,
       sessions,
+      sshSessions: new SshSessions(store, sessions, settings.ssh),
       compute,
       log: output.for("openshell_server::grpc::sandbox"),
     }),

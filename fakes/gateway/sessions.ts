@@ -29,6 +29,9 @@ interface Session {
   call: SessionCall;
 }
 
+/** Where a relay leads to, and who asked for it. */
+type RelayTarget = Pick<RelayOpen, "ssh" | "tcp" | "service_id">;
+
 interface PendingRelay {
   sandboxId: string;
   announcement: RelayOpen;
@@ -138,11 +141,12 @@ export class Sessions {
   // Relays
 
   /**
-   * Opens a byte stream to the sandbox's SSH server.
+   * Opens a byte stream to the sandbox.
    * @param waitMs how long to wait for a session first
+   * @param target its SSH server, unless this names a port of its loopback
    * @throws Status UNAVAILABLE without a session, DEADLINE_EXCEEDED when the supervisor does not open the relay in 10 s
    */
-  async openRelay(sandboxId: string, waitMs: number): Promise<Duplex> {
+  async openRelay(sandboxId: string, waitMs: number, target: RelayTarget = { ssh: {} }): Promise<Duplex> {
     const call = await this.#session(sandboxId, waitMs).catch((error: unknown) => {
       throw unavailable(`supervisor relay failed: ${describe(statusOf(error))}`);
     });
@@ -155,7 +159,7 @@ export class Sessions {
         `per-sandbox relay limit reached (${MAX_PENDING_RELAYS_PER_SANDBOX} in flight for ${sandboxId})`,
       );
     }
-    const announcement = { channel_id: randomUUID(), ssh: {} };
+    const announcement = { channel_id: randomUUID(), ...target };
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => {
         this.#pending.delete(announcement.channel_id);

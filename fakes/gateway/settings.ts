@@ -4,6 +4,7 @@
  * What the gateway was told to do: flag, then environment variable, then TOML file, then default. The checks come in the
  * real program's order, so that of two mistakes the same one is reported.
  */
+import type { SshSettings } from "./ssh-sessions.ts";
 import { existsSync, mkdirSync, statSync } from "node:fs";
 import { isIP } from "node:net";
 import { join } from "node:path";
@@ -34,7 +35,11 @@ export interface Settings {
     gatewayId: string;
     ttlSeconds: number;
   };
+  ssh: SshSettings;
 }
+
+/** A day. */
+const DEFAULT_SSH_TTL_SECONDS = 86_400;
 
 // Flags
 
@@ -235,6 +240,11 @@ export function readSettings(flags: Flags, env: Record<string, string | undefine
     mtlsAuth,
     allowUnauthenticatedUsers: gateway.auth?.allow_unauthenticated_users ?? false,
     jwt,
+    ssh: {
+      ...bind,
+      scheme: disableTls ? "http" : "https",
+      ttlSeconds: gateway.ssh_session_ttl_secs ?? DEFAULT_SSH_TTL_SECONDS,
+    },
   };
 }
 

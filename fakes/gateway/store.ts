@@ -11,6 +11,7 @@ import type { ObjectMeta__Output } from "../../proto/v0.0/types/openshell/datamo
 import type { Workspace__Output } from "../../proto/v0.0/types/openshell/datamodel/v1/Workspace.ts";
 import type { SandboxPolicy__Output } from "../../proto/v0.0/types/openshell/sandbox/v1/SandboxPolicy.ts";
 import type { Sandbox__Output } from "../../proto/v0.0/types/openshell/v1/Sandbox.ts";
+import type { SshSession__Output } from "../../proto/v0.0/types/openshell/v1/SshSession.ts";
 import { Failure } from "./failure.ts";
 
 const SCHEMA = `
@@ -28,6 +29,7 @@ const SCHEMA = `
 export class Store {
   readonly sandboxes: Objects<Sandbox__Output>;
   readonly workspaces: Objects<Workspace__Output>;
+  readonly sshSessions: Objects<SshSession__Output>;
   readonly policies: Policies;
   #database: Database;
 
@@ -39,6 +41,7 @@ export class Store {
     this.#database = open(url);
     this.sandboxes = new Objects(this.#database, "sandbox");
     this.workspaces = new Objects(this.#database, "workspace");
+    this.sshSessions = new Objects(this.#database, "ssh_session");
     this.policies = new Policies(this.#database);
     if (!this.workspaces.byName("", "default")) this.workspaces.insert(newWorkspace("default", {}));
   }

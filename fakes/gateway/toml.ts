@@ -104,6 +104,7 @@ const FILE: Table = {
 
 /** `[openshell.gateway]`, as far as this gateway reads it. */
 export interface GatewaySection {
+  ssh_session_ttl_secs?: number;
   bind_address?: string;
   health_bind_address?: string;
   metrics_bind_address?: string;

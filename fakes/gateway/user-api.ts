@@ -4,6 +4,8 @@
 import { randomUUID } from "node:crypto";
 import * as grpc from "@grpc/grpc-js";
 import type { CreateSandboxRequest__Output } from "../../proto/v0.0/types/openshell/v1/CreateSandboxRequest.ts";
+import type { CreateSshSessionRequest__Output } from "../../proto/v0.0/types/openshell/v1/CreateSshSessionRequest.ts";
+import type { CreateSshSessionResponse } from "../../proto/v0.0/types/openshell/v1/CreateSshSessionResponse.ts";
 import type { CreateWorkspaceRequest__Output } from "../../proto/v0.0/types/openshell/v1/CreateWorkspaceRequest.ts";
 import type { CreateWorkspaceResponse } from "../../proto/v0.0/types/openshell/v1/CreateWorkspaceResponse.ts";
 import type { DeleteSandboxResponse } from "../../proto/v0.0/types/openshell/v1/DeleteSandboxResponse.ts";
@@ -22,6 +24,8 @@ import type { ListSandboxesRequest__Output } from "../../proto/v0.0/types/opensh
 import type { ListSandboxesResponse } from "../../proto/v0.0/types/openshell/v1/ListSandboxesResponse.ts";
 import type { ListWorkspacesRequest__Output } from "../../proto/v0.0/types/openshell/v1/ListWorkspacesRequest.ts";
 import type { ListWorkspacesResponse } from "../../proto/v0.0/types/openshell/v1/ListWorkspacesResponse.ts";
+import type { RevokeSshSessionRequest__Output } from "../../proto/v0.0/types/openshell/v1/RevokeSshSessionRequest.ts";
+import type { RevokeSshSessionResponse } from "../../proto/v0.0/types/openshell/v1/RevokeSshSessionResponse.ts";
 import type { Sandbox__Output } from "../../proto/v0.0/types/openshell/v1/Sandbox.ts";
 import type { SandboxLogLine__Output } from "../../proto/v0.0/types/openshell/v1/SandboxLogLine.ts";
 import type { SandboxResponse } from "../../proto/v0.0/types/openshell/v1/SandboxResponse.ts";
@@ -38,6 +42,7 @@ import type { Feeds } from "./feeds.ts";
 import { generateName } from "./names.ts";
 import { phaseOf, setPhase } from "./phases.ts";
 import { items, type Sessions } from "./sessions.ts";
+import type { ForwardCall, SshSessions } from "./ssh-sessions.ts";
 import { NameTaken, newWorkspace, type Store } from "./store.ts";
 import * as validation from "./validation.ts";
 
@@ -60,6 +65,7 @@ export interface UserApiParts {
   store: Store;
   feeds: Feeds;
   sessions: Sessions;
+  sshSessions: SshSessions;
   compute: Compute;
   log: Logger;
 }
@@ -186,6 +192,21 @@ export class UserApi {
     this.parts.log.info(`ExecSandbox${input ? "Interactive" : ""} (relay): command started`, names);
     const emit = (event: ExecSandboxEvent) => !call.cancelled && (call.write(event), true);
     await execute({ relay, request, input, emit });
+  }
+
+  // Users' own SSH clients
+
+  createSshSession({ sandbox_id }: CreateSshSessionRequest__Output): CreateSshSessionResponse {
+    if (sandbox_id === "") throw invalid("sandbox_id is required");
+    return this.parts.sshSessions.create(this.#byId(sandbox_id));
+  }
+
+  revokeSshSession({ token }: RevokeSshSessionRequest__Output): RevokeSshSessionResponse {
+    return { revoked: this.parts.sshSessions.revoke(token) };
+  }
+
+  forwardTcp(call: ForwardCall): Promise<void> {
+    return this.parts.sshSessions.forward(call, (id) => this.#byId(id));
   }
 
   // Watch and logs

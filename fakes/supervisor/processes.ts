@@ -17,7 +17,7 @@ export interface Ended {
 }
 
 /** A program to start. */
-interface Launch {
+export interface Launch {
   argv: string[];
   env: Record<string, string>;
 }

@@ -34,7 +34,11 @@ export async function run(settings: Settings, onSignal: (end: () => void) => voi
     log.write("debug", `connecting to ${settings.endpoint}`);
     await gateway.connected(log, stopped.signal);
     log.pushTo(gateway);
-    const { exit } = await startMain(settings, processes, mainEnvironment(settings, processes.user));
+    const { exit, session: main } = await startMain(
+      settings,
+      processes,
+      mainEnvironment(settings, processes.user),
+    );
     log.write("info", "main process started", {
       command: settings.main.command[0]!,
       tty: String(settings.main.tty),
@@ -42,7 +46,7 @@ export async function run(settings: Settings, onSignal: (end: () => void) => voi
     let ended = false;
     void exit.then(() => (ended = true));
     // A sandbox whose main process is over already never becomes Ready.
-    const server = sshServer({ settings, processes, log });
+    const server = sshServer({ settings, processes, main, log });
     if (!ended) void holdSession({ gateway, hello, server, log, stopped: stopped.signal });
     const exit_code = await exit;
     // Not a failure of the main process: a gateway that is shutting down itself would take it for one.

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /**
- * The SSH server of the sandbox: commands, terminals and forwarded ports.
+ * The SSH server of the sandbox: commands, terminals, forwarded ports, and the main process to attach to.
  */
 import type { Readable, Writable } from "node:stream";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Connection, PseudoTtyInfo, Server, ServerChannel, Session } from "ssh2";
 import { describe } from "./gateway.ts";
 import type { Log } from "./log.ts";
+import { DetachKeys, type MainSession } from "./main-session.ts";
 import type { Processes } from "./processes.ts";
 import { bridge, dialLoopback } from "./relays.ts";
 import { rooted, shell, type Settings } from "./settings.ts";
@@ -16,10 +17,15 @@ import { commandEnvironment } from "./user.ts";
 /** What a process may still write after it ended, while a background child holds its output open. In milliseconds. */
 const DRAIN = 2_000;
 
+/** What a client may send the main process. */
+const MAIN_SIGNALS = ["SIGHUP", "SIGINT", "SIGKILL", "SIGQUIT", "SIGTERM"];
+const ALREADY_OWNED = "openshell: canonical main process already has an input owner; attached read-only\n";
+
 /** What a command over SSH needs. */
 interface Shells {
   settings: Settings;
   processes: Processes;
+  main: MainSession;
   log: Log;
 }
 
@@ -53,15 +59,23 @@ async function startSsh(shells: Shells): Promise<Server> {
 
 /**
  * One SSH session: at most one terminal, one command. As with the real program, environment requests are accepted and
- * dropped (the gateway writes variables into the command line), signal requests have no effect, and a command goes on
- * when its session is gone.
+ * dropped (the gateway writes variables into the command line), signal requests reach the main process alone, and a
+ * command goes on when its session is gone.
  */
-function serveSession(session: Session, { settings, processes, log }: Shells): void {
+function serveSession(session: Session, { settings, processes, main, log }: Shells): void {
   let pty: PseudoTtyInfo | undefined;
-  let terminal: Bun.Terminal | undefined;
+  let terminal: { resize(cols: number, rows: number): void } | undefined;
+  let readOnly = false;
+  let attached = false;
   // ssh2 passes no `accept` when the client wants no answer.
-  session.on("env", (accept?: () => void) => accept?.());
-  session.on("signal", (accept?: () => void) => accept?.());
+  session.on("env", (accept: (() => void) | undefined, _reject, { key, val }) => {
+    if (key === "OPENSHELL_MAIN_READ_ONLY" && val === "1") readOnly = true;
+    accept?.();
+  });
+  session.on("signal", (accept: (() => void) | undefined, _reject, { name }) => {
+    if (attached && MAIN_SIGNALS.includes(`SIG${name}`)) main.input.signal(`SIG${name}` as NodeJS.Signals);
+    accept?.();
+  });
   session.on("pty", (accept: (() => void) | undefined, _reject, info) => {
     pty = info;
     accept?.();
@@ -71,11 +85,42 @@ function serveSession(session: Session, { settings, processes, log }: Shells): v
     accept?.();
   });
   session.on("shell", (accept) => start(accept(), pty ? [shell(), "-i"] : [shell()]));
+  session.on("subsystem", (accept, reject, { name }) => {
+    if (name === "openshell-main") attach(accept());
+    else reject();
+  });
   session.on("exec", (accept, _reject, { command }) => {
     const line = command.trim();
     const channel = accept();
     if (line) start(channel, [shell(), "-lc", settings.root ? rootedCommand(settings, line) : line]);
   });
+
+  /** What the main process printed and prints, until it ends or the client leaves. The first who comes may type. */
+  function attach(channel: ServerChannel): void {
+    attached = true;
+    const output = new Output(channel);
+    if (pty) main.input.resize(pty);
+    terminal = { resize: (cols, rows) => main.input.resize({ cols, rows }) };
+    const giveBack = readOnly ? undefined : main.takeInput();
+    if (!readOnly && !giveBack) void output.send(Buffer.from(ALREADY_OWNED), channel.stderr);
+    const keys = new DetachKeys();
+    const detach = main.attach((event) => {
+      if ("exit" in event) void output.idle().then(() => output.finish(event.exit));
+      else void output.send(event.data, event.stream === "stdout" ? channel : channel.stderr);
+    });
+    channel.on("data", (data: Buffer) => {
+      const { forward, detach: leaves } = keys.read(data);
+      if (giveBack && forward.length > 0) main.input.write(forward);
+      if (leaves) output.finish(0);
+    });
+    // The end of a client's input is not the end of the process's.
+    channel.once("end", () => giveBack?.());
+    channel.once("close", () => {
+      attached = false;
+      giveBack?.();
+      detach();
+    });
+  }
 
   function start(channel: ServerChannel, argv: string[]): void {
     const command = pty ? onTerminal(channel, argv, pty) : onPipes(channel, argv);
@@ -110,7 +155,7 @@ function serveSession(session: Session, { settings, processes, log }: Shells): v
     const child = processes.onTerminal({ argv, env }, size, (data) => void output.send(data, channel));
     terminal = child.terminal;
     // The end of the input is not the end of a terminal: the command goes on.
-    channel.on("data", (data: Buffer) => terminal?.write(data));
+    channel.on("data", (data: Buffer) => terminal && child.terminal.write(data));
     const { code } = await child.ended;
     const sent = child.drained.then(() => output.idle());
     await Promise.race([sent, sleep(DRAIN, undefined, { ref: false })]);
@@ -170,12 +215,16 @@ class Output {
 }
 
 /**
- * The gateway puts the working folder in front of a command: `cd '/sandbox/x' && ...`. Where a folder stands for `/`,
- * the path means one below it.
+ * Where a folder stands for `/`: the gateway puts the working folder in front of a command, `cd '/sandbox/x' && ...`, and
+ * that means one below it; and so does the workspace wherever else a command names it by its whole path.
  */
 function rootedCommand(settings: Settings, line: string): string {
-  return line.replace(/^cd (\/[\w./-]*|'\/(?:[^']|'"'"')*') && /, (_match, path: string) => {
-    const absolute = path.startsWith("'") ? path.slice(1, -1).replaceAll(`'"'"'`, "'") : path;
-    return `cd '${rooted(settings, absolute).replaceAll("'", `'"'"'`)}' && `;
-  });
+  const [, folder, rest] = /^cd (\/[\w./-]*|'\/(?:[^']|'"'"')*') && (.*)$/s.exec(line) ?? ["", "", line];
+  const absolute = folder.startsWith("'") ? folder.slice(1, -1).replaceAll(`'"'"'`, "'") : folder;
+  const cd = folder && `cd '${rooted(settings, absolute).replaceAll("'", `'"'"'`)}' && `;
+  const workspace = rooted(settings, settings.workdir);
+  // Elsewhere it may stand in any quotes.
+  if (!/^[\w./-]+$/.test(workspace)) return cd + rest;
+  const named = new RegExp(`(?<![\\w./-])${RegExp.escape(settings.workdir)}(?![\\w.-])`, "g");
+  return cd + rest.replace(named, workspace);
 }
