@@ -16,8 +16,8 @@ export class ScriptedSupervisor {
   /** Commands as they came over SSH, with the terminal size if there was a terminal. */
   readonly commands: { command: string; sizes: string[]; closed: boolean }[] = [];
   ended: grpc.StatusObject | undefined;
-  /** How a relay is answered: served, refused, or not at all. */
-  relays: "served" | "refused" | "ignored" = "served";
+  /** How a relay is answered: with the SSH server, with what it sends itself, with a refusal, or not at all. */
+  relays: "served" | "echoed" | "refused" | "ignored" = "served";
   #call: grpc.ClientDuplexStream<SupervisorMessage, GatewayMessage__Output>;
   #relays: { cancel(): void }[] = [];
 
@@ -74,7 +74,7 @@ export class ScriptedSupervisor {
 
   #openRelay(channelId: string): void {
     if (this.relays === "ignored") return;
-    const success = this.relays === "served";
+    const success = this.relays !== "refused";
     this.#call.write({
       relay_open_result: { channel_id: channelId, success, error: success ? "" : "no SSH here" },
     });
@@ -96,6 +96,7 @@ export class ScriptedSupervisor {
     call.on("data", ({ data }: { data?: Buffer }) => data && stream.push(data));
     call.on("end", () => stream.push(null));
     call.on("error", () => stream.destroy());
+    if (this.relays === "echoed") return void stream.pipe(stream);
     const server = new SshServer({ hostKeys: [hostKey()] }, (connection) => this.#serveSsh(connection));
     server.injectSocket(stream as never);
   }
