@@ -2,7 +2,15 @@
 
 /** The main process: the command for which a sandbox is made, and with whose end it ends. */
 import { expect } from "bun:test";
-import { type Gateway, refusal, type Sandbox, type SandboxOptions, scenario } from "../../harness.ts";
+import {
+  eventually,
+  type Gateway,
+  refusal,
+  type Sandbox,
+  type SandboxOptions,
+  scenario,
+} from "../../harness.ts";
+import { Attachment } from "./attachment.ts";
 import { A_MOMENT, DIFFICULT_WORDS, fileHolds, invalid, printed, stays } from "./sandboxes.ts";
 
 // What it gets
@@ -115,4 +123,62 @@ scenario("MP-14 a sandbox whose main process has ended stays until it is deleted
   const start = "sandbox must be Stopped to start (current phase: Error)";
   expect(await refusal(sandbox.start())).toEqual(refused(start));
   expect(await sandbox.delete()).toBe(true);
+});
+
+// Who attaches to it
+
+/** Answers each line that is typed. */
+const ECHO = ["sh", "-c", 'echo begun; while read -r line; do echo "<$line>"; done; exec sleep 2147483'];
+
+scenario("MP-20 who attaches sees what the main process printed before, and prints then", async (given) => {
+  const command = stays("echo one; until test -e go; do sleep 0.05; done; echo two; echo three >&2");
+  const sandbox = await given.gateway.readySandbox({ command });
+  using first = await Attachment.open(sandbox);
+  await first.shows("one\n");
+  await sandbox.exec(["sh", "-c", "echo > go"]);
+  await first.shows("one\ntwo\n");
+  using second = await Attachment.open(sandbox);
+  await second.shows("one\ntwo\n");
+  await eventually(() => expect(first.errors).toContain("three\n"), { what: "the error output" });
+});
+
+scenario("MP-21 what who is attached types reaches the main process", async ({ gateway }) => {
+  const sandbox = await gateway.readySandbox({ command: ECHO });
+  using client = await Attachment.open(sandbox);
+  client.type("hello\n");
+  await client.shows("begun\n<hello>\n");
+});
+
+scenario("MP-22 one who is attached may type, the others are told that they only watch", async (given) => {
+  const sandbox = await given.gateway.readySandbox({ command: ECHO });
+  using owner = await Attachment.open(sandbox);
+  using watcher = await Attachment.open(sandbox);
+  const warning = "openshell: canonical main process already has an input owner; attached read-only\n";
+  await eventually(() => expect(watcher.errors).toBe(warning), { what: "the warning" });
+  watcher.type("from the watcher\n");
+  owner.type("from the owner\n");
+  await watcher.shows("<from the owner>\n");
+  expect([owner.errors, watcher.output]).toEqual(["", "begun\n<from the owner>\n"]);
+});
+
+scenario("MP-23 who leaves with Ctrl-P Ctrl-Q leaves the main process to the next", async ({ gateway }) => {
+  const sandbox = await gateway.readySandbox({ command: ECHO });
+  using client = await Attachment.open(sandbox);
+  client.type("one\n\x10\x11");
+  await client.ended();
+  expect(client.exitCode).toBe(0);
+  using next = await Attachment.open(sandbox);
+  next.type("two\n");
+  await next.shows("<one>\n<two>\n");
+  expect(next.errors).toBe("");
+});
+
+scenario("MP-24 who is attached sees the main process end, and with which code", async ({ gateway }) => {
+  const command = ["sh", "-c", 'read -r line; echo "<$line>"; exit 7'];
+  const sandbox = await gateway.readySandbox({ command });
+  using client = await Attachment.open(sandbox);
+  client.type("go\n");
+  await client.ended();
+  expect([client.output, client.exitCode]).toEqual(["<go>\n", 7]);
+  await sandbox.reach("ERROR");
 });
