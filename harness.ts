@@ -1040,8 +1040,6 @@ export async function asOneFile(paths: string[]): Promise<void> {
   const { files, alone } = loading;
   for (const path of paths) {
     files.push([]);
-    // With --rerun-each all is loaded again.
-    delete require.cache[path];
     await import(path);
   }
   loading = undefined;

@@ -48,7 +48,7 @@ export const command: Command = async (settings, args, { t: pattern }) => {
       `--max-concurrency=${atATime(suites, settings)}`,
       ...(pattern === undefined ? [] : ["-t", pattern]),
       ...bunArgs,
-      ...testFiles(suites),
+      ...testFiles(suites, bunArgs),
     ],
     {
       cwd: ROOT,
@@ -91,8 +91,12 @@ export const command: Command = async (settings, args, { t: pattern }) => {
 const atATime = (suites: string[], settings: Settings): number =>
   suites.join() === "gateway-adapter" ? GATEWAYS_AT_A_TIME : scenariosAtATime(settings);
 
-/** What bun is to run: the suites' files as one, and without a suite those of all suites, and every other test. */
-function testFiles(suites: string[]): string[] {
+/**
+ * What bun is to run: the suites' files as one, and without a suite those of all suites, and every other test. With
+ * arguments of its own bun gets the files one by one: --rerun-each, for one, loads each file again, and not what it loads.
+ */
+function testFiles(suites: string[], bunArgs: string[]): string[] {
+  if (bunArgs.length > 0) return suites.map((suite) => `scenarios/${suite}/`);
   if (suites.length > 0) return [TOGETHER];
   const others = ["*.test.ts", "*/*.test.ts"].flatMap((pattern) => [...new Glob(pattern).scanSync(ROOT)]);
   return [TOGETHER, ...others.toSorted().map((path) => `./${path}`)];
