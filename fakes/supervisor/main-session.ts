@@ -23,6 +23,7 @@ export class MainSession {
   #kept: MainEvent[] = [];
   #keptBytes = 0;
   readonly #listeners = new Set<(event: MainEvent) => void>();
+  readonly #waiting: (() => void)[] = [];
   #owned = false;
   readonly input: MainInput;
 
@@ -41,7 +42,15 @@ export class MainSession {
   attach(listener: (event: MainEvent) => void): () => void {
     for (const event of this.#kept) listener(event);
     this.#listeners.add(listener);
-    return () => void this.#listeners.delete(listener);
+    return () => {
+      this.#listeners.delete(listener);
+      if (this.#listeners.size === 0) for (const resolve of this.#waiting.splice(0)) resolve();
+    };
+  }
+
+  /** Resolves when nobody is attached. */
+  async abandoned(): Promise<void> {
+    if (this.#listeners.size > 0) await new Promise<void>((resolve) => this.#waiting.push(resolve));
   }
 
   /** Returns what gives the input back, or undefined while somebody else has it. */

@@ -3,6 +3,7 @@
 /**
  * A supervisor from its first connection to its end.
  */
+import { setTimeout as sleep } from "node:timers/promises";
 import { Gateway } from "./gateway.ts";
 import { Log } from "./log.ts";
 import { reportMainExit, startMain } from "./main-process.ts";
@@ -14,6 +15,8 @@ import { findUser, mainEnvironment } from "./user.ts";
 
 /** Between SIGTERM and SIGKILL when the supervisor stops, in milliseconds. */
 const STOP_GRACE = 500;
+/** What clients that are attached to the main process may take to leave after its end, in milliseconds. */
+const LEAVE_MS = 1_000;
 
 /**
  * Runs until the main process ends, and then exits with its code, or until SIGTERM or SIGINT, and then exits 0. The real
@@ -55,6 +58,8 @@ export async function run(settings: Settings, onSignal: (end: () => void) => voi
     log.flush();
     stopped.abort();
     await reportMainExit(gateway, { ...hello, exit_code }, log);
+    // Who is attached is to see the end, too.
+    await Promise.race([main.abandoned(), sleep(LEAVE_MS, undefined, { ref: false })]);
     return exit_code;
   };
 

@@ -72,6 +72,8 @@ async function toSsh({ id, gateway: { api } }: Sandbox): Promise<Duplex> {
   const { token } = await unary(api, api.CreateSshSession, { sandbox_id: id }, { deadlineMs: DEADLINE_MS });
   const call = api.ForwardTcp({ deadline: Date.now() + LIFE_MS });
   const stream = new Duplex({
+    // What the gateway ends is over both ways.
+    allowHalfOpen: false,
     read() {},
     write: (data: Buffer, _encoding, done) => void call.write({ data }, () => done()),
     final(done) {
