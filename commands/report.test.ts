@@ -24,6 +24,16 @@ beforeAll(() => {
 });
 afterAll(() => rmSync(folder, { recursive: true }));
 
+/**
+ * Prints what a command takes. A process of its own, since Linux counts what its parent takes as a child's own: here that
+ * would be all that the tests before have left.
+ */
+const MEASURE = `
+  const { exitCode, resourceUsage } = Bun.spawnSync(process.argv.slice(1), { stdout: "ignore", stderr: "inherit" });
+  if (exitCode !== 0) process.exit(exitCode);
+  const { cpuTime, maxRSS } = resourceUsage;
+  console.log(JSON.stringify({ cpuMs: Number(cpuTime.total) / 1000, megabytes: maxRSS / 2 ** 20 }));`;
+
 /** Runs a verb to its end. */
 async function harness(args: string[], env: Record<string, string> = {}) {
   const child = Bun.spawn([process.execPath, HARNESS, ...args], {
@@ -34,7 +44,7 @@ async function harness(args: string[], env: Record<string, string> = {}) {
     timeout: 30_000,
   });
   const [out, err, code] = await Promise.all([child.stdout.text(), child.stderr.text(), child.exited]);
-  return { out, err, code, usage: child.resourceUsage()! };
+  return { out, err, code };
 }
 
 describe("report", () => {
@@ -130,17 +140,15 @@ describe("report", () => {
   });
 
   test("the page of 300 scenarios and 20,000 calls takes at most 1 s, 200 MB, and 2 MB on disk", async () => {
-    const { usage } = await harness([
-      "report",
-      path("large.json"),
-      "--format",
-      "html",
-      "--out",
-      path("large.html"),
-    ]);
-    // Its own time, in microseconds: how busy the machine is beside it is not what is measured.
-    expect(Number(usage.cpuTime.total) / 1000).toBeLessThan(1_000);
-    expect(usage.maxRSS / 2 ** 20).toBeLessThan(200);
+    const report = ["report", path("large.json"), "--format", "html", "--out", path("large.html")];
+    const measurer = Bun.spawn([process.execPath, "-e", MEASURE, process.execPath, HARNESS, ...report], {
+      stdout: "pipe",
+      timeout: 30_000,
+    });
+    const { cpuMs, megabytes } = (await measurer.stdout.json()) as { cpuMs: number; megabytes: number };
+    // Its own time: how busy the machine is beside it is not what is measured.
+    expect(cpuMs).toBeLessThan(1_000);
+    expect(megabytes).toBeLessThan(200);
     expect(Bun.file(path("large.html")).size).toBeLessThan(2_000_000);
   });
 });

@@ -653,6 +653,22 @@ describe(`${SUBJECT}: lifecycle`, () => {
     }
   });
 
+  test.skipIf(FIRST_PARTY !== "")(
+    "a start that met another one at the firewall is tried once more",
+    async () => {
+      using tap = new Tap();
+      await using own = await startDriver({ "podman-socket": tap.socket });
+      const race = "netavark: code: 1, msg: iptables: Chain already exists.";
+      let left = 1;
+      tap.answer = (_, path) => (path.endsWith("/start") && left-- > 0 ? engineFailure(race) : null);
+      const asked = sandbox();
+      expect(await outcome(call.create(asked, own))).toBe("OK");
+      left = 2;
+      expect(await outcome(call.create(sandbox(), own))).toBe(`INTERNAL: podman API error (500): ${race}`);
+      expect(await call.delete(asked.id, own)).toBe(true);
+    },
+  );
+
   test.skipIf(FIRST_PARTY !== "")("a delete ends a create that waits for its image", async () => {
     using tap = new Tap();
     await using own = await startDriver({ "podman-socket": tap.socket });

@@ -97,7 +97,26 @@ export class Creation {
       throw error;
     });
     signal.throwIfAborted();
-    await podman.call("POST", `${container}/start`);
+    await this.#start(`${container}/start`);
+  }
+
+  /**
+   * Starts a container that was just made. Podman 4 makes the firewall's chains of a network with its first container,
+   * and fails when two are started at once ("Chain already exists"): then they are there for a second try.
+   */
+  async #start(path: string): Promise<void> {
+    const start = () => this.podman.call("POST", path);
+    const again = (error: unknown) => {
+      if (!/chain already exists/i.test(messageOf(error))) throw error;
+      this.log.warn("Starting a container again", { error: messageOf(error) });
+      return start();
+    };
+    await start()
+      .catch(again)
+      .catch((error: unknown) => {
+        // No sandbox is there already, whatever else is.
+        throw error instanceof EngineError ? internal(error.message) : error;
+      });
   }
 
   async #prepareImages(
