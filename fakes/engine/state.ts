@@ -7,7 +7,7 @@ import { join } from "node:path";
 
 /**
  * What was written is there when the process is killed; nothing here is to survive the machine's own end. To replace a
- * file for each of a container's dozen changes of state took most of the engine's time.
+ * file for each of a container's dozen changes of state was the largest part of the engine's work.
  */
 const SCHEMA = `
   PRAGMA journal_mode = WAL;

@@ -7,8 +7,10 @@ import { randomUUID } from "node:crypto";
 import { once } from "node:events";
 import type * as grpc from "@grpc/grpc-js";
 import type { CreateSshSessionResponse } from "../../proto/v0.0/types/openshell/v1/CreateSshSessionResponse.ts";
-import type { TcpForwardFrame } from "../../proto/v0.0/types/openshell/v1/TcpForwardFrame.ts";
-import type { TcpForwardFrame__Output } from "../../proto/v0.0/types/openshell/v1/TcpForwardFrame.ts";
+import type {
+  TcpForwardFrame,
+  TcpForwardFrame__Output,
+} from "../../proto/v0.0/types/openshell/v1/TcpForwardFrame.ts";
 import type { TcpForwardInit__Output } from "../../proto/v0.0/types/openshell/v1/TcpForwardInit.ts";
 import { exhausted, invalid, precondition, unauthenticated } from "../status.ts";
 import { generateName } from "./names.ts";
