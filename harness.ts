@@ -1168,7 +1168,7 @@ const VERBS: Record<string, OwnFlags> = {
   },
   report: { format: { type: "string" }, out: { type: "string" } },
   diff: {},
-  mutants: { only: { type: "string" } },
+  mutants: { only: { type: "string" }, each: { type: "boolean" } },
   parity: { t: { type: "string", short: "t" } },
   check: {
     driver: { type: "string" },

@@ -16,6 +16,7 @@ const VERBS = `bun harness.ts VERB [settings]
     --backend podman         what can look behind a driver on --socket; or commands, with {id} for a sandbox:
     --backend-list CMD  --backend-kill CMD  --backend-remove CMD
   mutants [--only PATTERN]   prove that those checks bite, with drivers broken on purpose
+    --each                   each of them alone with each check: slow, and takes nothing for granted
   parity [-t PATTERN]        gateway-adapter on the fake gateway and on the real one: where they differ
   up                         keep a stack; bun test and \`with\` attach to it
     --fault 'METHOD: WHAT'   have calls between gateway and driver go wrong; may be repeated

@@ -1,22 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /**
- * `mutants [--only PATTERN]`: proves that the checks of the driver contract bite.
+ * `mutants [--only PATTERN] [--each]`: proves that the checks of the driver contract bite.
  *
  * Each mutant, a driver broken on purpose, is checked by every check that makes a call which the mutant breaks. It must
  * be found by those that it names, and by no other; and every MUST must find at least one mutant.
+ *
+ * What a check must not find it is asked about together, as one driver that is broken in many ways: when it finds
+ * nothing, there is nothing to be found, provided that no mutant hides another. Else they are told apart by halves.
+ * With `--each` every mutant is checked alone, as long as that takes.
  */
 import { join } from "node:path";
 import { type Command, EXIT, HarnessError, within, withKeeper } from "../harness.ts";
 import { describeParts } from "../keeper/places.ts";
 import { type Check, checks, setPatience } from "../contract/check.ts";
 import { loadChecks } from "../contract/load.ts";
-import { type Mutant, mutants } from "../contract/mutant.ts";
-import { changesAny } from "../contract/replay.ts";
+import { composed, type Mutant, mutants } from "../contract/mutant.ts";
+import { type Footprint, footprint, type Lives, sideBySide } from "../contract/replay.ts";
 import { type Outcome, runOne } from "../contract/runner.ts";
 import { startSubject } from "../contract/subject.ts";
-import type { Subject } from "../contract/trial.ts";
-import { type Crossed, type Interceptors, Tap } from "../keeper/tap.ts";
+import { type Subject, Trial } from "../contract/trial.ts";
+import { type Interceptors, Tap } from "../keeper/tap.ts";
 
 /** Mutants that answer nothing must not cost a check its whole deadline; what looks odd is looked at again with all of it. */
 const PATIENCE = 0.1;
@@ -31,7 +35,7 @@ interface Result {
   ms: number;
 }
 
-export const command: Command = async (settings, args, { only }) => {
+export const command: Command = async (settings, args, { only, each }) => {
   if (args.length > 0) throw new HarnessError(`mutants: unexpected ${args[0]}`);
   await loadChecks();
   for (const file of [...new Bun.Glob("*.ts").scanSync(MUTANTS)].toSorted())
@@ -44,7 +48,7 @@ export const command: Command = async (settings, args, { only }) => {
   const began = performance.now();
   const { result, left } = await withKeeper(settings, async (keeper) => {
     console.log(describeParts((await keeper.call("hello")).parts));
-    return hunt(chosen, await startSubject(keeper, settings));
+    return hunt(chosen, await startSubject(keeper, settings), each !== undefined);
   });
   for (const line of left) console.log(`left behind, removed: ${line}`);
   const problems = [...result, ...(only ? [] : unproven(chosen))];
@@ -58,79 +62,113 @@ export const command: Command = async (settings, args, { only }) => {
 const MUTANTS = join(import.meta.dir, "..", "contract", "mutants");
 
 /** Checks all mutants. Resolves with what is wrong, a line each. */
-async function hunt(chosen: Mutant[], subject: Subject): Promise<string[]> {
+async function hunt(chosen: Mutant[], subject: Subject, each: boolean): Promise<string[]> {
   setPatience(PATIENCE);
-  const calls = await callsOf(checks, subject);
+  const known = await asItIs(checks, subject);
   const problems: string[] = [];
-  const results = new Map(
-    chosen.map((mutant) => [mutant, { mutant, found: [] as string[], ms: 0, left: 0 }]),
+  const results = new Map<Mutant, Result>(
+    chosen.map((mutant) => [mutant, { mutant, found: [], ms: 0, left: 0 }]),
   );
-  const pairs: { mutant: Mutant; check: Check }[] = [];
-  for (const mutant of chosen) {
-    const touched: Check[] = [];
-    for (const check of checks) {
-      // A driver that a check starts has a memory, and so a mutant, of its own.
-      const lives = calls.get(check) ?? [];
-      const changed = await Promise.all(lives.map((life) => changesAny(mutant.make(), life)));
-      // What happens only when calls overlap is not seen one by one: those that it names are run anyhow.
-      if (changed.includes(true) || mutant.foundBy.includes(check.id)) touched.push(check);
-    }
-    if (mutant.foundBy.length === 0) problems.push(`WRONG    ${mutant.name}: names no check`);
-    pairs.push(...touched.map((check) => ({ mutant, check })));
-    results.get(mutant)!.left = touched.length;
+  for (const { name, foundBy } of chosen)
+    if (foundBy.length === 0) problems.push(`WRONG    ${name}: names no check`);
+  const trials: Together[] = [];
+  let pairs = 0;
+  for (const check of checks) {
+    const { lives } = known.get(check)!;
+    const [named, others] = partition(chosen, ({ foundBy }) => foundBy.includes(check.id));
+    const groups = each ? callsBroken(others, lives) : await groupsChanging(others, lives);
+    trials.push(...[...named.map((mutant) => [mutant]), ...groups].map((group) => ({ check, group })));
+    const touching = [...named, ...groups.flat()];
+    for (const mutant of touching) results.get(mutant)!.left++;
+    pairs += touching.length;
   }
-  console.log(`${chosen.length} mutants, ${pairs.length} checks that each changes something for\n`);
+  console.log(`${chosen.length} mutants, ${pairs} checks that each may change, in ${trials.length} runs\n`);
 
-  const judge = async ({ mutant, check }: { mutant: Mutant; check: Check }) => {
+  const settle = (mutant: Mutant) => {
+    const result = results.get(mutant)!;
+    if (--result.left === 0) console.log(line(result));
+  };
+  const judge = async ({ check, group }: Together): Promise<void> => {
+    const [mutant, ...others] = group;
+    if (!mutant) return;
+    const attempt = () => runThrough(check, subject, () => composed(group));
+    if (others.length > 0) {
+      // Together they are as good as a driver that is right: so is each of them.
+      const outcome = await attempt();
+      if (!isFinding(outcome) && outcome.verdict === known.get(check)!.verdict) return group.forEach(settle);
+      const half = Math.ceil(group.length / 2);
+      await judge({ check, group: group.slice(0, half) });
+      return judge({ check, group: group.slice(half) });
+    }
     const result = results.get(mutant)!;
     const expected = mutant.foundBy.includes(check.id);
-    let outcome = await runThrough(check, subject, mutant.make);
-    if (wrong(outcome, expected)) outcome = await inPeace(() => runThrough(check, subject, mutant.make));
+    let outcome = await attempt();
+    if (wrong(outcome, expected)) outcome = await inPeace(attempt);
     result.ms += outcome.ms;
     if (isFinding(outcome)) result.found.push(check.id);
     if (wrong(outcome, expected)) problems.push(describe(mutant, outcome, expected));
-    if (--result.left === 0) console.log(line(result));
+    settle(mutant);
   };
-  await pool(
-    pairs.filter(({ check }) => !check.alone),
-    AT_A_TIME,
-    judge,
-  );
-  await pool(
-    pairs.filter(({ check }) => check.alone),
-    1,
-    judge,
-  );
+  await inTurns(trials, subject, judge);
   return problems;
 }
 
-/** What each check asks of each driver, found out by running them all against the driver as it is. */
-async function callsOf(all: Check[], subject: Subject): Promise<Map<Check, Crossed[][]>> {
-  const calls = new Map<Check, Crossed[][]>();
-  const learn = async (check: Check) => {
+/** Each mutant that intercepts a call of the check, alone. */
+function callsBroken(all: Mutant[], lives: Lives): Mutant[][] {
+  const methods = new Set(lives.flat().map(({ name }) => name));
+  const intercepts = ({ make }: Mutant) => !methods.isDisjointFrom(new Set(Object.keys(make())));
+  return all.filter(intercepts).map((mutant) => [mutant]);
+}
+
+/** The mutants that would have changed something in the check's calls, together as far as they change different things. */
+async function groupsChanging(all: Mutant[], lives: Lives): Promise<Mutant[][]> {
+  const changing = new Map<Mutant, Footprint>();
+  for (const mutant of all) {
+    const places = await footprint(mutant, lives);
+    if (places.size > 0) changing.set(mutant, places);
+  }
+  return sideBySide(changing);
+}
+
+/** A check, and the mutants that it is asked about in one run. */
+interface Together {
+  check: Check;
+  group: Mutant[];
+}
+
+function partition<T>(items: T[], belongs: (item: T) => boolean): [T[], T[]] {
+  return [items.filter(belongs), items.filter((item) => !belongs(item))];
+}
+
+/** What a check finds, and what it asks of each driver, on the driver as it is. */
+interface Known {
+  verdict: Outcome["verdict"];
+  lives: Lives;
+}
+
+async function asItIs(all: Check[], subject: Subject): Promise<Map<Check, Known>> {
+  const known = new Map<Check, Known>();
+  const learn = async ({ check }: { check: Check }) => {
+    let lives: Lives = [];
     const attempt = () =>
       runThrough(
         check,
         subject,
         () => ({}),
-        (lives) => calls.set(check, lives),
+        (crossed) => (lives = crossed),
       );
     const bad = ({ verdict }: Outcome) => verdict === "fail" || verdict === "error";
     let outcome = await attempt();
     if (bad(outcome)) outcome = await inPeace(attempt);
     if (bad(outcome)) throw new HarnessError(`${check.id} fails on the driver as it is: ${outcome.reason}`);
+    known.set(check, { verdict: outcome.verdict, lives });
   };
-  await pool(
-    all.filter(({ alone }) => !alone),
-    AT_A_TIME,
+  await inTurns(
+    all.map((check) => ({ check })),
+    subject,
     learn,
   );
-  await pool(
-    all.filter(({ alone }) => alone),
-    1,
-    learn,
-  );
-  return calls;
+  return known;
 }
 
 let taps = 0;
@@ -140,7 +178,7 @@ async function runThrough(
   check: Check,
   subject: Subject,
   broken: () => Interceptors,
-  onCalls?: (lives: Crossed[][]) => void,
+  onCalls?: (lives: Lives) => void,
 ): Promise<Outcome> {
   const opened: Tap[] = [];
   const inFront = async (driver: string): Promise<string> => {
@@ -172,6 +210,21 @@ function inPeace<T>(work: () => Promise<T>): Promise<T> {
   });
   peace = turn.catch(() => {});
   return turn;
+}
+
+/** First what may run side by side, then what may not. */
+async function inTurns<T extends { check: Check }>(
+  items: T[],
+  subject: Subject,
+  work: (item: T) => Promise<void>,
+): Promise<void> {
+  const [alone, together] = partition(items, ({ check }) => check.alone);
+  // Sandboxes of other checks come and go: with one that stays no list is empty, or is not, by chance.
+  const standing = new Trial(subject);
+  await standing.running();
+  await pool(together, AT_A_TIME, work);
+  await standing.end();
+  await pool(alone, 1, work);
 }
 
 async function pool<T>(items: T[], size: number, work: (item: T) => Promise<void>): Promise<void> {

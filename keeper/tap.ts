@@ -112,7 +112,8 @@ export type Interceptors = {
   WatchSandboxes?: (watch: TappedWatch, raw: RawCall) => (event: Heard<"WatchSandboxes">) => void;
 };
 
-type UnaryInterceptor = (
+/** An interceptor of any unary method, for code that does not know which. */
+export type UnaryInterceptor = (
   request: object,
   pass: (request?: object) => Promise<object>,
   raw: RawCall,
@@ -144,17 +145,21 @@ interface Crossing {
   status?: grpc.status;
   details?: string;
   request: Buffer;
-  responses: Buffer[];
+  responses: { at: number; bytes: Buffer }[];
   metadata: grpc.Metadata;
   authority: string;
 }
 
-/** A call that crossed, for whoever wants to go through it again. `response` is the first one, if there was one. */
+/** A call that crossed, for whoever wants to go through it again. */
 export interface Crossed {
+  seq: number;
   name: string;
   bytes: Buffer;
   request: object;
-  response: object | undefined;
+  responses: { at: number; message: object }[];
+  at: number;
+  /** Unset while the call is open. */
+  ms: number | undefined;
   code: grpc.status | undefined;
   details: string;
   metadata: grpc.Metadata;
@@ -282,14 +287,19 @@ export class Tap {
   /** What crossed, undisguised: for this process alone. */
   crossed(): Crossed[] {
     return this.#records.map(
-      ({ name, method, request, responses, status, details = "", metadata, authority }) => {
-        const [first] = responses;
-        const message = {
-          request: method.requestDeserialize(request),
-          response: first && method.responseDeserialize(first),
-        };
-        return { name, bytes: request, ...message, code: status, details, metadata, authority };
-      },
+      ({ seq, name, method, at, ms, request, responses, status, details = "", metadata, authority }) => ({
+        seq,
+        name,
+        at,
+        ms,
+        bytes: request,
+        request: method.requestDeserialize(request),
+        responses: responses.map(({ at, bytes }) => ({ at, message: method.responseDeserialize(bytes) })),
+        code: status,
+        details,
+        metadata,
+        authority,
+      }),
     );
   }
 
@@ -345,7 +355,7 @@ export class Tap {
       (error, response) => {
         if (error) return reply(this.#end(record, error.code, error.details, error.metadata));
         const answer = overlay(method, response as Buffer, rule);
-        record.responses.push(answer);
+        this.#answered(record, answer);
         this.#end(record, grpc.status.OK);
         reply(null, answer);
       },
@@ -364,7 +374,7 @@ export class Tap {
     const pass = (message = request) => this.#ask(method, message, call);
     try {
       const answer = method.responseSerialize(await interceptor(request, pass, this.#rawCall(call)));
-      record.responses.push(answer);
+      this.#answered(record, answer);
       this.#end(record, grpc.status.OK);
       reply(null, answer);
     } catch (error) {
@@ -426,7 +436,7 @@ export class Tap {
     let over = false;
     const send = (item: Buffer) => {
       if (over) return;
-      record.responses.push(item);
+      this.#answered(record, item);
       if (record.responses.length > KEPT_RESPONSES) record.responses.shift();
       if (!call.write(item)) upstream.pause();
     };
@@ -519,6 +529,10 @@ export class Tap {
     return record;
   }
 
+  #answered(record: Crossing, bytes: Buffer): void {
+    record.responses.push({ at: performance.now() - this.#opened, bytes });
+  }
+
   #end(record: Crossing, code: grpc.status, details = "", metadata?: grpc.Metadata) {
     record.ms = performance.now() - this.#opened - record.at;
     record.status = code;
@@ -592,7 +606,7 @@ function decode(record: Crossing): Call {
     status: status === undefined ? undefined : codeName(status),
     details,
     request: shown(record.request, method.requestDeserialize),
-    responses: record.responses.map((bytes) => shown(bytes, method.responseDeserialize)),
+    responses: record.responses.map(({ bytes }) => shown(bytes, method.responseDeserialize)),
   };
 }
 
