@@ -117,6 +117,14 @@ describe("eventually", () => {
     await expect(waiting).rejects.toThrow("driver: it ended with exit code 3");
     expect(performance.now() - started).toBeLessThan(5_000);
   });
+
+  test("an attempt that has no end keeps neither the deadline up nor the news that it is in vain", async () => {
+    const attempt = () => new Promise<never>(() => {});
+    const late = eventually(attempt, { what: "the moon", deadlineMs: 30 });
+    await expect(late).rejects.toThrow("the moon: not within 30 ms");
+    const vain = eventually(attempt, { what: "driver", deadlineMs: 60_000, failed: () => "it ended" });
+    await expect(vain).rejects.toThrow("driver: it ended");
+  });
 });
 
 test("what is shown to people has neither colour codes nor tokens", () => {

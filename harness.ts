@@ -20,6 +20,7 @@ import { basename, resolve } from "node:path";
 import { parseArgs, stripVTControlCharacters } from "node:util";
 import type { ScenarioResult, Standing } from "./report/model.ts";
 import { follow } from "./report/follow.ts";
+import { secretsIn } from "./report/redact.ts";
 import { now, record, recordTo, waitingEntries, writeResults } from "./report/record.ts";
 import {
   type About,
@@ -192,9 +193,14 @@ export class HarnessError extends Error {
   override name = "HarnessError";
 }
 
-/** Text as a person reads it: without colour codes, and without anything that looks like a token. */
-export const readable = (text: string): string =>
-  stripVTControlCharacters(text).replace(/eyJ[\w-]{8,}\.[\w-]+\.[\w-]+/g, "<token>");
+/** What our own environment holds, and a driver that is given it may print. */
+const ownSecrets = secretsIn(process.env);
+
+/** Text as a person reads it: without colour codes, without anything that looks like a token, and without our secrets. */
+export function readable(text: string): string {
+  const plain = stripVTControlCharacters(text).replace(/eyJ[\w-]{8,}\.[\w-]+\.[\w-]+/g, "<token>");
+  return ownSecrets.reduce((clean, secret) => clean.replaceAll(secret, "<redacted>"), plain);
+}
 
 export const indent = (text: string, margin: string): string => text.replace(/^/gm, margin);
 
@@ -216,31 +222,42 @@ export interface Waiting {
   failed?: () => string | undefined | Promise<string | undefined>;
 }
 
+/** How often it is asked whether a wait is in vain, in milliseconds. */
+const LOOK_MS = 100;
+
 /**
  * Tries `attempt` again until it returns without throwing, and returns what it returned.
- * @throws HarnessError with the last thing seen, once `deadlineMs` (10 s) have passed or `failed` says why.
+ * @throws HarnessError with the last thing seen, once `deadlineMs` (10 s) have passed or `failed` says why; also while an
+ * attempt is under way.
  */
 export async function eventually<T>(attempt: () => T | Promise<T>, waiting: Waiting): Promise<T> {
   const { what, deadlineMs = 10_000, failed } = waiting;
   const started = performance.now();
-  let pause = 2;
-  for (;;) {
-    try {
-      return await attempt();
-    } catch (error) {
-      const seen = error instanceof Error ? error.message : String(error);
-      const waited = performance.now() - started;
-      const verdict = await failed?.();
-      if (verdict) throw new HarnessError(`${what}: ${verdict}\n  last seen: ${seen}`);
-      if (waited > deadlineMs) {
-        throw new HarnessError(
-          `${what}: not within ${Math.round(deadlineMs)} ms${overload()}\n  last seen: ${seen}`,
-        );
-      }
-      await Bun.sleep(Math.min(pause, deadlineMs - waited + 1));
-      pause = Math.min(pause * 1.5, 100);
-    }
+  const left = () => deadlineMs - (performance.now() - started);
+  let seen = "nothing: the first attempt has no end";
+  const inVain = async () => {
+    const verdict = await failed?.();
+    const late = left() <= 0 && `not within ${Math.round(deadlineMs)} ms${overload()}`;
+    if (verdict || late) throw new HarnessError(`${what}: ${verdict || late}\n  last seen: ${seen}`);
+  };
+  for (let pause = 2; ; pause = Math.min(pause * 1.5, LOOK_MS)) {
+    const attempted = Promise.try(attempt).then(
+      (result) => ({ result }),
+      (error: unknown) => void (seen = error instanceof Error ? error.message : String(error)),
+    );
+    let ended: { result: T } | void | "open";
+    while ((ended = await orAfter(Math.min(LOOK_MS, left() + 1), attempted)) === "open") await inVain();
+    if (ended) return ended.result;
+    await inVain();
+    await Bun.sleep(Math.min(pause, left() + 1));
   }
+}
+
+/** What `work` resolves with, or "open" when that takes longer than `ms`. */
+function orAfter<T>(ms: number, work: Promise<T>): Promise<T | "open"> {
+  let timer: Timer;
+  const open = new Promise<"open">((resolve) => (timer = setTimeout(resolve, Math.max(0, ms), "open")));
+  return Promise.race([work, open]).finally(() => clearTimeout(timer));
 }
 
 /** So many processes that want a CPU, for each that there is, and deadlines say nothing of the programs. */
@@ -335,6 +352,8 @@ export class Gateway {
   readonly created: string[] = [];
   /** The number of its stack, for reports; 0 if it has none. */
   stack = 0;
+  readonly #creating = new Set<Promise<Sandbox>>();
+  #over = false;
 
   constructor(
     readonly endpoint: Pick<StackInfo, "endpoint" | "tls">,
@@ -344,6 +363,14 @@ export class Gateway {
 
   /** Asks for a sandbox; resolves once the gateway has accepted it, while it is still provisioning. */
   async createSandbox(options: SandboxOptions = {}): Promise<Sandbox> {
+    // A scenario that ran out of time goes on, and must not make anything that nobody removes.
+    if (this.#over) throw new HarnessError("The scenario is over: it makes no more sandboxes");
+    const creating = this.#create(options);
+    this.#creating.add(creating);
+    return creating.finally(() => this.#creating.delete(creating));
+  }
+
+  async #create(options: SandboxOptions): Promise<Sandbox> {
     const { name = "", workspace = "", labels = {}, annotations = {}, ...spec } = options;
     const request = { name, workspace, labels, annotations, spec: { command: IDLE, ...spec } };
     const { sandbox } = await unary(this.api, this.api.CreateSandbox, request, {
@@ -413,6 +440,8 @@ export class Gateway {
 
   /** Deletes what is left of this client's sandboxes, last made first. Resolves with the errors, a line each. */
   async cleanUp(): Promise<string[]> {
+    this.#over = true;
+    await Promise.allSettled(this.#creating);
     const results = await Promise.allSettled(
       [...this.sandboxes].toReversed().map((sandbox) => sandbox.delete()),
     );
@@ -1104,16 +1133,19 @@ async function attempt(body: Body, deadlineMs: number, result: ScenarioResult): 
   const stack = base.forAnother();
   const used = [stack];
   const own: RunningStack[] = [];
+  const starting: Promise<RunningStack>[] = [];
+  let over = false;
   const start = async (spec: StackSpec) => new RunningStack(keeper, await keeper.call("startStack", spec));
   const given: Given = {
     stack,
     gateway: stack.gateway,
     parts: found,
     anySandbox: () => base.anySandbox(),
-    startStack: async (spec = {}) => {
-      const started = await start(spec);
-      own.push(started);
-      return started;
+    startStack: (spec = {}) => {
+      if (over) throw new HarnessError("The scenario is over: it starts no more stacks");
+      const started = start(spec);
+      starting.push(started);
+      return started.then((stack) => (own.push(stack), stack));
     },
     sharedStack: async (spec) => {
       const key = JSON.stringify(spec);
@@ -1130,18 +1162,23 @@ async function attempt(body: Body, deadlineMs: number, result: ScenarioResult): 
     failure = error instanceof Error ? error : new Error(String(error));
     result.failedMs = Math.round(now() - result.at);
     const suspect = own.at(-1) ?? used.slice(1).at(-1) ?? stack;
-    Object.assign(result, await suspect.excerpts(result.at));
+    // What cannot be told about a failure must not take its place.
+    Object.assign(result, await suspect.excerpts(result.at).catch(() => ({})));
   }
+  over = true;
+  await Promise.allSettled(starting);
   result.stack = (own.at(-1) ?? used.at(-1) ?? stack).info.id;
   result.sandboxes = [...own, ...used].flatMap(({ gateway }) => gateway.created);
-  const left = [];
+  const left: string[] = [];
+  const note = async (lines: Promise<string[]>) =>
+    void left.push(...(await lines.catch((error: Error) => [error.message])));
   // What a failed scenario leaves is no news.
   const settleMs = failure ? 0 : SETTLE_MS;
-  for (const each of own.toReversed()) left.push(...(await each.stop(settleMs)));
-  for (const each of used) left.push(...(await each.cleanUp(settleMs)));
+  for (const each of own.toReversed()) await note(each.stop(settleMs));
+  for (const each of used) await note(each.cleanUp(settleMs));
   // Of a stack of its own, which is gone, nothing more can be asked.
   if (!failure && left.length > 0 && own.length === 0)
-    Object.assign(result, await (used.at(-1) ?? stack).excerpts(result.at));
+    Object.assign(result, await (used.at(-1) ?? stack).excerpts(result.at).catch(() => ({})));
   leaveOut(allCreated.difference(new Set(result.sandboxes)), result);
   if (failure) throw failure;
   if (left.length > 0) throw new HarnessError(`Left behind:\n${indent(left.join("\n"), "  ")}`);

@@ -20,7 +20,7 @@ export type { Event, Snapshot };
 /** How long a driver may take to answer, in milliseconds, unless a rule says otherwise. The gateway itself waits for ever. */
 export const ANSWER_MS = 10_000;
 
-/** One call, as evidence: a line of text. `at` is in milliseconds since the first. */
+/** One call, as evidence: a line of text. `at` is in milliseconds, on this process' clock. */
 export interface Asked {
   at: number;
   /** In words, which are made only when somebody wants to read them. */
@@ -39,7 +39,6 @@ const KEPT_CALLS = 40;
 export class Driver {
   readonly client: ComputeDriverClient;
   readonly asked: Asked[] = [];
-  readonly #began = performance.now();
   readonly #watches = new Set<Watch>();
 
   /** @param authority what it names as `:authority`; by default what tonic does, the library that a gateway dials with */
@@ -148,7 +147,7 @@ export class Driver {
   }
 
   #note(text: () => string): void {
-    this.asked.push({ at: performance.now() - this.#began, text });
+    this.asked.push({ at: performance.now(), text });
     if (this.asked.length > KEPT_CALLS) this.asked.shift();
   }
 }

@@ -59,8 +59,9 @@ export async function run(checks: Check[], subject: Subject, running: Running): 
     if (!lost) running.onBegin?.(check);
     const outcome = lost ? notRun(check, lost) : await runOne(check, subject, looking);
     if (outcome.gone) lost ??= `the driver is gone since ${check.id}`;
-    if (outcome.verdict === "pass") inVain = 0;
-    else if (outcome.evidence.some((call) => call.includes("DEADLINE_EXCEEDED")) && ++inVain === IN_VAIN)
+    const late = outcome.evidence.some((call) => call.includes("DEADLINE_EXCEEDED"));
+    if (outcome.verdict !== "skip") inVain = late ? inVain + 1 : 0;
+    if (inVain === IN_VAIN)
       lost ??= `${IN_VAIN} checks in a row waited for an answer in vain, the last was ${check.id}`;
     // Once one came up, those that do not are findings.
     if (outcome.cameUp) neverUp = -Infinity;
@@ -103,7 +104,7 @@ export async function runOne(
   if (end) [verdict, reason] = ["error", `the driver is gone: ${end}${reason && `\n${reason}`}`];
   const blameless = verdict === "pass" && left.length === 0;
   const asked = blameless ? [] : trial.asked;
-  const evidence = asked.map(({ at, text }) => `${at.toFixed(0).padStart(6)} ms ${text()}`);
+  const evidence = asked.map(({ at, text }) => `${(at - began).toFixed(0).padStart(6)} ms ${text()}`);
   const { cameUp } = trial;
   return { check, verdict, reason, evidence, left, ms: performance.now() - began, cameUp, gone: end };
 }

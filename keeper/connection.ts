@@ -21,15 +21,25 @@ import type { Keeper, Method } from "./keeper.ts";
 
 const HARNESS = join(import.meta.dir, "..", "harness.ts");
 
+/** One message of a control socket. Of one that was cut off, by the end of whoever wrote it, nothing. */
+export function parseLine<Message extends object>(line: string): Partial<Message> {
+  try {
+    return JSON.parse(line) as Message;
+  } catch {
+    return {};
+  }
+}
+
 /** A connection to a keeper. Its end ends the stacks that were started over it. */
 export class Connection {
   readonly #waiting = new Map<number, { done: (value: unknown) => void; failed: (error: Error) => void }>();
   readonly closed: Promise<void>;
+  #gone = false;
   #id = 0;
 
   private constructor(readonly socket: Socket) {
     createInterface({ input: socket }).on("line", (line) => {
-      const { id, result, error } = JSON.parse(line) as { id: number; result?: unknown; error?: string };
+      const { id = 0, result, error } = parseLine<{ id: number; result?: unknown; error?: string }>(line);
       const waiting = this.#waiting.get(id);
       this.#waiting.delete(id);
       if (error === undefined) waiting?.done(result);
@@ -37,6 +47,7 @@ export class Connection {
     });
     this.closed = new Promise((done) => socket.once("close", () => done()));
     void this.closed.then(() => {
+      this.#gone = true;
       for (const { failed } of this.#waiting.values()) failed(new HarnessError("The keeper is gone"));
     });
   }
@@ -59,6 +70,7 @@ export class Connection {
     method: M,
     ...args: Parameters<Keeper[M]>
   ): Promise<Awaited<ReturnType<Keeper[M]>>> {
+    if (this.#gone) throw new HarnessError("The keeper is gone");
     const id = ++this.#id;
     const answer = new Promise<unknown>((done, failed) => this.#waiting.set(id, { done, failed }));
     this.socket.ref();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** The engine: a client of Podman's REST API with what the harness needs of it, and what a run leaves there. */
-import { HarnessError, readable } from "../harness.ts";
+import { eventually, HarnessError, readable } from "../harness.ts";
 import { RUN_LABEL, type Run } from "./run.ts";
 
 interface EngineInfo {
@@ -229,18 +229,32 @@ export async function belongings(
   ];
 }
 
-/** Removes them. What is gone already is fine. */
-export async function removeBelongings(engine: Engine, things: Belonging[]): Promise<void> {
-  const of = (kind: Belonging["kind"]) =>
-    things.filter((thing) => thing.kind === kind).map(({ name }) => name);
-  const force = { force: "true" };
-  const remove = (path: string, query: Record<string, string> = {}) =>
-    engine.call("DELETE", path, { query, accept: [404, 500] });
-  const now = { ...force, volumes: "true", timeout: "0" };
-  await Promise.all(of("container").map((name) => remove(`containers/${name}`, now)));
+/** How long an engine may refuse to remove a thing, in milliseconds: it does while it is busy with it. */
+const REFUSALS_MS = 5_000;
+
+/**
+ * Removes them. What is gone already is fine.
+ * @throws HarnessError that names each thing that the engine would not remove, and why; the others are gone all the same.
+ */
+export async function removeBelongings(
+  engine: Engine,
+  things: Belonging[],
+  deadlineMs = REFUSALS_MS,
+): Promise<void> {
+  const refused: string[] = [];
+  const removeAll = (kind: Belonging["kind"], query: Record<string, string> = {}) =>
+    things
+      .filter((thing) => thing.kind === kind)
+      .map(async (thing) => {
+        const remove = () => engine.call("DELETE", `${kind}s/${thing.name}`, { query, accept: [404] });
+        const waiting = { what: `remove ${describeBelonging(thing)}`, deadlineMs };
+        await eventually(remove, waiting).catch((error: Error) => refused.push(error.message));
+      });
+  await Promise.all(removeAll("container", { force: "true", volumes: "true", timeout: "0" }));
   await Promise.all([
-    ...of("volume").map((name) => remove(`volumes/${name}`, force)),
-    ...of("secret").map((name) => remove(`secrets/${name}`)),
-    ...of("network").map((name) => remove(`networks/${name}`, force)),
+    ...removeAll("volume", { force: "true" }),
+    ...removeAll("secret"),
+    ...removeAll("network", { force: "true" }),
   ]);
+  if (refused.length > 0) throw new HarnessError(refused.join("\n"));
 }

@@ -3,9 +3,11 @@
 /** Nothing is left behind, whoever is killed, and whenever. */
 import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, mkdtempSync, rmSync } from "node:fs";
+import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { basename, dirname, join } from "node:path";
 import { eventually, Gateway, isAlive, readSettings, tailOf } from "../harness.ts";
+import { Connection } from "./connection.ts";
 import { processesOf, processTable, Run } from "./run.ts";
 import { readResults } from "../report/read.ts";
 import type { StackInfo } from "./stack.ts";
@@ -29,12 +31,12 @@ const VICTIMS = ["the test process", "the keeper", "both"] as const;
 
 type Held = StackInfo & { sandboxId: string };
 
-const startFixture = <Output extends "pipe" | "ignore">(stdout: Output) =>
-  Bun.spawn([process.execPath, "test", "--timeout=600000", "./keeper/hold.fixture.ts"], {
+const startFixture = <Output extends "pipe" | "ignore">(stdout: Output, name: "hold" | "over" = "hold") =>
+  Bun.spawn([process.execPath, "test", "--timeout=600000", `./keeper/${name}.fixture.ts`], {
     cwd: ROOT,
     env: environment,
     stdout,
-    stderr: "ignore",
+    stderr: stdout,
   });
 
 /** Starts a test process that holds a Ready sandbox, and waits until it does. */
@@ -225,4 +227,29 @@ test("a terminated test process leaves nothing", async () => {
   child.kill("SIGTERM");
   await nothingLeft();
   expect(existsSync(runs)).toBe(true);
+});
+
+test("scenarios that end badly fail with their own reason, and leave nothing to those that come after", async () => {
+  const child = startFixture("pipe", "over");
+  const said = (await Promise.all([child.stdout.text(), child.stderr.text()])).join("");
+  for (const reason of ["the reason of OV-01", "not within 10 ms", "not within 1 ms", "the reason of OV-05"])
+    expect(said).toContain(`rror: ${reason.startsWith("not") ? `The scenario: ${reason}` : reason}`);
+  expect(said).toContain("(pass) OV-04");
+  expect(await child.exited).not.toBe(0);
+  await nothingLeft();
+});
+
+test("a client that dies in the middle of a line takes nobody's stack with it, and a dead keeper answers at once", async () => {
+  const { child, held } = await hold();
+  const [run] = Run.all(settings);
+  const client = connect(run!.controlSocket);
+  client.end('{"id":1,"method":"calls","ar');
+  await new Promise((closed) => client.resume().once("close", closed));
+  const connection = await Connection.open(run!);
+  expect((await connection.call("info", held.id)).id).toBe(held.id);
+  kill(held.pids.keeper);
+  await connection.closed;
+  expect(await connection.call("hello").catch((error: Error) => error.message)).toBe("The keeper is gone");
+  kill(child.pid);
+  await nothingLeft();
 });

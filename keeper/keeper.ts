@@ -13,8 +13,10 @@ import { createInterface } from "node:readline";
 import { HarnessError, openClient, readable, type Settings } from "../harness.ts";
 import { unary } from "../proto/contract.ts";
 import { now, readRecords, record, recordTo, writeResults } from "../report/record.ts";
+import { parseLine } from "./connection.ts";
 import { describeBelonging, Engine, removeBelongings } from "./engine.ts";
 import type { EngineRule, ProxiedCall } from "./engine-proxy.ts";
+import { secretsIn, textRedactor } from "../report/redact.ts";
 import { checkParts, findParts, type Parts } from "./places.ts";
 import { Child, cleanEnvironment } from "./process.ts";
 import { compiledFake } from "./programs.ts";
@@ -197,7 +199,7 @@ export class Keeper {
     };
   }
 
-  /** Starts a stack; when a port was taken between choosing and binding it, with other ports once more. */
+  /** Starts a stack; when a port was taken between choosing and binding it, with other ports, up to three times. */
   async startStack(spec: StackSpec): Promise<StackInfo> {
     for (let attempt = 1; ; attempt++) {
       const stack = new Stack(this.#nextStack++, spec, this.setup);
@@ -212,9 +214,13 @@ export class Keeper {
     }
   }
 
-  /** Stops a stack and removes what is left of it. Resolves with what its sandboxes had left, a line each. */
+  /**
+   * Stops a stack, unless it is stopped already, and removes what is left of it. Resolves with what its sandboxes had
+   * left, a line each.
+   */
   async stopStack(id: number): Promise<string[]> {
-    const stack = this.#stack(id);
+    const stack = this.#stacks.get(id);
+    if (!stack) return [];
     this.#stacks.delete(id);
     const left = await this.#orWhyNot(stack.leftovers().then((things) => things.map(describeBelonging)));
     const unfinished = await this.#orWhyNot(stack.stop().then(() => []));
@@ -473,13 +479,14 @@ function signal(pid: number, name: NodeJS.Signals): void {
 /** Copies a run's logs to where they can be read after it; those of the run before are replaced. */
 function saveLogs(run: Run, reports: string): void {
   const target = join(resolve(reports), "logs");
+  const withoutSecrets = textRedactor(secretsIn(process.env));
   rmSync(target, { recursive: true, force: true });
   for (const file of new Bun.Glob("**/*.{log,toml}").scanSync(run.folder)) {
     if (file.includes("home/")) continue;
     mkdirSync(target, { recursive: true });
     writeFileSync(
       join(target, file.replaceAll("/", "-")),
-      readable(readFileSync(join(run.folder, file), "utf8")),
+      withoutSecrets(readable(readFileSync(join(run.folder, file), "utf8"))),
     );
   }
 }
@@ -529,7 +536,8 @@ export async function serveControl(
     const stacks = new Set<number>();
     const sandboxes = new Map<number, Set<string>>();
     const answer = async (line: string): Promise<void> => {
-      const { id, method, args } = JSON.parse(line) as { id: number; method: Method; args: never[] };
+      const { id, method, args } = parseLine<{ id: number; method: Method; args: never[] }>(line);
+      if (!method || !args) return;
       const reply = (answer: object) =>
         void (socket.destroyed || socket.write(`${JSON.stringify({ id, ...answer })}\n`));
       try {

@@ -8,6 +8,7 @@ import { connect as connectSocket, createServer } from "node:net";
 import { join } from "node:path";
 import { stringify as toToml } from "smol-toml";
 import {
+  connectable,
   DRIVER_NAME,
   eventually,
   HarnessError,
@@ -277,8 +278,11 @@ export class Stack {
   async startDriver(): Promise<void> {
     const driver = (this.driver = await this.#launchDriver({}, "driver"));
     await driver.ready(
-      () => {
+      async () => {
         if (!existsSync(this.driverSocket)) throw new Error(`${this.driverSocket} does not exist`);
+        // The file of a driver that was killed stays until the next one binds.
+        if (!(await connectable(this.driverSocket)))
+          throw new Error(`nobody listens on ${this.driverSocket}`);
       },
       "bind its socket",
       DRIVER_DEADLINE_MS,

@@ -54,9 +54,14 @@ export function redactResults(results: Results, known: string[] = []): Results {
   return redacted(results, textRedactor(values)) as Results;
 }
 
-/** The values of environment variables whose names say that they are secrets: what a program may have printed. */
+/**
+ * The values of environment variables whose names say that they are secrets: what a program may have printed. Those that
+ * may be common words are left out.
+ */
 export const secretsIn = (environment: Record<string, string | undefined>): string[] =>
-  Object.entries(environment).flatMap(([name, value]) => (value && SECRET_NAME.test(name) ? [value] : []));
+  Object.entries(environment).flatMap(([name, value = ""]) =>
+    SECRET_NAME.test(name) && value.length >= LEARNT_LENGTH ? [value] : [],
+  );
 
 /** Collects the values of secret fields, wherever they are in `value`. */
 function learn(value: unknown, into: Set<string>, secret = false): void {
@@ -86,7 +91,8 @@ function isSecret(name: string): boolean {
   return known;
 }
 
-function textRedactor(values: string[]): (text: string) => string {
+/** Takes these values, and all that looks like a secret, out of a text. */
+export function textRedactor(values: string[]): (text: string) => string {
   // The same few texts come again and again.
   const seen = new Map<string, string>();
   return (text) => {
