@@ -98,7 +98,7 @@ type CamelCase<S extends string> = S extends `${infer A}-${infer B}` ? `${A}${Ca
 /** The settings of a run, each as text; empty when unset. */
 export type Settings = Record<CamelCase<(typeof SETTINGS)[number][0]>, string>;
 
-export const camelCase = (name: string): string =>
+const camelCase = (name: string): string =>
   name.replace(/-(.)/g, (_, letter: string) => letter.toUpperCase());
 
 /** Flags that a verb has beside the settings. One that is given several times is a list, a line each. */
@@ -264,7 +264,7 @@ function orAfter<T>(ms: number, work: Promise<T>): Promise<T | "open"> {
 const OVERLOAD = 8;
 
 /** Says of a machine that has no time for anybody that it has none; empty for any other. */
-export function overload([load = 0] = loadavg(), count = cpus().length): string {
+function overload([load = 0] = loadavg(), count = cpus().length): string {
   if (load < OVERLOAD * count) return "";
   return ` (the machine is overloaded: ${Math.round(load)} processes wait for its ${count} CPUs)`;
 }
@@ -921,7 +921,7 @@ export const standings = (parts: Parts): Record<Place, Standing> =>
   ) as Record<Place, Standing>;
 
 /** The stack that scenarios share, started when the first of them needs it. */
-export function sharedRun(): Promise<SharedRun> {
+function sharedRun(): Promise<SharedRun> {
   return (shared ??= (async () => {
     const { keeper, parts, kept } = await sharedKeeper();
     const info = kept ?? (await keeper.call("startStack", {}));
@@ -949,7 +949,7 @@ async function abandon(error: unknown, run?: SharedKeeper): Promise<never> {
   // With its end the keeper writes the report.
   if (run?.own) await within(CLOSING_MS, "close the keeper", run.keeper.call("close")).catch(() => {});
   if (!scenario) fail(error);
-  if (!run) reportAlone(standings(parts));
+  if (!run) reportAlone(standings(parts()));
   const { explainOnTerminal } = await import("./report/terminal.ts");
   const { settings } = readSettings();
   console.error(`openshell-e2e: the run cannot go on: what all scenarios share did not start\n`);
@@ -977,7 +977,7 @@ function reportAlone(stack: Record<string, Standing>): void {
 export async function endRun(): Promise<string[]> {
   if (!sharedConnection) {
     // Tests that need no keeper are a run without leftovers: the scenarios of gateway-adapter.
-    reportAlone({ gateway: standings(parts).gateway });
+    reportAlone({ gateway: standings(parts()).gateway });
     return [];
   }
   const { keeper, own } = await sharedConnection;
@@ -999,14 +999,16 @@ export async function endRun(): Promise<string[]> {
   return left;
 }
 
+let found: Parts | undefined;
+
 /** What stands in each place, as far as settings and file system tell; for a scenario that only applies to some. */
-export const parts: Parts = (() => {
+export function parts(): Parts {
   try {
-    return findParts(readSettings().settings);
+    return (found ??= findParts(readSettings().settings));
   } catch (error) {
     fail(error);
   }
-})();
+}
 
 /** Above every deadline of ours before and after a body: the first start may pull an image. Bun's own default is 5 s. */
 const BEFORE_AND_AFTER_MS = 720_000;

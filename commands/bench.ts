@@ -4,10 +4,18 @@
 import * as grpc from "@grpc/grpc-js";
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
-import { type Command, EXIT, openClient, RunningStack, startKeeper } from "../harness.ts";
+import {
+  asEnvironment,
+  type Command,
+  EXIT,
+  HarnessError,
+  openClient,
+  RunningStack,
+  type Settings,
+  withKeeper,
+} from "../harness.ts";
 import { describeParts } from "../keeper/places.ts";
-import { Run } from "../keeper/run.ts";
-import { computeDriver, streaming, unary } from "../proto/contract.ts";
+import { type CallError, computeDriver, streaming, unary } from "../proto/contract.ts";
 import type { ComputeDriverClient } from "../proto/v0.0/types/openshell/compute/v1/ComputeDriver.ts";
 
 const ROOT = join(import.meta.dir, "..");
@@ -19,30 +27,29 @@ export const command: Command = async (settings) => {
   const stops: number[] = [];
   for (let round = 0; round < ROUNDS; round++) {
     const started = performance.now();
-    const keeper = await startKeeper(Run.create(settings), settings);
-    const stack = new RunningStack(keeper, await keeper.call("startStack", {}));
-    await stack.gateway.health();
-    starts.push(performance.now() - started);
-    const stopping = performance.now();
-    stack.gateway.close();
-    await keeper.call("close");
-    keeper.close();
-    stops.push(performance.now() - stopping);
+    let answered = started;
+    await withKeeper(settings, async (keeper) => {
+      const stack = new RunningStack(keeper, await keeper.call("startStack", {}));
+      await stack.gateway.health();
+      answered = performance.now();
+      stack.gateway.close();
+    });
+    starts.push(answered - started);
+    stops.push(performance.now() - answered);
   }
 
-  const keeper = await startKeeper(Run.create(settings), settings);
-  const stack = new RunningStack(keeper, await keeper.call("startStack", {}));
-  const { parts } = await keeper.call("hello");
-  console.log(`${describeParts(parts)}\n`);
-  report("start: no process to the first RPC answered", starts);
-  report("stop: everything gone", stops);
-  await benchTap(stack);
-  await benchClient(stack);
-  console.log(row("memory of keeper and tap", `${residentMegabytes(stack.info.pids.keeper)} MB`));
-  stack.gateway.close();
-  await keeper.call("close");
-  keeper.close();
-  await benchProcesses();
+  await withKeeper(settings, async (keeper) => {
+    const stack = new RunningStack(keeper, await keeper.call("startStack", {}));
+    const { parts } = await keeper.call("hello");
+    console.log(`${describeParts(parts)}\n`);
+    report("start: no process to the first RPC answered", starts);
+    report("stop: everything gone", stops);
+    await benchTap(stack);
+    await benchClient(stack);
+    console.log(row("memory of keeper and tap", `${residentMegabytes(stack.info.pids.keeper)} MB`));
+    stack.gateway.close();
+  });
+  await benchProcesses(settings);
   return EXIT.ok;
 };
 
@@ -103,28 +110,38 @@ async function bareLifecycle({ info }: RunningStack): Promise<void> {
   const spec = { command: ["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1 & wait; done"] };
   const { sandbox } = await unary(client, client.CreateSandbox, { spec }, options);
   const { id = "", name = "" } = sandbox?.metadata ?? {};
-  for await (const event of streaming(client.WatchSandbox({ id, follow_status: true }))) {
+  const deadline = { deadline: Date.now() + options.deadlineMs };
+  for await (const event of streaming(client.WatchSandbox({ id, follow_status: true }, deadline))) {
     if (event.sandbox?.status?.phase === "SANDBOX_PHASE_READY") break;
   }
-  for await (const event of streaming(client.ExecSandbox({ sandbox_id: id, command: ["true"] }))) {
+  for await (const event of streaming(client.ExecSandbox({ sandbox_id: id, command: ["true"] }, deadline))) {
     if (event.exit) break;
   }
   await unary(client, client.DeleteSandbox, { name }, options);
-  const isThere = () =>
+  const isGone = () =>
     unary(client, client.GetSandbox, { name }, options).then(
-      () => true,
       () => false,
+      ({ code }: CallError) => code === grpc.status.NOT_FOUND,
     );
-  while (await isThere()) await Bun.sleep(2);
+  while (!(await isGone()) && Date.now() < deadline.deadline) await Bun.sleep(2);
   client.close();
 }
 
-/** Whole commands, as a user runs them. */
-async function benchProcesses(): Promise<void> {
+/** Whole commands, as a user runs them. @throws HarnessError when one fails: its time says nothing. */
+async function benchProcesses(settings: Settings): Promise<void> {
+  const spawn = (argv: string[], stdout: "ignore" | "pipe" = "ignore") =>
+    Bun.spawn([process.execPath, ...argv], {
+      cwd: ROOT,
+      // What flags said, too.
+      env: { ...process.env, ...asEnvironment(settings) },
+      stdout,
+      stderr: "ignore",
+    });
   const timed = async (argv: string[]) => {
     const started = performance.now();
-    const child = Bun.spawn([process.execPath, ...argv], { cwd: ROOT, stdout: "ignore", stderr: "ignore" });
-    if ((await child.exited) !== 0) console.log(`  ${argv.join(" ")} failed with ${child.exitCode}`);
+    const child = spawn(argv);
+    if ((await child.exited) !== 0)
+      throw new HarnessError(`bun ${argv.join(" ")}: it ended with ${child.exitCode}`);
     return performance.now() - started;
   };
   const overhead: number[] = [];
@@ -132,20 +149,19 @@ async function benchProcesses(): Promise<void> {
     overhead.push(await timed(["harness.ts", "with", "--", "true"]));
   report("with -- true, whole", overhead);
 
-  const kept = Bun.spawn([process.execPath, "harness.ts", "up"], {
-    cwd: ROOT,
-    stdout: "pipe",
-    stderr: "ignore",
-  });
-  for await (const chunk of kept.stdout as unknown as AsyncIterable<Uint8Array>) {
-    if (Buffer.from(chunk).includes("Ctrl-C")) break;
+  const kept = spawn(["harness.ts", "up"], "pipe");
+  try {
+    for await (const chunk of kept.stdout as unknown as AsyncIterable<Uint8Array>) {
+      if (Buffer.from(chunk).includes("Ctrl-C")) break;
+    }
+    const attached: number[] = [];
+    const smoke = ["test", "scenarios/external-podman/smoke.test.ts"];
+    for (let round = 0; round < 5; round++) attached.push(await timed(smoke));
+    report("bun test of the smoke file, attached to a kept stack", attached);
+  } finally {
+    kept.kill("SIGTERM");
+    await kept.exited;
   }
-  const attached: number[] = [];
-  const smoke = ["test", "scenarios/external-podman/smoke.test.ts"];
-  for (let round = 0; round < 5; round++) attached.push(await timed(smoke));
-  report("bun test of the smoke file, attached to a kept stack", attached);
-  kept.kill("SIGTERM");
-  await kept.exited;
   report("the whole suite external-podman", [await timed(["harness.ts", "test", "external-podman"])]);
 }
 

@@ -40,9 +40,8 @@ export const command: Command = async (settings, args, { only, each }) => {
   await loadChecks();
   for (const file of [...new Bun.Glob("*.ts").scanSync(MUTANTS)].toSorted())
     await import(join(MUTANTS, file));
-  const chosen = mutants.filter(
-    ({ name, foundBy }) => !only || new RegExp(only).test([name, ...foundBy].join(" ")),
-  );
+  const pattern = patternOf(only);
+  const chosen = mutants.filter(({ name, foundBy }) => pattern.test([name, ...foundBy].join(" ")));
   if (chosen.length === 0)
     throw new HarnessError(`--only ${only}: no mutant has that in its name or its checks`);
   const began = performance.now();
@@ -58,6 +57,14 @@ export const command: Command = async (settings, args, { only, each }) => {
   if (problems.length > 0) return EXIT.failed;
   return left.length > 0 ? EXIT.leftovers : EXIT.ok;
 };
+
+function patternOf(only = ""): RegExp {
+  try {
+    return new RegExp(only);
+  } catch (error) {
+    throw new HarnessError(`--only ${only}: ${(error as Error).message}`);
+  }
+}
 
 const MUTANTS = join(import.meta.dir, "..", "contract", "mutants");
 

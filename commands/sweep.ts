@@ -84,7 +84,12 @@ async function sweepEngine(run: Run): Promise<string[]> {
   const { socket, command } = run.engine;
   const environment = { ...(process.env as Record<string, string>), [RUN_MARK]: run.id };
   const log = join(run.folder, "engine.log");
-  const revived = (await connectable(socket))
+  const answers = await connectable(socket);
+  if (!answers && command.length === 0)
+    throw new HarnessError(
+      `run ${run.id}: its engine does not answer: start what serves ${socket}, and sweep again`,
+    );
+  const revived = answers
     ? undefined
     : Child.start("engine", [...command, `unix://${socket}`], environment, log);
   try {

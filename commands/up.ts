@@ -9,8 +9,6 @@ import { parseFault } from "../keeper/faults.ts";
 
 export const command: Command = async (settings, _args, { fault = "" }) => {
   const faults = fault.split("\n").filter(Boolean).map(parseFault);
-  const ended = Promise.withResolvers<void>();
-  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, () => ended.resolve());
   const { left } = await withKeeper(settings, async (keeper, run) => {
     console.log(describeParts((await keeper.call("hello")).parts));
     const stack = await keeper.call("startStack", {});
@@ -20,6 +18,9 @@ export const command: Command = async (settings, _args, { fault = "" }) => {
     console.log(`driver   ${stack.driverSocket}`);
     console.log(`logs     ${stack.logs.gateway}\n         ${stack.logs.driver}`);
     console.log("Ctrl-C ends it. In a second terminal: bun test scenarios/external-podman");
+    // Not before: a signal amid the start ends this process, and with it, by its keeper, what was started.
+    const ended = Promise.withResolvers<void>();
+    for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, () => ended.resolve());
     // Waiting for a signal alone would not keep this process alive.
     keeper.socket.ref();
     await Promise.race([ended.promise, keeper.closed]);

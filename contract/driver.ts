@@ -18,7 +18,7 @@ import { patient, Refused, show, Violation } from "./check.ts";
 export type { Event, Snapshot };
 
 /** How long a driver may take to answer, in milliseconds, unless a rule says otherwise. The gateway itself waits for ever. */
-export const ANSWER_MS = 10_000;
+const ANSWER_MS = 10_000;
 
 /** One call, as evidence: a line of text. `at` is in milliseconds, on this process' clock. */
 export interface Asked {

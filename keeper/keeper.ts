@@ -96,13 +96,14 @@ export class Keeper {
   async #openEngine(): Promise<void> {
     const { run, settings, parts } = this.setup;
     let socket = settings.podmanSocket;
-    const command = enginePrograms(run, parts);
-    if (!parts.engine.real || !socket) {
+    if (parts.engine.real && socket) {
+      run.engine = { socket, command: [] };
+    } else {
       socket = join(run.folder, "engine.sock");
+      const command = enginePrograms(run, parts);
       run.engine = { socket, command };
       await this.#startEngine(socket, command);
     }
-    run.engine = { socket, command };
     const engine = (this.setup.engine = new Engine(socket));
     if (parts.engine.real) await this.#checkEngine(engine);
     await this.#provideImages(engine);

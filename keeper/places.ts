@@ -92,6 +92,17 @@ function built(settings: Settings, program: string, named: string): string {
 /** The openshell CLI, if there is one. */
 export const findCli = (settings: Settings): string => built(settings, "openshell", settings.cliBin);
 
+/** What a program prints as its version. @throws what the system says of one that it cannot run. */
+async function saysOfItself(path: string): Promise<string> {
+  const asked = Bun.spawn([path, "--version"], {
+    env: { PATH: process.env.PATH ?? "" },
+    stdout: "pipe",
+    stderr: "ignore",
+    timeout: 10_000,
+  });
+  return (await asked.stdout.text()).trim();
+}
+
 /**
  * Asks the real programs who they are, and adds their versions to the labels.
  * @throws HarnessError when a binary is not the program that its setting promises.
@@ -100,13 +111,9 @@ export async function checkParts(parts: Parts, settings: Settings): Promise<Part
   const version = async (part: Part, program: string, setting: string): Promise<Part> => {
     if (!part.real || part.command.length !== 1) return part;
     const [path = ""] = part.command;
-    const asked = Bun.spawn([path, "--version"], {
-      env: { PATH: process.env.PATH ?? "" },
-      stdout: "pipe",
-      stderr: "ignore",
-      timeout: 10_000,
+    const said = await saysOfItself(path).catch((error: Error) => {
+      throw new HarnessError(`${setting}: ${path} cannot be started: ${error.message}`);
     });
-    const said = (await asked.stdout.text()).trim();
     if (!said.startsWith(`${program} `)) {
       throw new HarnessError(
         `${setting}: ${path} is not ${program}: \`--version\` printed ${JSON.stringify(said.slice(0, 80))}`,

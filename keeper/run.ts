@@ -81,7 +81,7 @@ export class Run {
     return existsSync(file) ? readFileSync(file, "utf8").split("\n").filter(Boolean) : [];
   }
 
-  /** What a sweep must know to reach the run's engine again. Whole, or not there: its writer may be killed meanwhile. */
+  /** What a sweep must know to reach the run's engine again; somebody else's has no command. Whole, or not there: its writer may be killed meanwhile. */
   set engine(engine: { socket: string; command: string[] }) {
     const file = join(this.folder, "engine.json");
     writeFileSync(`${file}.new`, JSON.stringify(engine));

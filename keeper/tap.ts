@@ -120,7 +120,7 @@ export type UnaryInterceptor = (
 ) => Promise<object>;
 
 /** Fields marked `secret` in the contract (proto/v0.0, option 50001), redacted wherever they show up. */
-export const SECRET_FIELDS: ReadonlySet<string> = new Set(["sandbox_token", "token"]);
+const SECRET_FIELDS: ReadonlySet<string> = new Set(["sandbox_token", "token"]);
 
 /** How long a reordered event is held back for the next one, in milliseconds. */
 const REORDER_MS = 200;

@@ -30,17 +30,17 @@ export const withoutProc = process.platform !== "linux" && "it reads /proc, whic
 
 /** Why a scenario does not apply: it is about the Podman driver, and another one is at work. */
 export const withoutPodmanDriver =
-  parts.driver.label.endsWith("(custom)") && "it is about the Podman driver's own configuration or engine";
+  parts().driver.label.endsWith("(custom)") && "it is about the Podman driver's own configuration or engine";
 
 /** Why a scenario does not apply: it restarts the engine, which all stacks of a run share. */
 export const withForeignEngine =
-  Boolean(process.env.OPENSHELL_PODMAN_SOCKET) && parts.engine.real
+  Boolean(process.env.OPENSHELL_PODMAN_SOCKET) && parts().engine.real
     ? "the engine is somebody else's service, which is not ours to restart"
     : false;
 
 /** Why a scenario does not apply: the engine's networks have no bridge on this machine. */
 export const withoutBridges =
-  (!parts.engine.real && "the fake engine's networks are this machine's loopback") ||
+  (!parts().engine.real && "the fake engine's networks are this machine's loopback") ||
   (process.getuid?.() !== 0 && "a rootless Podman makes no bridge on this machine");
 
 // Engine

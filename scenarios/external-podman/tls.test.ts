@@ -77,7 +77,7 @@ function certificatesOf({ info }: RunningStack): Required<Certificates> {
 function otherCertificates({ info }: RunningStack): Required<Certificates> {
   const folder = join(info.folder, "other-pki");
   if (!existsSync(folder)) {
-    const make = [...parts.gateway.command, "generate-certs", "--output-dir", folder];
+    const make = [...parts().gateway.command, "generate-certs", "--output-dir", folder];
     const env = { PATH: process.env.PATH ?? "", HOME: folder, XDG_CONFIG_HOME: folder };
     const made = Bun.spawnSync(make, { env, timeout: 15_000 });
     if (!made.success) throw new HarnessError(`generate-certs: exit code ${made.exitCode}: ${made.stderr}`);

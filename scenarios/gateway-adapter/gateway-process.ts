@@ -24,7 +24,7 @@ import type { OpenShellClient } from "../../proto/v0.0/types/openshell/v1/OpenSh
 import { type Script, ScriptedDriver } from "./scripted-driver.ts";
 
 /** Whether the gateway under test is the real one. */
-export const isReal = parts.gateway.real;
+export const isReal = parts().gateway.real;
 
 /** The name under which the scripted driver is configured, unless a scenario says otherwise. */
 export const DRIVER_NAME = "external-test";
@@ -45,9 +45,9 @@ const prepare = () =>
   (prepared ??= (async () => {
     const scripted = { real: false, label: "scripted", command: [] };
     const none = { real: false, label: "none", command: [] };
-    const found: Parts = { gateway: parts.gateway, driver: scripted, engine: none, supervisor: scripted };
+    const found: Parts = { gateway: parts().gateway, driver: scripted, engine: none, supervisor: scripted };
     console.log(`gateway-adapter: ${describeParts(await checkParts(found, settings))}`);
-    const { command } = isReal ? parts.gateway : await compiledFake("gateway");
+    const { command } = isReal ? parts().gateway : await compiledFake("gateway");
     const run = Run.create(settings);
     mkdirSync(run.folder, { recursive: true, mode: 0o700 });
     guard(run);
