@@ -1158,7 +1158,7 @@ const VERBS: Record<string, OwnFlags> = {
   up: { fault: { type: "string", multiple: true } },
   with: {},
   doctor: {},
-  sweep: { run: { type: "string" } },
+  sweep: { run: { type: "string" }, guard: { type: "boolean" } },
   bench: {},
   soak: {
     sandboxes: { type: "string" },

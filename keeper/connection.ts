@@ -85,7 +85,7 @@ const keeperAndGuard = (starter: number): string => `
 umask 077
 mkdir -p "$0" || exit
 { sh -c 'echo $$ >"$0/keeper.pid"; exec "$@" 3>&1 </dev/null >>"$0/keeper.log" 2>&1' "$0" "$@" keep "$0" ${starter} |
-  { trap "" INT TERM HUP; read -r _; [ ! -d "$0" ] || exec "$@" sweep --run "$0"; }
+  { trap "" INT TERM HUP; read -r _; [ ! -d "$0" ] || exec "$@" sweep --guard --run "$0"; }
 } >/dev/null 2>&1 &`;
 
 /**
