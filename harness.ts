@@ -1197,7 +1197,7 @@ async function main(argv: string[]): Promise<number> {
 }
 
 /** Ends the process as an error that a user can act on deserves; anything else is a bug and shows where it is. */
-function fail(error: unknown): never {
+export function fail(error: unknown): never {
   if (error instanceof HarnessError) console.error(`openshell-e2e: ${error.message}`);
   else console.error(error);
   process.exit(EXIT.error);

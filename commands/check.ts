@@ -4,10 +4,11 @@
  * `check --driver 'CMD' | --socket PATH`: does a driver keep the compute-driver contract? On its socket alone: the
  * harness plays the gateway. Without either, the driver that the settings name is checked, or the fake.
  */
-import { mkdirSync, writeFileSync } from "node:fs";
+import { writeFileSync } from "node:fs";
 import { join, relative, resolve } from "node:path";
 import { type Command, EXIT, HarnessError, type Settings, standings, withKeeper } from "../harness.ts";
 import { describeParts } from "../keeper/places.ts";
+import { openReports } from "../keeper/reports.ts";
 import type { Check } from "../contract/check.ts";
 import { judge, type Judged, recordBegun, recordOutcome } from "../contract/judge.ts";
 import { type Known, readKnown } from "../known-failing.ts";
@@ -38,6 +39,7 @@ export const command: Command = async (settings, args, own) => {
   const known = readKnown("check", new Set((await loadChecks()).map(({ id }) => id)));
   const choice = own as BackendChoice;
   if (socket) {
+    openReports(settings);
     recordBegin("", {});
     const code = await checkAll(checks, runningSubject(socket, settings, choice), known, settings);
     writeResults(waitingEntries(), resolve(settings.reports));
@@ -100,7 +102,6 @@ async function checkAll(
     console.log(`\n${explanation(one)}`);
   console.log(`\n${countsTable(ordered)}\n`);
   const file = join(resolve(settings.reports), "contract.md");
-  mkdirSync(resolve(settings.reports), { recursive: true });
   writeFileSync(file, markdown(ordered, identity, new Date()));
   console.log(`For the driver's README: ${relative(process.cwd(), file)}`);
   console.log(summary(ordered));

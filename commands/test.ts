@@ -7,8 +7,8 @@
  * `<what>: N passed, N failed, N skipped`. A run that executed nothing is an error.
  */
 import { Glob } from "bun";
-import { existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
-import { join, resolve } from "node:path";
+import { existsSync, readFileSync, rmSync } from "node:fs";
+import { join } from "node:path";
 import {
   asEnvironment,
   type Command,
@@ -20,6 +20,7 @@ import {
   within,
 } from "../harness.ts";
 import { checkParts, describeParts, findParts } from "../keeper/places.ts";
+import { openReports } from "../keeper/reports.ts";
 import { liveProgress, type ProgressEvent } from "../report/progress.ts";
 import { inColour } from "../report/text.ts";
 
@@ -35,9 +36,8 @@ export const command: Command = async (settings, args, { t: pattern }) => {
 
   const parts = await checkParts(findParts(settings), settings);
   console.log(describeParts(parts));
-  const reports = resolve(settings.reports);
+  const reports = openReports(settings);
   const junit = join(reports, "junit.xml");
-  mkdirSync(reports, { recursive: true });
   rmSync(junit, { force: true });
   // On a terminal the last line is ours, so what bun prints goes through us.
   const progress = liveProgress();

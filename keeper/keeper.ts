@@ -10,7 +10,7 @@ import { copyFileSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync 
 import { createServer } from "node:net";
 import { join, resolve } from "node:path";
 import { createInterface } from "node:readline";
-import { HarnessError, openClient, readable, type Settings } from "../harness.ts";
+import { HarnessError, openClient, type Settings } from "../harness.ts";
 import { unary } from "../proto/contract.ts";
 import { now, readRecords, record, recordTo, writeResults } from "../report/record.ts";
 import { describeBelonging, Engine, removeBelongings } from "./engine.ts";
@@ -18,6 +18,7 @@ import type { EngineRule, ProxiedCall } from "./engine-proxy.ts";
 import { checkParts, findParts, type Parts } from "./places.ts";
 import { Child, cleanEnvironment } from "./process.ts";
 import { compiledFake } from "./programs.ts";
+import { saveLogs } from "./reports.ts";
 import { processesOf, type Run, RUN_MARK } from "./run.ts";
 import { type DriverContext, type Setup, Stack, type StackInfo, type StackSpec } from "./stack.ts";
 import type { Call, Rule } from "./tap.ts";
@@ -467,20 +468,6 @@ function signal(pid: number, name: NodeJS.Signals): void {
     process.kill(pid, name);
   } catch {
     // Gone already.
-  }
-}
-
-/** Copies a run's logs to where they can be read after it; those of the run before are replaced. */
-function saveLogs(run: Run, reports: string): void {
-  const target = join(resolve(reports), "logs");
-  rmSync(target, { recursive: true, force: true });
-  for (const file of new Bun.Glob("**/*.{log,toml}").scanSync(run.folder)) {
-    if (file.includes("home/")) continue;
-    mkdirSync(target, { recursive: true });
-    writeFileSync(
-      join(target, file.replaceAll("/", "-")),
-      readable(readFileSync(join(run.folder, file), "utf8")),
-    );
   }
 }
 

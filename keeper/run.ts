@@ -17,6 +17,7 @@ import {
 import { tmpdir, userInfo } from "node:os";
 import { basename, join, resolve } from "node:path";
 import { connectable, HarnessError, isAlive, type Settings } from "../harness.ts";
+import { openReports } from "./reports.ts";
 
 /** In the environment of every process that a run starts: how a sweep knows them. */
 export const RUN_MARK = "OPENSHELL_E2E_RUN";
@@ -43,7 +44,8 @@ export class Run {
 
   /**
    * A new run, of which nothing is on disk yet.
-   * @throws HarnessError when a socket's path in it would be too long for the kernel, or others could reach into it.
+   * @throws HarnessError when a socket's path in it would be too long for the kernel, or others could reach into it; or
+   * when its results could not be written.
    */
   static create(settings: Settings): Run {
     const id = randomBytes(4).toString("hex");
@@ -56,6 +58,7 @@ export class Run {
       );
     }
     makePrivate(Run.root(settings));
+    openReports(settings);
     return run;
   }
 
