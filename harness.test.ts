@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import { afterAll, describe, expect, test } from "bun:test";
-import { chmodSync, existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { chmodSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { eventually, HarnessError, readable, readSettings } from "./harness.ts";
 import { findParts } from "./keeper/places.ts";
 import { Run } from "./keeper/run.ts";
@@ -44,6 +44,25 @@ describe("settings", () => {
       {},
       "a whole number of seconds was expected: 1s",
     ],
+    [
+      "a checkout that is not there",
+      [],
+      { OPENSHELL_REPO: "/no/such" },
+      "OPENSHELL_REPO: no such folder: /no/such",
+    ],
+    [
+      "a checkout that was not built",
+      ["--repo", import.meta.dir],
+      {},
+      "--repo: none of openshell-gateway, openshell-driver-podman, openshell is in its target/release or target/debug; " +
+        "build them (cargo build -p openshell-server",
+    ],
+    [
+      "a real program for a place that is faked",
+      ["--driver-cmd", "my-driver {socket}"],
+      { OPENSHELL_E2E_FAKE: "gateway,driver" },
+      "--driver-cmd names a real driver, and OPENSHELL_E2E_FAKE puts the fake in its place",
+    ],
     ["a flag that is neither 0 nor 1", [], { OPENSHELL_E2E_ATTACH: "yes" }, "0 or 1 was expected: yes"],
   ])("%s is refused by name", (_, flags, environment, message) => {
     expect(() => readSettings(flags, environment)).toThrow(message);
@@ -72,6 +91,21 @@ describe("places", () => {
   test("a faked place stays fake though the real program is named", () => {
     const parts = partsFor({ OPENSHELL_GATEWAY_BIN: process.execPath, OPENSHELL_E2E_FAKE: "gateway" });
     expect(parts.gateway.real).toBe(false);
+  });
+
+  test("what a checkout has built is found, the release first", () => {
+    const checkout = mkdtempSync(join(tmpdir(), "hc-"));
+    const paths = ["debug", "release"].map((profile) =>
+      join(checkout, "target", profile, "openshell-gateway"),
+    );
+    for (const path of paths) {
+      mkdirSync(dirname(path), { recursive: true });
+      writeFileSync(path, "");
+      const { gateway, driver } = partsFor({ OPENSHELL_REPO: checkout });
+      expect(gateway).toMatchObject({ real: true, command: [path] });
+      expect(driver.real).toBe(false);
+    }
+    rmSync(checkout, { recursive: true });
   });
 
   test("a driver's command line is split at spaces, and quotes hold words together", () => {
@@ -222,6 +256,20 @@ describe("bad input to the command line", () => {
     expect(gone).toBe(
       `openshell-e2e: engine on ${socket}: GET info: nobody listens there. ` +
         `Start it: podman system service --time=0 unix://${socket}`,
+    );
+  });
+
+  test.each([
+    [
+      ["--driver", "false"],
+      "--driver names a real driver, and OPENSHELL_E2E_FAKE puts the fake in its place",
+    ],
+    [["--driver", ""], "--driver: a value was expected, and it is empty"],
+    [["--socket="], "--socket: a value was expected, and it is empty"],
+    [["--only", " "], "--only: a value was expected, and it is empty"],
+  ])("check %j, which would check the fake", async (flags, message) => {
+    expect(await refused(["check", ...flags], { OPENSHELL_E2E_FAKE: "driver" })).toStartWith(
+      `openshell-e2e: ${message}`,
     );
   });
 

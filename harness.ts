@@ -16,7 +16,7 @@ import { test } from "bun:test";
 import { accessSync, constants, existsSync, readFileSync, statSync } from "node:fs";
 import { connect as connectSocket } from "node:net";
 import { cpus, loadavg } from "node:os";
-import { basename, resolve } from "node:path";
+import { basename, join, resolve } from "node:path";
 import { parseArgs, stripVTControlCharacters } from "node:util";
 import type { ScenarioResult, Standing } from "./report/model.ts";
 import { follow } from "./report/follow.ts";
@@ -67,7 +67,7 @@ export const PLACES = ["gateway", "driver", "engine", "supervisor"] as const;
 /** The four places that a real program or a fake can take. */
 export type Place = (typeof PLACES)[number];
 
-type Kind = "program" | "folder" | "socket" | "places" | "seconds" | "count" | "flag" | "text";
+type Kind = "program" | "folder" | "checkout" | "socket" | "places" | "seconds" | "count" | "flag" | "text";
 
 /** Every setting: its flag is `--name`, its field the name in camel case. A flag wins over the environment. */
 // prettier-ignore
@@ -78,7 +78,7 @@ export const SETTINGS = [
   ["driver-cmd",      "OPENSHELL_DRIVER_CMD",         "text",    "",      "any driver: its command line, with placeholders such as {socket}"],
   ["driver-env",      "OPENSHELL_DRIVER_ENV",         "text",    "",      "names of environment variables, comma separated, that the driver may see"],
   ["cli-bin",         "OPENSHELL_BIN",                "program", "",      "the openshell CLI, handed on by `with`"],
-  ["repo",            "OPENSHELL_REPO",               "folder",  "",      "a built upstream checkout in which to find all of the above"],
+  ["repo",            "OPENSHELL_REPO",               "checkout","",      "a built upstream checkout in which to find all of the above"],
   ["podman-socket",   "OPENSHELL_PODMAN_SOCKET",      "socket",  "",      "a running Podman API service to use as the engine"],
   ["sandbox-image",   "OPENSHELL_SANDBOX_IMAGE",      "text",    "",      "the image of sandboxes on a real engine"],
   ["supervisor-image","OPENSHELL_SUPERVISOR_IMAGE",   "text",    "",      "the image with the real supervisor, openshell-sandbox"],
@@ -133,8 +133,10 @@ export function readSettings(
     if (problem) {
       throw new HarnessError(`${typeof flag === "string" ? `--${name}` : variable}: ${problem}: ${value}`);
     }
-    settings[camelCase(name)] = kind === "folder" || kind === "program" ? value && resolve(value) : value;
+    settings[camelCase(name)] = PATHS.has(kind) && value ? resolve(value) : value;
   }
+  for (const [flag, place] of Object.entries(SEATS))
+    if (parsed.values[flag]) refuseFaked(`--${flag}`, place, settings as Settings);
   const own = Object.keys(ownFlags).flatMap((name) => {
     const value = parsed.values[name];
     return value === undefined ? [] : [[name, value === true ? "1" : [value].flat().join("\n")] as const];
@@ -150,11 +152,39 @@ export const asEnvironment = (settings: Settings): Record<string, string> =>
     ).filter(([, value]) => value),
   );
 
+const PATHS = new Set<Kind>(["program", "folder", "checkout"]);
+
+/** The flags that put a real program in a place. */
+const SEATS: Record<string, Place> = {
+  "gateway-bin": "gateway",
+  "driver-bin": "driver",
+  "driver-cmd": "driver",
+  "podman-socket": "engine",
+  "supervisor-image": "supervisor",
+};
+
+/** @throws HarnessError when a flag names a real program for a place that is to be faked: its verdict would be the fake's. */
+export function refuseFaked(flag: string, place: Place, { fake }: Settings): void {
+  if (placeList(fake).includes(place))
+    throw new HarnessError(
+      `${flag} names a real ${place}, and OPENSHELL_E2E_FAKE puts the fake in its place: drop one`,
+    );
+}
+
 const VALUE_CHECKS: Record<Kind, (value: string) => string | false> = {
   program: (path) => {
     if (!existsSync(path)) return "no such file";
     if (!statSync(path).isFile()) return "not a file";
     return !isExecutable(path) && "not executable (chmod +x)";
+  },
+  checkout: (path) => {
+    if (!existsSync(path)) return "no such folder";
+    if (!statSync(path).isDirectory()) return "not a folder";
+    if (BUILT.some((program) => findBuilt(path, program))) return false;
+    return (
+      `none of ${BUILT.join(", ")} is in its target/release or target/debug; build them ` +
+      "(cargo build -p openshell-server -p openshell-driver-podman -p openshell-cli)"
+    );
   },
   folder: (path) => existsSync(path) && !statSync(path).isDirectory() && "not a folder",
   socket: (path) => (!existsSync(path) ? "no such socket" : !statSync(path).isSocket() && "not a socket"),
@@ -166,6 +196,15 @@ const VALUE_CHECKS: Record<Kind, (value: string) => string | false> = {
   flag: (text) => !/^[01]$/.test(text) && "0 or 1 was expected",
   text: () => false,
 };
+
+/** What a checkout may have built that we can use. */
+const BUILT = ["openshell-gateway", "openshell-driver-podman", "openshell"] as const;
+
+/** The path of a program that a checkout has built; empty if it has not. */
+export function findBuilt(checkout: string, program: (typeof BUILT)[number]): string {
+  const candidates = ["release", "debug"].map((profile) => join(checkout, "target", profile, program));
+  return candidates.find((path) => existsSync(path)) ?? "";
+}
 
 function isExecutable(path: string): boolean {
   try {

@@ -6,7 +6,15 @@
  */
 import { writeFileSync } from "node:fs";
 import { join, relative, resolve } from "node:path";
-import { type Command, EXIT, HarnessError, type Settings, standings, withKeeper } from "../harness.ts";
+import {
+  type Command,
+  EXIT,
+  HarnessError,
+  refuseFaked,
+  type Settings,
+  standings,
+  withKeeper,
+} from "../harness.ts";
 import { describeParts } from "../keeper/places.ts";
 import { openReports } from "../keeper/reports.ts";
 import type { Check } from "../contract/check.ts";
@@ -27,9 +35,12 @@ const AT_A_TIME = { fake: 4, real: 1 };
 
 export const command: Command = async (settings, args, own) => {
   const { driver, socket, only, list } = own;
+  const empty = Object.keys(own).find((flag) => !own[flag]?.trim());
+  if (empty) throw new HarnessError(`--${empty}: a value was expected, and it is empty`);
   if (args.length > 0) throw new HarnessError(`check: unexpected ${args[0]}. See \`bun harness.ts help\``);
   if (driver && socket)
     throw new HarnessError("check: --driver starts a driver, --socket names one that runs: give one");
+  if (driver) refuseFaked("--driver", "driver", settings);
   const checks = choose(await loadChecks(), only);
   if (list) {
     for (const { id, level, group, rule } of checks)

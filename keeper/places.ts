@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** What stands in each of the four places: a real program, where the settings name one, or a fake. */
-import { existsSync } from "node:fs";
 import { userInfo } from "node:os";
 import { basename, join } from "node:path";
-import { HarnessError, type Place, PLACES, placeList, type Settings } from "../harness.ts";
+import { findBuilt, HarnessError, type Place, PLACES, placeList, type Settings } from "../harness.ts";
 import type { Standing } from "../report/model.ts";
 
 /** What stands in a place: the command that starts it, and what the first line of every run says about it. */
@@ -83,11 +82,8 @@ function words(line: string): string[] {
   return (line.match(/(?:"[^"]*"|'[^']*'|[^\s"'])+/g) ?? []).map((word) => word.replace(/["']/g, ""));
 }
 
-function built(settings: Settings, program: string, named: string): string {
-  if (named || !settings.repo) return named;
-  const candidates = ["release", "debug"].map((profile) => join(settings.repo, "target", profile, program));
-  return candidates.find((path) => existsSync(path)) ?? "";
-}
+const built = (settings: Settings, program: Parameters<typeof findBuilt>[1], named: string): string =>
+  named || (settings.repo && findBuilt(settings.repo, program));
 
 /** The openshell CLI, if there is one. */
 export const findCli = (settings: Settings): string => built(settings, "openshell", settings.cliBin);
