@@ -90,7 +90,7 @@ export const SETTINGS = [
   ["parallel",        "OPENSHELL_E2E_PARALLEL",       "count",   "",      "scenarios at a time; default 6, or 1 with a real gateway or engine"],
   ["verbose",         "OPENSHELL_E2E_VERBOSE",        "flag",    "",      "1 shows what the programs of a test run write, as they write it"],
   ["trace",           "OPENSHELL_E2E_TRACE",          "flag",    "",      "1 shows the calls between gateway and driver, as they end"],
-  ["attach",          "OPENSHELL_E2E_ATTACH",         "flag",    "1",     "use a stack that `bun harness.ts up` keeps; 0 never does"],
+  ["attach",          "OPENSHELL_E2E_ATTACH",         "flag",    "1",     "`bun test` and `with` use a stack that `bun harness.ts up` keeps; 0 never does"],
 ] as const satisfies readonly (readonly [string, string, Kind, string, string])[];
 
 type CamelCase<S extends string> = S extends `${infer A}-${infer B}` ? `${A}${Capitalize<CamelCase<B>>}` : S;

@@ -109,6 +109,8 @@ function environment(settings: Settings, suites: string[]): Record<string, strin
     ...process.env,
     ...quiet,
     ...asEnvironment(settings),
+    // A run that counts is complete in itself: a kept stack may have faults.
+    OPENSHELL_E2E_ATTACH: "0",
     OPENSHELL_E2E_ANNOUNCED: "1",
     OPENSHELL_E2E_SUITES: suites.join(","),
     OPENSHELL_E2E_COMMAND: ["bun", "harness.ts", ...process.argv.slice(2)].join(" "),
