@@ -15,7 +15,7 @@ import * as grpc from "@grpc/grpc-js";
 import { test } from "bun:test";
 import { accessSync, constants, existsSync, readFileSync, statSync } from "node:fs";
 import { connect as connectSocket } from "node:net";
-import { cpus, loadavg } from "node:os";
+import os, { cpus, loadavg } from "node:os";
 import { basename, join, resolve } from "node:path";
 import { parseArgs, stripVTControlCharacters } from "node:util";
 import type { ScenarioResult, Standing } from "./report/model.ts";
@@ -306,6 +306,47 @@ export async function within<T>(
     return await Promise.race([work, tooLate]);
   } finally {
     clearTimeout(timer);
+  }
+}
+
+/**
+ * Does `work`, which is to end soon once `stop` is aborted: by the first SIGINT, SIGTERM or SIGHUP. The second one ends the
+ * process at once. Resolves with the exit code of `work`, or with 128 + n after a signal.
+ */
+export async function interruptible(work: (stop: AbortSignal) => Promise<number>): Promise<number> {
+  const stop = new AbortController();
+  let code: number | undefined;
+  const handlers = (["SIGINT", "SIGTERM", "SIGHUP"] as const).map((name) => {
+    const end = () => {
+      for (const [signal, handler] of handlers) process.off(signal, handler);
+      code = 128 + os.constants.signals[name];
+      console.error(
+        `${name}: nothing more is begun, and what was begun is cleared away; a second one ends this at once`,
+      );
+      stop.abort(new HarnessError(`ended by ${name}`));
+    };
+    return [name, end] as const;
+  });
+  for (const [signal, handler] of handlers) process.on(signal, handler);
+  const end = await work(stop.signal).catch((error: unknown) => {
+    if (error !== stop.signal.reason) throw error;
+  });
+  return code ?? end ?? EXIT.error;
+}
+
+/** What `work` resolves with. @throws why `stop` was aborted, `graceMs` after that. */
+export async function unless<T>(stop: AbortSignal | undefined, work: Promise<T>, graceMs = 0): Promise<T> {
+  if (!stop) return work;
+  const stopped = Promise.withResolvers<never>();
+  let timer: Timer | undefined;
+  const begin = () => (timer = setTimeout(() => stopped.reject(stop.reason), graceMs));
+  if (stop.aborted) begin();
+  else stop.addEventListener("abort", begin);
+  try {
+    return await Promise.race([work, stopped.promise]);
+  } finally {
+    clearTimeout(timer);
+    stop.removeEventListener("abort", begin);
   }
 }
 

@@ -4,15 +4,17 @@
  * `check --driver 'CMD' | --socket PATH`: does a driver keep the compute-driver contract? On its socket alone: the
  * harness plays the gateway. Without either, the driver that the settings name is checked, or the fake.
  */
-import { writeFileSync } from "node:fs";
+import { rmSync, writeFileSync } from "node:fs";
 import { join, relative, resolve } from "node:path";
 import {
   type Command,
   EXIT,
   HarnessError,
+  interruptible,
   refuseFaked,
   type Settings,
   standings,
+  unless,
   withKeeper,
 } from "../harness.ts";
 import { describeParts } from "../keeper/places.ts";
@@ -33,7 +35,15 @@ import { now, record, recordTo, waitingEntries, writeResults } from "../report/r
 /** Most of a check is waiting; but a real Podman that does several things at a time now and then loses a mounted image. */
 const AT_A_TIME = { fake: 4, real: 1 };
 
-export const command: Command = async (settings, args, own) => {
+export const command: Command = (settings, args, own) =>
+  interruptible((stop) => check(settings, args, own, stop));
+
+async function check(
+  settings: Settings,
+  args: string[],
+  own: Record<string, string>,
+  stop: AbortSignal,
+): Promise<number> {
   const { driver, socket, only, list } = own;
   const empty = Object.keys(own).find((flag) => !own[flag]?.trim());
   if (empty) throw new HarnessError(`--${empty}: a value was expected, and it is empty`);
@@ -52,7 +62,8 @@ export const command: Command = async (settings, args, own) => {
   if (socket) {
     openReports(settings);
     recordBegin("", {});
-    const code = await checkAll(checks, runningSubject(socket, settings, choice), known, settings);
+    const subject = runningSubject(socket, settings, choice);
+    const code = await checkAll(checks, subject, known, settings, { stop });
     writeResults(waitingEntries(), resolve(settings.reports));
     return code;
   }
@@ -63,23 +74,25 @@ export const command: Command = async (settings, args, own) => {
     recordTo(folder, "check");
     recordBegin(id, standings({ ...parts, supervisor: { ...parts.supervisor, label: "probe" } }));
     console.log(describeParts({ ...parts, supervisor: { ...parts.supervisor, label: "probe" } }));
-    const subject = await startSubject(keeper, started, choice).catch((error: unknown) => {
+    const starting = startSubject(keeper, started, choice);
+    const subject = await unless(stop, starting).catch((error: unknown) => {
       if (error instanceof NotReady) return error;
       throw error;
     });
     if (subject instanceof NotReady) return reportNotReady(checks, subject);
-    return checkAll(checks, subject, known, started, parts.engine.real ? AT_A_TIME.real : AT_A_TIME.fake);
+    const parallel = parts.engine.real ? AT_A_TIME.real : AT_A_TIME.fake;
+    return checkAll(checks, subject, known, started, { parallel, stop });
   });
   for (const line of left) console.log(`left behind, removed: ${line}`);
   return result === EXIT.ok && left.length > 0 ? EXIT.leftovers : result;
-};
+}
 
 async function checkAll(
   checks: Check[],
   subject: Subject,
   known: Known[],
   settings: Settings,
-  parallel = AT_A_TIME.real,
+  { parallel = AT_A_TIME.real, stop }: { parallel?: number; stop: AbortSignal },
 ): Promise<number> {
   const identity = await identify(subject.socket).catch((error: Error) => {
     throw new HarnessError(
@@ -92,6 +105,7 @@ async function checkAll(
   const progress = liveProgress();
   await run(checks, subject, {
     parallel,
+    stop,
     older: identity.missing,
     onBegin(check) {
       recordBegun(check);
@@ -108,11 +122,19 @@ async function checkAll(
     },
   });
   progress?.end();
-  const ordered = checks.map((check) => judged.find((one) => one.check === check)!);
+  const ordered = checks.flatMap((check) => judged.find((one) => one.check === check) ?? []);
   for (const one of ordered.filter(({ verdict, notRun }) => !notRun && ["fail", "error"].includes(verdict)))
     console.log(`\n${explanation(one)}`);
   console.log(`\n${countsTable(ordered)}\n`);
   const file = join(resolve(settings.reports), "contract.md");
+  // What was asked by then is no conformance; without an end on record, the results say so themselves.
+  if (stop.aborted) {
+    rmSync(file, { force: true });
+    console.log(`${(stop.reason as Error).message}: ${ordered.length} of ${checks.length} rules were asked`);
+    console.log(`Results: ${relative(process.cwd(), join(resolve(settings.reports), "results.json"))}`);
+    console.log(summary(ordered));
+    return EXIT.error;
+  }
   writeFileSync(file, markdown(ordered, identity, new Date()));
   console.log(`For the driver's README: ${relative(process.cwd(), file)}`);
   console.log(summary(ordered));

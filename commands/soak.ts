@@ -11,8 +11,11 @@ import {
   eventually,
   EXIT,
   HarnessError,
+  interruptible,
   RunningStack,
   type Sandbox,
+  type Settings,
+  unless,
   withKeeper,
 } from "../harness.ts";
 import { describeParts } from "../keeper/places.ts";
@@ -29,7 +32,15 @@ interface Plan {
   seed: number;
 }
 
-export const command: Command = async (settings, args, own) => {
+export const command: Command = (settings, args, own) =>
+  interruptible((stop) => soak(settings, args, own, stop));
+
+async function soak(
+  settings: Settings,
+  args: string[],
+  own: Record<string, string>,
+  stop: AbortSignal,
+): Promise<number> {
   if (args.length > 0) throw new HarnessError(`soak: unexpected ${args[0]}. See \`bun harness.ts help\``);
   const plan: Plan = {
     sandboxes: number(own, "sandboxes", 200, 100_000),
@@ -40,14 +51,15 @@ export const command: Command = async (settings, args, own) => {
   };
   const { result: broken, left } = await withKeeper(settings, async (keeper) => {
     console.log(describeParts((await keeper.call("hello")).parts));
-    const soak = new Soak(new RunningStack(keeper, await keeper.call("startStack", {})), plan);
-    await soak.run();
+    const stack = await unless(stop, keeper.call("startStack", {}));
+    const soak = new Soak(new RunningStack(keeper, stack), plan);
+    await soak.run(stop);
     return soak.report();
   });
   for (const line of left) console.log(`left behind, removed: ${line}`);
   if (broken > 0) return EXIT.failed;
   return left.length > 0 ? EXIT.leftovers : EXIT.ok;
-};
+}
 
 function number(own: Record<string, string>, flag: string, fallback: number, most: number): number {
   const given = own[flag];
@@ -98,7 +110,8 @@ class Soak {
     return this.plan.minutes * 60_000 - (performance.now() - this.#began);
   }
 
-  async run(): Promise<void> {
+  /** Lives all lives; once `stop` is aborted none is begun, and those under way go on to their end. */
+  async run(stop: AbortSignal): Promise<void> {
     const { sandboxes, parallel, chaos, seed } = this.plan;
     this.#before = usage(this.stack);
     const ticker = setInterval(() => this.#progress(), PROGRESS_MS);
@@ -106,7 +119,7 @@ class Soak {
     const faults = chaos ? this.#wreak(over.signal) : Promise.resolve();
     if (chaos) console.log(`chaos with --seed ${seed}`);
     const worker = async () => {
-      while (this.#begun < sandboxes && this.#timeLeft > 0) {
+      while (this.#begun < sandboxes && this.#timeLeft > 0 && !stop.aborted) {
         this.#begun++;
         await this.#life();
       }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** Runs checks against a driver, and says what came of each. */
-import { eventually, indent, within } from "../harness.ts";
+import { eventually, indent, unless, within } from "../harness.ts";
 import { type Check, NotApplicable, Refused, Violation } from "./check.ts";
 import { Driver } from "./driver.ts";
 import { type Subject, Trial } from "./trial.ts";
@@ -40,14 +40,19 @@ export interface Running {
   gone?: () => Promise<string | undefined>;
   /** The calls that it does not implement, since its contract is older. */
   older?: ReadonlySet<string>;
+  /** Once it is aborted no check is begun, and those under way are ended soon. */
+  stop?: AbortSignal;
 }
+
+/** How long a check may go on once all is to end, in milliseconds: most end by themselves meanwhile. */
+const GRACE_MS = 2_000;
 
 /** After so many checks that waited in vain the rest would, too: a verdict is due in minutes. */
 const IN_VAIN = 8;
 
 /**
  * Runs the checks, those that can side by side. Resolves with the outcomes in the order of the checks. Once the driver
- * is gone, answers nothing, or brings no sandbox up, the rest is not run.
+ * is gone, answers nothing, or brings no sandbox up, the rest is not run. Checks that `stop` kept from beginning have none.
  */
 export async function run(checks: Check[], subject: Subject, running: Running): Promise<Outcome[]> {
   const outcomes = new Map<Check, Outcome>();
@@ -71,19 +76,20 @@ export async function run(checks: Check[], subject: Subject, running: Running): 
   };
   const together = checks.filter(({ alone }) => !alone);
   const next = together.values();
+  const stopped = () => running.stop?.aborted;
   const worker = async () => {
-    for (const check of next) await judge(check);
+    for (const check of next) if (!stopped()) await judge(check);
   };
   await Promise.all(Array.from({ length: running.parallel }, worker));
-  for (const check of checks) if (check.alone) await judge(check);
-  return checks.map((check) => outcomes.get(check)!);
+  for (const check of checks) if (check.alone && !stopped()) await judge(check);
+  return checks.flatMap((check) => outcomes.get(check) ?? []);
 }
 
 /** Runs one check, and undoes what it did. */
 export async function runOne(
   check: Check,
   subject: Subject,
-  { gone, older }: Partial<Running> = {},
+  { gone, older, stop }: Partial<Running> = {},
 ): Promise<Outcome> {
   const trial = new Trial(subject);
   const began = performance.now();
@@ -91,7 +97,7 @@ export async function runOne(
   let reason = "";
   try {
     const late = () => new Violation(`an end of the check within ${check.deadlineMs} ms`, "it waits");
-    await within(check.deadlineMs, "The check", check.body(trial), late);
+    await within(check.deadlineMs, "The check", unless(stop, check.body(trial), GRACE_MS), late);
   } catch (error) {
     [verdict, reason] = judgement(error, older);
   }

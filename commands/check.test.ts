@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** `check` as its user meets it. */
+import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { Driver } from "../contract/driver.ts";
+import type { Results } from "../report/model.ts";
+
+const ROOT = join(import.meta.dir, "..");
+const folder = mkdtempSync(join(tmpdir(), "ck-"));
+const runs = join(folder, "runs");
+const env = { PATH: process.env.PATH, HOME: process.env.HOME, OPENSHELL_E2E_RUN_DIR: runs };
+setDefaultTimeout(60_000);
+
+/** Starts `bun harness.ts …`, with reports of its own, or those of an earlier run. */
+function start(args: string[], reports = mkdtempSync(join(folder, "reports-"))) {
+  const child = Bun.spawn([process.execPath, "harness.ts", ...args], {
+    cwd: ROOT,
+    env: { ...env, OPENSHELL_E2E_REPORTS: reports },
+    stdin: "ignore",
+    stdout: "pipe",
+    stderr: "pipe",
+  });
+  let output = "";
+  const shown = Promise.withResolvers<void>();
+  let wanted = "";
+  const errors = child.stderr.text();
+  const reading = (async () => {
+    for await (const text of child.stdout.pipeThrough(new TextDecoderStream())) {
+      output += text;
+      if (wanted && output.includes(wanted)) shown.resolve();
+    }
+    shown.resolve();
+  })();
+  return {
+    child,
+    reports,
+    /** Resolves once it has printed that, with all that it printed by then. */
+    shows: async (text: string) => {
+      wanted = text;
+      if (!output.includes(text)) await shown.promise;
+      expect(output).toContain(text);
+      return output;
+    },
+    ended: async () => {
+      await reading;
+      return { code: await child.exited, output, errors: await errors };
+    },
+  };
+}
+
+/** A driver that somebody else started. */
+let kept: ReturnType<typeof start>;
+let socket = "";
+beforeAll(async () => {
+  kept = start(["up"]);
+  socket = /^driver +(\S+)$/m.exec(await kept.shows("Ctrl-C"))?.[1] ?? "";
+});
+afterAll(async () => {
+  kept.child.kill();
+  await kept.ended();
+  rmSync(folder, { recursive: true, force: true });
+});
+
+const resultsIn = (reports: string) =>
+  JSON.parse(readFileSync(join(reports, "results.json"), "utf8")) as Results;
+
+/** Ids of sandboxes that the driver has. */
+async function sandboxesOf(socket: string): Promise<string[]> {
+  const driver = new Driver(socket);
+  const ids = (await driver.list()).map(({ id }) => id);
+  driver.close();
+  return ids;
+}
+
+test.each([
+  ["SIGINT", 130],
+  ["SIGTERM", 143],
+] as const)(
+  "%s ends a check of a running driver with counts, results, and no sandbox",
+  async (signal, code) => {
+    const run = start(["check", "--socket", socket, "--only", "D,F"]);
+    await run.shows("pass ");
+    run.child.kill(signal);
+    const { code: seen, output, errors } = await run.ended();
+    expect(errors).toStartWith(`${signal}: nothing more is begun`);
+    const [, asked, all] = /^ended by SIG\w+: (\d+) of (\d+) rules were asked$/m.exec(output) ?? [];
+    expect(Number(asked)).toBeLessThan(Number(all));
+    expect(output).toMatch(/^Results: .*results\.json$/m);
+    expect(output.trim().split("\n").at(-1)).toMatch(/^driver-contract: \d+ passed, /);
+    expect(seen).toBe(code);
+    expect(resultsIn(run.reports).run.cutOff).toBe(true);
+    expect(await sandboxesOf(socket)).toEqual([]);
+  },
+);
+
+test("SIGINT ends a check that started its driver, and nothing is left", async () => {
+  const before = readdirSync(runs);
+  const run = start(["check", "--only", "D,F"]);
+  await run.shows("pass ");
+  run.child.kill("SIGINT");
+  const { code, output } = await run.ended();
+  expect(output).toMatch(/^ended by SIGINT: \d+ of \d+ rules were asked$/m);
+  expect(code).toBe(130);
+  expect(resultsIn(run.reports).run.cutOff).toBe(true);
+  expect(readdirSync(runs)).toEqual(before);
+});
+
+test("SIGINT ends a wait for a driver that does not come up", async () => {
+  const run = start(["check", "--driver", "sleep 1000 {socket}"]);
+  await run.shows("driver sleep (custom)");
+  const began = performance.now();
+  run.child.kill("SIGINT");
+  expect((await run.ended()).code).toBe(130);
+  expect(performance.now() - began).toBeLessThan(15_000);
+});
