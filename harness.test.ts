@@ -2,6 +2,7 @@
 
 import { afterAll, describe, expect, test } from "bun:test";
 import { chmodSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { eventually, HarnessError, readable, readSettings } from "./harness.ts";
@@ -14,6 +15,17 @@ describe("settings", () => {
     expect(readSettings([], {}).settings.stopTimeout).toBe("1");
     expect(readSettings([], environment).settings.stopTimeout).toBe("7");
     expect(readSettings(["--stop-timeout", "9"], environment).settings.stopTimeout).toBe("9");
+  });
+
+  test("a socket may be named as Podman names it", async () => {
+    const folder = mkdtempSync(join(tmpdir(), "hs-"));
+    const socket = join(folder, "podman.sock");
+    const server = createServer().listen(socket);
+    await eventually(() => expect(existsSync(socket)).toBe(true), { what: "the socket" });
+    const environment = { OPENSHELL_PODMAN_SOCKET: `unix://${socket}` };
+    expect(readSettings([], environment).settings.podmanSocket).toBe(socket);
+    server.close();
+    rmSync(folder, { recursive: true });
   });
 
   test.each([
@@ -62,6 +74,18 @@ describe("settings", () => {
       ["--driver-cmd", "my-driver {socket}"],
       { OPENSHELL_E2E_FAKE: "gateway,driver" },
       "--driver-cmd names a real driver, and OPENSHELL_E2E_FAKE puts the fake in its place",
+    ],
+    [
+      "a driver that is not told where to serve",
+      ["--driver-cmd", "my-driver --port {port}"],
+      {},
+      "--driver-cmd: no {socket} in it: the driver is to serve on that path, which differs from run to run: my-driver",
+    ],
+    [
+      "a quote that is not closed",
+      [],
+      { OPENSHELL_DRIVER_CMD: `my-driver {socket} "two words` },
+      'OPENSHELL_DRIVER_CMD: a quote is not closed: my-driver {socket} "two words',
     ],
     ["a flag that is neither 0 nor 1", [], { OPENSHELL_E2E_ATTACH: "yes" }, "0 or 1 was expected: yes"],
   ])("%s is refused by name", (_, flags, environment, message) => {
@@ -218,11 +242,11 @@ describe("bad input to the command line", () => {
 
   test("a driver that exits: its exit code, its last words, its command line", async () => {
     const said = await refused(["with", "--", "true"], {
-      OPENSHELL_DRIVER_CMD: "sh -c 'echo no backend; exit 3'",
+      OPENSHELL_DRIVER_CMD: "sh -c 'echo no backend; exit 3' {socket}",
     });
     expect(said).toContain("driver: bind its socket: it ended with exit code 3");
     expect(said).toContain("| no backend");
-    expect(said).toContain("command: sh -c echo no backend; exit 3");
+    expect(said).toContain("command: sh -c echo no backend; exit 3 /");
   });
 
   test("an unknown placeholder: the known ones", async () => {
@@ -230,6 +254,15 @@ describe("bad input to the command line", () => {
     expect(said).toContain(
       "OPENSHELL_DRIVER_CMD: unknown placeholder {sockt}; known are {socket} {endpoint}",
     );
+  });
+
+  test("a variable that is not set is not set for the driver either", async () => {
+    const said = await refused(["with", "--", "true"], {
+      A_SET: "set",
+      OPENSHELL_DRIVER_ENV: "A_SET, A_UNSET",
+      OPENSHELL_DRIVER_CMD: `sh -c 'echo seen: $A_SET \${A_UNSET-unset}; exit 3' {socket}`,
+    });
+    expect(said).toContain("| seen: set unset");
   });
 
   test("a driver that is not there", async () => {
@@ -266,9 +299,11 @@ describe("bad input to the command line", () => {
     ],
     [["--driver", ""], "--driver: a value was expected, and it is empty"],
     [["--socket="], "--socket: a value was expected, and it is empty"],
+    [["--driver", "my-driver {sockt}"], "--driver: unknown placeholder {sockt}; known are {socket}"],
     [["--only", " "], "--only: a value was expected, and it is empty"],
-  ])("check %j, which would check the fake", async (flags, message) => {
-    expect(await refused(["check", ...flags], { OPENSHELL_E2E_FAKE: "driver" })).toStartWith(
+  ])("check %j", async (flags, message) => {
+    const fake = message.includes("FAKE") ? "driver" : "";
+    expect(await refused(["check", ...flags], { OPENSHELL_E2E_FAKE: fake })).toStartWith(
       `openshell-e2e: ${message}`,
     );
   });

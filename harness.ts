@@ -42,6 +42,7 @@ import {
   whyOf,
 } from "./known-failing.ts";
 import { attach, type Connection, startKeeper } from "./keeper/connection.ts";
+import { driverProblem } from "./keeper/command.ts";
 import type { Deed } from "./keeper/keeper.ts";
 import { describeParts, findParts, type Parts } from "./keeper/places.ts";
 import { Run } from "./keeper/run.ts";
@@ -67,7 +68,8 @@ export const PLACES = ["gateway", "driver", "engine", "supervisor"] as const;
 /** The four places that a real program or a fake can take. */
 export type Place = (typeof PLACES)[number];
 
-type Kind = "program" | "folder" | "checkout" | "socket" | "places" | "seconds" | "count" | "flag" | "text";
+type Kind =
+  "program" | "command" | "folder" | "checkout" | "socket" | "places" | "seconds" | "count" | "flag" | "text";
 
 /** Every setting: its flag is `--name`, its field the name in camel case. A flag wins over the environment. */
 // prettier-ignore
@@ -75,7 +77,7 @@ export const SETTINGS = [
   // name             environment                     kind       default  meaning
   ["gateway-bin",     "OPENSHELL_GATEWAY_BIN",        "program", "",      "the real gateway, openshell-gateway"],
   ["driver-bin",      "OPENSHELL_DRIVER_BIN",         "program", "",      "the real Podman driver, openshell-driver-podman"],
-  ["driver-cmd",      "OPENSHELL_DRIVER_CMD",         "text",    "",      "any driver: its command line, with placeholders such as {socket}"],
+  ["driver-cmd",      "OPENSHELL_DRIVER_CMD",         "command", "",      "any driver: its command line, with placeholders such as {socket}"],
   ["driver-env",      "OPENSHELL_DRIVER_ENV",         "text",    "",      "names of environment variables, comma separated, that the driver may see"],
   ["cli-bin",         "OPENSHELL_BIN",                "program", "",      "the openshell CLI, handed on by `with`"],
   ["repo",            "OPENSHELL_REPO",               "checkout","",      "a built upstream checkout in which to find all of the above"],
@@ -128,7 +130,8 @@ export function readSettings(
   const settings = {} as Record<string, string>;
   for (const [name, variable, kind, fallback] of SETTINGS) {
     const flag = parsed.values[name];
-    const value = (typeof flag === "string" ? flag : env[variable])?.trim() || fallback;
+    const given = (typeof flag === "string" ? flag : env[variable])?.trim() || fallback;
+    const value = kind === "socket" ? given.replace(/^unix:\/\//, "") : given;
     const problem = value && VALUE_CHECKS[kind](value);
     if (problem) {
       throw new HarnessError(`${typeof flag === "string" ? `--${name}` : variable}: ${problem}: ${value}`);
@@ -186,6 +189,7 @@ const VALUE_CHECKS: Record<Kind, (value: string) => string | false> = {
       "(cargo build -p openshell-server -p openshell-driver-podman -p openshell-cli)"
     );
   },
+  command: driverProblem,
   folder: (path) => existsSync(path) && !statSync(path).isDirectory() && "not a folder",
   socket: (path) => (!existsSync(path) ? "no such socket" : !statSync(path).isSocket() && "not a socket"),
   places: (list) =>

@@ -17,6 +17,7 @@ import {
   unless,
   withKeeper,
 } from "../harness.ts";
+import { driverProblem } from "../keeper/command.ts";
 import { describeParts } from "../keeper/places.ts";
 import { openReports } from "../keeper/reports.ts";
 import type { Check } from "../contract/check.ts";
@@ -51,6 +52,8 @@ async function check(
   if (driver && socket)
     throw new HarnessError("check: --driver starts a driver, --socket names one that runs: give one");
   if (driver) refuseFaked("--driver", "driver", settings);
+  const problem = driver && driverProblem(driver);
+  if (problem) throw new HarnessError(`--driver: ${problem}: ${driver}`);
   const checks = choose(await loadChecks(), only);
   if (list) {
     for (const { id, level, group, rule } of checks)

@@ -106,12 +106,23 @@ export async function runOne(
   ]);
   const suspicious = verdict === "fail" || verdict === "error" || left.length > 0;
   const end = suspicious ? await gone?.() : undefined;
+  // That a driver which is gone could not be told to delete is no finding of its own.
+  const remains = end ? left.filter((line) => !/^(UNAVAILABLE|DEADLINE_EXCEEDED): /.test(line)) : left;
   if (end) [verdict, reason] = ["error", `the driver is gone: ${end}${reason && `\n${reason}`}`];
   const blameless = verdict === "pass" && left.length === 0;
   const asked = blameless ? [] : trial.asked;
   const evidence = asked.map(({ at, text }) => `${at.toFixed(0).padStart(6)} ms ${text()}`);
   const { cameUp } = trial;
-  return { check, verdict, reason, evidence, left, ms: performance.now() - began, cameUp, gone: end };
+  return {
+    check,
+    verdict,
+    reason,
+    evidence,
+    left: remains,
+    ms: performance.now() - began,
+    cameUp,
+    gone: end,
+  };
 }
 
 /** The outcome of a check that nobody can ask the driver any more. */

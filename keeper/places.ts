@@ -4,6 +4,7 @@
 import { userInfo } from "node:os";
 import { basename, join } from "node:path";
 import { findBuilt, HarnessError, type Place, PLACES, placeList, type Settings } from "../harness.ts";
+import { words } from "./command.ts";
 import type { Standing } from "../report/model.ts";
 
 /** What stands in a place: the command that starts it, and what the first line of every run says about it. */
@@ -76,11 +77,6 @@ export const HOW_TO_NAME: Record<Place, string> = {
   engine: "Set OPENSHELL_PODMAN_SOCKET, or install podman and set OPENSHELL_SANDBOX_IMAGE",
   supervisor: "Set OPENSHELL_SUPERVISOR_IMAGE",
 };
-
-/** The words of a command line; quotes hold words together, nothing else is special. */
-function words(line: string): string[] {
-  return (line.match(/(?:"[^"]*"|'[^']*'|[^\s"'])+/g) ?? []).map((word) => word.replace(/["']/g, ""));
-}
 
 const built = (settings: Settings, program: Parameters<typeof findBuilt>[1], named: string): string =>
   named || (settings.repo && findBuilt(settings.repo, program));

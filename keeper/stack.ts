@@ -16,6 +16,7 @@ import {
   type Settings,
   within,
 } from "../harness.ts";
+import { fillIn } from "./command.ts";
 import { type Run, RUN_LABEL } from "./run.ts";
 import type { Parts } from "./places.ts";
 import { computeDriver, unary } from "../proto/contract.ts";
@@ -74,21 +75,7 @@ const PROFILES = {
       : []),
   ],
   /** Any program: OPENSHELL_DRIVER_CMD, its placeholders filled in word by word, without a shell. */
-  custom: (command, context) =>
-    command.map((word) =>
-      word.replace(/\{(\w+)\}/g, (placeholder, name: string) => {
-        const value = context[name as keyof DriverContext];
-        if (value === undefined) {
-          const known = Object.keys(context)
-            .map((key) => `{${key}}`)
-            .join(" ");
-          throw new HarnessError(
-            `OPENSHELL_DRIVER_CMD: unknown placeholder ${placeholder}; known are ${known}`,
-          );
-        }
-        return String(value);
-      }),
-    ),
+  custom: fillIn,
 } satisfies Record<string, Profile>;
 
 const profileOf = (settings: Settings, parts: Parts): Profile =>
@@ -318,7 +305,9 @@ export class Stack {
       .split(",")
       .map((name) => name.trim())
       .filter(Boolean);
-    const passed = Object.fromEntries(seen.map((name) => [name, process.env[name] ?? ""]));
+    const passed = Object.fromEntries(
+      seen.flatMap((name) => (name in process.env ? [[name, process.env[name]!]] : [])),
+    );
     const environment = { ...cleanEnvironment(run, state), ...passed };
     const argv = profileOf(settings, parts)(commands.driver, context);
     return Child.start(name, argv, environment, this.#log(name));
