@@ -64,6 +64,8 @@ afterAll(async () => {
   rmSync(folder, { recursive: true, force: true });
 });
 
+const CRASHES = `${process.execPath} ${join(ROOT, "contract", "hostile.fixture.ts")} crashes`;
+
 const resultsIn = (reports: string) =>
   JSON.parse(readFileSync(join(reports, "results.json"), "utf8")) as Results;
 
@@ -95,6 +97,18 @@ test.each([
     expect(await sandboxesOf(socket)).toEqual([]);
   },
 );
+
+test("a failed check is asked again of the same driver", async () => {
+  const { output } = await start([
+    "check",
+    "--driver",
+    `${CRASHES} {socket} 'a word'`,
+    "--only",
+    "DC-45",
+  ]).ended();
+  const quoted = String.raw`'${CRASHES} {socket} '\''a word'\'''`;
+  expect(output).toContain(`  again:  bun harness.ts check --only DC-45 --driver ${quoted}\n`);
+});
 
 test("SIGINT ends a check that started its driver, and nothing is left", async () => {
   const before = readdirSync(runs);

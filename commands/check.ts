@@ -17,7 +17,7 @@ import {
   unless,
   withKeeper,
 } from "../harness.ts";
-import { driverProblem } from "../keeper/command.ts";
+import { driverProblem, shellQuoted } from "../keeper/command.ts";
 import { describeParts } from "../keeper/places.ts";
 import { openReports } from "../keeper/reports.ts";
 import type { Check } from "../contract/check.ts";
@@ -35,6 +35,16 @@ import { now, record, recordTo, waitingEntries, writeResults } from "../report/r
 
 /** Most of a check is waiting; but a real Podman that does several things at a time now and then loses a mounted image. */
 const AT_A_TIME = { fake: 4, real: 1 };
+
+/** What says which driver is asked, and how one looks behind it. */
+const SUBJECT_FLAGS = [
+  "driver",
+  "socket",
+  "backend",
+  "backend-list",
+  "backend-kill",
+  "backend-remove",
+] as const;
 
 export const command: Command = (settings, args, own) =>
   interruptible((stop) => check(settings, args, own, stop));
@@ -62,11 +72,14 @@ async function check(
   }
   const known = readKnown("check", new Set((await loadChecks()).map(({ id }) => id)));
   const choice = own as BackendChoice;
+  const flags = shellQuoted(
+    SUBJECT_FLAGS.flatMap((flag) => (own[flag] === undefined ? [] : [`--${flag}`, own[flag]])),
+  );
   if (socket) {
     openReports(settings);
     recordBegin("", {});
     const subject = runningSubject(socket, settings, choice);
-    const code = await checkAll(checks, subject, known, settings, { stop });
+    const code = await checkAll(checks, subject, known, settings, { flags, stop });
     writeResults(waitingEntries(), resolve(settings.reports));
     return code;
   }
@@ -84,7 +97,7 @@ async function check(
     });
     if (subject instanceof NotReady) return reportNotReady(checks, subject);
     const parallel = parts.engine.real ? AT_A_TIME.real : AT_A_TIME.fake;
-    return checkAll(checks, subject, known, started, { parallel, stop });
+    return checkAll(checks, subject, known, started, { parallel, flags, stop });
   });
   for (const line of left) console.log(`left behind, removed: ${line}`);
   return result === EXIT.ok && left.length > 0 ? EXIT.leftovers : result;
@@ -95,7 +108,7 @@ async function checkAll(
   subject: Subject,
   known: Known[],
   settings: Settings,
-  { parallel = AT_A_TIME.real, stop }: { parallel?: number; stop: AbortSignal },
+  { parallel = AT_A_TIME.real, flags, stop }: { parallel?: number; flags: string; stop: AbortSignal },
 ): Promise<number> {
   const identity = await identify(subject.socket).catch((error: Error) => {
     throw new HarnessError(
@@ -127,7 +140,7 @@ async function checkAll(
   progress?.end();
   const ordered = checks.flatMap((check) => judged.find((one) => one.check === check) ?? []);
   for (const one of ordered.filter(({ verdict, notRun }) => !notRun && ["fail", "error"].includes(verdict)))
-    console.log(`\n${explanation(one)}`);
+    console.log(`\n${explanation(one, flags)}`);
   console.log(`\n${countsTable(ordered)}\n`);
   const file = join(resolve(settings.reports), "contract.md");
   // What was asked by then is no conformance; without an end on record, the results say so themselves.

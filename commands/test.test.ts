@@ -82,6 +82,8 @@ test("a driver that does not start ends the run, which says so on the terminal a
   expect(said).toContain("driver  The driver did not come up: it ended with exit code 3");
   expect(said).toContain("Error: cannot read driver.toml");
   expect(said).toContain("Next:");
+  const quoted = String.raw`'sh -c '\''echo "Error: cannot read driver.toml" >&2; exit 3'\'' {socket}'`;
+  expect(said).toContain(`  Again: OPENSHELL_DRIVER_CMD=${quoted} bun run e2e -- -t SM-0`);
   const { run, scenarios } = JSON.parse(readFileSync(join(reports, "results.json"), "utf8")) as Results;
   expect(run.cutOff).toBe(true);
   const begun = scenarios.filter(({ verdict }) => verdict !== "skip");
