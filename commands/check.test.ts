@@ -5,6 +5,7 @@ import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { commands } from "../contract/backend.ts";
 import { Driver } from "../contract/driver.ts";
 import type { Results } from "../report/model.ts";
 
@@ -108,6 +109,33 @@ test("a failed check is asked again of the same driver", async () => {
   ]).ended();
   const quoted = String.raw`'${CRASHES} {socket} '\''a word'\'''`;
   expect(output).toContain(`  again:  bun harness.ts check --only DC-45 --driver ${quoted}\n`);
+});
+
+test.each([
+  ["--backend-list", "/bin/nosuch {id}", "no such program: /bin/nosuch: /bin/nosuch {id}"],
+  ["--backend-kill", "nosuch {id}", "no such program: nosuch: nosuch {id}"],
+  ["--backend-remove", "rm '{id}", "a quote is not closed: rm '{id}"],
+  ["--backend-list", "sh -c 'echo no backend >&2; exit 4'", "exit code 0 was expected"],
+])("%s %s is no verdict on the driver", async (flag, command, problem) => {
+  const { code, output, errors } = await start([
+    "check",
+    "--socket",
+    socket,
+    "--only",
+    "DC-75",
+    flag,
+    command,
+  ]).ended();
+  expect(errors).toStartWith(`openshell-e2e: ${flag}: ${problem}`);
+  if (command.includes("exit 4")) expect(errors).toContain("exit code 4: no backend");
+  expect(output).not.toContain("DC-75");
+  expect(code).toBe(2);
+});
+
+test("a backend's command is split as a driver's is: quotes hold words together", async () => {
+  const list = `sh -c 'echo "$1 is there"' sh {id}`;
+  const backend = await commands({ list });
+  expect(await backend.list!("a-sandbox")).toEqual(["a-sandbox is there"]);
 });
 
 test("SIGINT ends a check that started its driver, and nothing is left", async () => {

@@ -78,7 +78,7 @@ async function check(
   if (socket) {
     openReports(settings);
     recordBegin("", {});
-    const subject = runningSubject(socket, settings, choice);
+    const subject = await runningSubject(socket, settings, choice);
     const code = await checkAll(checks, subject, known, settings, { flags, stop });
     writeResults(waitingEntries(), resolve(settings.reports));
     return code;
