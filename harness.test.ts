@@ -137,6 +137,28 @@ describe("places", () => {
     expect(parts.driver.command).toEqual(["my-driver", "--socket", "{socket}", "--title", "two words", ""]);
   });
 
+  test("a driver that does not ask for our engine has its own, and images as they are set", () => {
+    const parts = partsFor({
+      OPENSHELL_DRIVER_CMD: "my-driver {socket} {sandbox_image} {supervisor_image}",
+      OPENSHELL_SANDBOX_IMAGE: "box:1",
+      OPENSHELL_SUPERVISOR_IMAGE: "supervisor:1",
+    });
+    expect(parts.engine.label).toBe("the driver's own");
+    expect(parts.supervisor.label).toBe("supervisor:1");
+    expect(partsFor({ OPENSHELL_DRIVER_CMD: "my-driver {socket} {podman_socket}" }).engine.label).toBe(
+      "fake",
+    );
+  });
+
+  test.each([
+    ["sandbox_image", "Set OPENSHELL_SANDBOX_IMAGE"],
+    ["supervisor_image", "Set OPENSHELL_SUPERVISOR_IMAGE, or start the program whose path is {supervisor}"],
+  ])("{%s} that is on nobody's engine is refused", (image, advice) => {
+    expect(() => partsFor({ OPENSHELL_DRIVER_CMD: `my-driver {socket} {${image}}` })).toThrow(
+      `The driver's command has {${image}}, but no {podman_socket}: on the driver's own engine no image is known. ${advice}`,
+    );
+  });
+
   test("the real supervisor needs a real engine", () => {
     expect(() => partsFor({ OPENSHELL_SUPERVISOR_IMAGE: "x:1" })).toThrow(
       "the real supervisor needs a real engine",
@@ -263,6 +285,13 @@ describe("bad input to the command line", () => {
       OPENSHELL_DRIVER_CMD: `sh -c 'echo seen: $A_SET \${A_UNSET-unset}; exit 3' {socket}`,
     });
     expect(said).toContain("| seen: set unset");
+  });
+
+  test("{supervisor} is a program that any driver can start", async () => {
+    const said = await refused(["with", "--", "true"], {
+      OPENSHELL_DRIVER_CMD: `sh -c '"$0" --version; exit 3' {supervisor} {socket}`,
+    });
+    expect(said).toMatch(/\| openshell-sandbox \d+\.\d+\.\d+\S*fake$/m);
   });
 
   test("a driver that is not there", async () => {

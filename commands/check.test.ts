@@ -47,7 +47,7 @@ function start(args: string[], reports = mkdtempSync(join(folder, "reports-"))) 
     },
     ended: async () => {
       await reading;
-      return { code: await child.exited, output, errors: await errors };
+      return { code: await child.exited, output, errors: await errors, reports };
     },
   };
 }
@@ -98,6 +98,17 @@ test.each([
     expect(await sandboxesOf(socket)).toEqual([]);
   },
 );
+
+test("the first line names who takes part, and nobody else", async () => {
+  const fake = await start(["check", "--only", "DC-12"]).ended();
+  expect(fake.output).toStartWith("driver fake · engine fake · supervisor probe\n");
+  expect(fake.code).toBe(0);
+  expect(resultsIn(fake.reports).stack.gateway.label).not.toBe("fake");
+  const custom = await start(["check", "--driver", `${CRASHES} {socket}`, "--only", "DC-12"]).ended();
+  expect(custom.output).toMatch(
+    /^driver \S+ \(custom\) · engine the driver's own · supervisor the driver's own\n/,
+  );
+});
 
 test("a failed check is asked again of the same driver", async () => {
   const { output } = await start([

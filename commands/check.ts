@@ -18,7 +18,7 @@ import {
   withKeeper,
 } from "../harness.ts";
 import { driverProblem, shellQuoted } from "../keeper/command.ts";
-import { describeParts } from "../keeper/places.ts";
+import { bringsEngine, describeParts } from "../keeper/places.ts";
 import { openReports } from "../keeper/reports.ts";
 import type { Check } from "../contract/check.ts";
 import { judge, type Judged, recordBegun, recordOutcome } from "../contract/judge.ts";
@@ -88,8 +88,12 @@ async function check(
   const { result, left } = await withKeeper(started, async (keeper, { id, folder }) => {
     const { parts } = await keeper.call("hello");
     recordTo(folder, "check");
-    recordBegin(id, standings({ ...parts, supervisor: { ...parts.supervisor, label: "probe" } }));
-    console.log(describeParts({ ...parts, supervisor: { ...parts.supervisor, label: "probe" } }));
+    const label = bringsEngine(started) ? "the driver's own" : "probe";
+    const probed = { ...parts, supervisor: { ...parts.supervisor, label } };
+    // No gateway takes part.
+    const { gateway: _gateway, ...stack } = standings(probed);
+    recordBegin(id, stack);
+    console.log(describeParts(probed, ["driver", "engine", "supervisor"]));
     const starting = startSubject(keeper, started, choice);
     const subject = await unless(stop, starting).catch((error: unknown) => {
       if (error instanceof NotReady) return error;

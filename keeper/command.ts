@@ -13,6 +13,7 @@ export const PLACEHOLDERS = [
   "podman_socket",
   "sandbox_image",
   "supervisor_image",
+  "supervisor",
   "stop_timeout",
   "state",
   "tls_ca",

@@ -15,7 +15,7 @@ import { unary } from "../proto/contract.ts";
 import { now, readRecords, record, recordTo, writeResults } from "../report/record.ts";
 import { describeBelonging, Engine, removeBelongings } from "./engine.ts";
 import type { EngineRule, ProxiedCall } from "./engine-proxy.ts";
-import { checkParts, findParts, type Parts } from "./places.ts";
+import { bringsEngine, checkParts, findParts, type Parts } from "./places.ts";
 import { Child, cleanEnvironment } from "./process.ts";
 import { compiledFake } from "./programs.ts";
 import { saveLogs } from "./reports.ts";
@@ -53,6 +53,7 @@ export class Keeper {
    */
   static async open(run: Run, settings: Settings): Promise<Keeper> {
     const parts = findParts(settings);
+    const needsEngine = !bringsEngine(settings);
     const setup: Setup = {
       run,
       settings,
@@ -60,22 +61,20 @@ export class Keeper {
       engine: undefined,
       rootless: false,
       commands: { gateway: parts.gateway.command, driver: parts.driver.command },
-      sandboxImage: parts.engine.real ? settings.sandboxImage : FAKE_SANDBOX_IMAGE,
+      sandboxImage: parts.engine.real || !needsEngine ? settings.sandboxImage : FAKE_SANDBOX_IMAGE,
       supervisorImage: parts.supervisor.real ? settings.supervisorImage : FAKE_SUPERVISOR_IMAGE,
+      supervisor: "",
       probeImage: () => keeper.#importProbe(),
     };
     const keeper = new Keeper(setup);
     recordTo(run.folder, "keeper");
     try {
-      const needsEngine =
-        !settings.driverCmd || !parts.driver.real || settings.driverCmd.includes("{podman_socket}");
       const [checked] = await Promise.all([
         checkParts(parts, settings),
         needsEngine ? keeper.#openEngine() : undefined,
         keeper.#compileFakes(),
       ]);
       setup.parts = { ...setup.parts, gateway: checked.gateway, driver: checked.driver };
-      if (!needsEngine) setup.parts.engine = { ...parts.engine, label: "the driver's own" };
       return keeper;
     } catch (error) {
       // The folder stays until the failure has been told: the control socket is in it.
@@ -85,11 +84,13 @@ export class Keeper {
   }
 
   async #compileFakes(): Promise<void> {
-    const { parts, commands } = this.setup;
+    const { parts, commands, settings } = this.setup;
     const compile = async (place: "gateway" | "driver") => {
       if (!parts[place].real) commands[place] = (await compiledFake(place)).command;
     };
     await Promise.all([compile("gateway"), compile("driver")]);
+    if (settings.driverCmd.includes("{supervisor}"))
+      this.setup.supervisor = (await compiledFake("supervisor")).path;
   }
 
   async #openEngine(): Promise<void> {

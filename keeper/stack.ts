@@ -39,6 +39,8 @@ export interface DriverContext {
   podman_socket: string;
   sandbox_image: string;
   supervisor_image: string;
+  /** The path of a supervisor that any driver can start: the compiled fake. */
+  supervisor: string;
   stop_timeout: string;
   /** A private folder for its state. */
   state: string;
@@ -142,6 +144,8 @@ export interface Setup {
   rootless: boolean;
   sandboxImage: string;
   supervisorImage: string;
+  /** The path of the compiled fake supervisor; empty unless the driver's command asks for it. */
+  supervisor: string;
   /** Puts the probe's image on the engine, once. */
   probeImage: () => Promise<string>;
 }
@@ -294,6 +298,7 @@ export class Stack {
       podman_socket: this.engineProxy?.socket ?? engine?.socket ?? "",
       sandbox_image: sandboxImage,
       supervisor_image: supervisorImage,
+      supervisor: this.setup.supervisor,
       stop_timeout: settings.stopTimeout,
       state,
       tls_ca: this.#tls?.ca ?? "",
