@@ -2,7 +2,7 @@
 
 /** `check` as its user meets it. */
 import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { commands } from "../contract/backend.ts";
@@ -108,6 +108,21 @@ test("the first line names who takes part, and nobody else", async () => {
   expect(custom.output).toMatch(
     /^driver \S+ \(custom\) · engine the driver's own · supervisor the driver's own\n/,
   );
+});
+
+test("the table for a driver's README says what was not asked, and is gone when nothing could be", async () => {
+  const some = await start(["check", "--socket", socket, "--only", "DC-2,DC-12,DC-30,DC-45"]).ended();
+  const table = () => readFileSync(join(some.reports, "contract.md"), "utf8");
+  expect(table()).toMatch(
+    /^Only \d of 1\d\d rules were asked\.\n\d+ MUST rules kept, 0 broken, \d+ not checked; /m,
+  );
+  const count = (verdict: string) =>
+    [...table().matchAll(new RegExp(`\\| MUST \\| ${verdict} \\|`, "g"))].length;
+  const kept = `${count("pass")} MUST rules kept, 0 broken, ${count("skip")} not checked`;
+  expect(table()).toContain(kept);
+  expect(count("skip")).toBeGreaterThan(0);
+  await start(["check", "--driver", "false {socket}", "--only", "DC-12"], some.reports).ended();
+  expect(existsSync(join(some.reports, "contract.md"))).toBe(false);
 });
 
 test("a failed check is asked again of the same driver", async () => {

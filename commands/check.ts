@@ -36,6 +36,9 @@ import { now, record, recordTo, waitingEntries, writeResults } from "../report/r
 /** Most of a check is waiting; but a real Podman that does several things at a time now and then loses a mounted image. */
 const AT_A_TIME = { fake: 4, real: 1 };
 
+/** Of the reports: a table of the rules, for the driver's README. */
+const CONFORMANCE = "contract.md";
+
 /** What says which driver is asked, and how one looks behind it. */
 const SUBJECT_FLAGS = [
   "driver",
@@ -64,22 +67,24 @@ async function check(
   if (driver) refuseFaked("--driver", "driver", settings);
   const problem = driver && driverProblem(driver);
   if (problem) throw new HarnessError(`--driver: ${problem}: ${driver}`);
-  const checks = choose(await loadChecks(), only);
+  const all = await loadChecks();
+  const checks = choose(all, only);
   if (list) {
     for (const { id, level, group, rule } of checks)
       console.log(`${id.padEnd(6)} ${level.padEnd(6)} ${group}: ${rule}`);
     return EXIT.ok;
   }
-  const known = readKnown("check", new Set((await loadChecks()).map(({ id }) => id)));
+  const known = readKnown("check", new Set(all.map(({ id }) => id)));
   const choice = own as BackendChoice;
   const flags = shellQuoted(
     SUBJECT_FLAGS.flatMap((flag) => (own[flag] === undefined ? [] : [`--${flag}`, own[flag]])),
   );
+  // An earlier run's says nothing of a driver that does not come up.
+  rmSync(join(openReports(settings), CONFORMANCE), { force: true });
   if (socket) {
-    openReports(settings);
     recordBegin("", {});
     const subject = await runningSubject(socket, settings, choice);
-    const code = await checkAll(checks, subject, known, settings, { flags, stop });
+    const code = await checkAll(checks, subject, known, settings, { flags, all: all.length, stop });
     writeResults(waitingEntries(), resolve(settings.reports));
     return code;
   }
@@ -101,10 +106,20 @@ async function check(
     });
     if (subject instanceof NotReady) return reportNotReady(checks, subject);
     const parallel = parts.engine.real ? AT_A_TIME.real : AT_A_TIME.fake;
-    return checkAll(checks, subject, known, started, { parallel, flags, stop });
+    return checkAll(checks, subject, known, started, { parallel, flags, all: all.length, stop });
   });
   for (const line of left) console.log(`left behind, removed: ${line}`);
   return result === EXIT.ok && left.length > 0 ? EXIT.leftovers : result;
+}
+
+/** How the checks are asked. */
+interface Asking {
+  parallel?: number;
+  /** What was said of the driver, for whoever asks again. */
+  flags: string;
+  /** How many rules there are, asked or not. */
+  all: number;
+  stop: AbortSignal;
 }
 
 async function checkAll(
@@ -112,7 +127,7 @@ async function checkAll(
   subject: Subject,
   known: Known[],
   settings: Settings,
-  { parallel = AT_A_TIME.real, flags, stop }: { parallel?: number; flags: string; stop: AbortSignal },
+  { parallel = AT_A_TIME.real, flags, all, stop }: Asking,
 ): Promise<number> {
   const identity = await identify(subject.socket).catch((error: Error) => {
     throw new HarnessError(
@@ -146,16 +161,15 @@ async function checkAll(
   for (const one of ordered.filter(({ verdict, notRun }) => !notRun && ["fail", "error"].includes(verdict)))
     console.log(`\n${explanation(one, flags)}`);
   console.log(`\n${countsTable(ordered)}\n`);
-  const file = join(resolve(settings.reports), "contract.md");
   // What was asked by then is no conformance; without an end on record, the results say so themselves.
   if (stop.aborted) {
-    rmSync(file, { force: true });
     console.log(`${(stop.reason as Error).message}: ${ordered.length} of ${checks.length} rules were asked`);
     console.log(`Results: ${relative(process.cwd(), join(resolve(settings.reports), "results.json"))}`);
     console.log(summary(ordered));
     return EXIT.error;
   }
-  writeFileSync(file, markdown(ordered, identity, new Date()));
+  const file = join(resolve(settings.reports), CONFORMANCE);
+  writeFileSync(file, markdown(ordered, all, identity, new Date()));
   console.log(`For the driver's README: ${relative(process.cwd(), file)}`);
   console.log(summary(ordered));
   record({ kind: "end", at: now() });

@@ -74,18 +74,24 @@ export function summary(outcomes: Judged[]): string {
 
 const WORDS = { known: "known failing", older: "of a newer contract", error: "errors" } as const;
 
-/** The driver's conformance as Markdown, for its README. */
-export function markdown(outcomes: Judged[], driver: Identity, date: Date): string {
+/**
+ * The driver's conformance as Markdown, for its README. What was not asked, or could not be, is not said to be kept.
+ * @param all how many rules there are
+ */
+export function markdown(outcomes: Judged[], all: number, driver: Identity, date: Date): string {
   const levels = (["MUST", "SHOULD"] as const).map((level) => {
-    const of = outcomes.filter(({ check, verdict }) => check.level === level && verdict !== "skip");
-    return `${of.filter(({ verdict }) => verdict === "pass").length} of ${of.length} ${level}`;
+    const of = (...verdicts: Judged["verdict"][]) =>
+      outcomes.filter(({ check, verdict }) => check.level === level && verdicts.includes(verdict)).length;
+    return `${of("pass")} ${level} rules kept, ${of("fail", "known")} broken, ${of("older", "skip", "error")} not checked`;
   });
+  const asked = outcomes.length < all ? [`Only ${outcomes.length} of ${all} rules were asked.`] : [];
   const cell = (text: string) => text.replaceAll("|", "\\|");
   const note = ({ verdict, reason }: Judged) => (verdict === "pass" ? "" : cell(firstLine(reason)));
   return [
     `## Contract conformance of ${driver.name} ${driver.version}`,
     "",
-    `${levels.join(", ")} rules kept. Contract ${driver.contract}: serves ${driver.serves}.`,
+    ...asked,
+    `${levels.join("; ")}. Contract ${driver.contract}: serves ${driver.serves}.`,
     `Checked on ${date.toISOString().slice(0, 10)} by \`bun harness.ts check\`.`,
     "",
     "| rule | level | verdict | |",
