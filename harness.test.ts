@@ -6,6 +6,7 @@ import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { eventually, HarnessError, readable, readSettings } from "./harness.ts";
+import { fromHere, words } from "./keeper/command.ts";
 import { findParts } from "./keeper/places.ts";
 import { Run } from "./keeper/run.ts";
 
@@ -15,6 +16,25 @@ describe("settings", () => {
     expect(readSettings([], {}).settings.stopTimeout).toBe("1");
     expect(readSettings([], environment).settings.stopTimeout).toBe("7");
     expect(readSettings(["--stop-timeout", "9"], environment).settings.stopTimeout).toBe("9");
+  });
+
+  test("relative paths start from the folder in which they are given", () => {
+    const { settings } = readSettings(["--driver-cmd", "./bin/my-driver {socket} ./config"], {
+      OPENSHELL_E2E_REPORTS: "some/reports",
+    });
+    expect(settings.reports).toBe(join(process.cwd(), "some", "reports"));
+    expect(settings.driverCmd).toBe(`${join(process.cwd(), "bin", "my-driver")} {socket} ./config`);
+  });
+
+  test.each([
+    ["my-driver {socket}", "my-driver {socket}"],
+    ["'a b/my-driver' {socket}", `"${join(process.cwd(), "a b/my-driver")}" {socket}`],
+    [" ../my-driver  {socket}", `${join(process.cwd(), "..", "my-driver")}  {socket}`],
+    ["/bin/my-driver {socket}", "/bin/my-driver {socket}"],
+    ["{state}/my-driver {socket}", "{state}/my-driver {socket}"],
+  ])("of %j the program is found from anywhere", (line, expected) => {
+    expect(fromHere(line)).toBe(expected);
+    expect(words(expected)).toEqual(words(fromHere(expected)));
   });
 
   test("a socket may be named as Podman names it", async () => {

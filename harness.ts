@@ -16,7 +16,7 @@ import { test } from "bun:test";
 import { accessSync, constants, existsSync, readFileSync, statSync } from "node:fs";
 import { connect as connectSocket } from "node:net";
 import os, { cpus, loadavg } from "node:os";
-import { basename, join, resolve } from "node:path";
+import { basename, join, relative, resolve } from "node:path";
 import { parseArgs, stripVTControlCharacters } from "node:util";
 import type { ScenarioResult, Standing } from "./report/model.ts";
 import { follow } from "./report/follow.ts";
@@ -42,7 +42,7 @@ import {
   whyOf,
 } from "./known-failing.ts";
 import { attach, type Connection, startKeeper } from "./keeper/connection.ts";
-import { driverProblem } from "./keeper/command.ts";
+import { driverProblem, fromHere } from "./keeper/command.ts";
 import type { Deed } from "./keeper/keeper.ts";
 import { describeParts, findParts, type Parts } from "./keeper/places.ts";
 import { Run } from "./keeper/run.ts";
@@ -69,7 +69,17 @@ export const PLACES = ["gateway", "driver", "engine", "supervisor"] as const;
 export type Place = (typeof PLACES)[number];
 
 type Kind =
-  "program" | "command" | "folder" | "checkout" | "socket" | "places" | "seconds" | "count" | "flag" | "text";
+  | "program"
+  | "command"
+  | "path"
+  | "folder"
+  | "checkout"
+  | "socket"
+  | "places"
+  | "seconds"
+  | "count"
+  | "flag"
+  | "text";
 
 /** Every setting: its flag is `--name`, its field the name in camel case. A flag wins over the environment. */
 // prettier-ignore
@@ -88,7 +98,7 @@ export const SETTINGS = [
   ["fake",            "OPENSHELL_E2E_FAKE",           "places",  "",      "places that must be fake, comma separated"],
   ["stop-timeout",    "OPENSHELL_E2E_STOP_TIMEOUT",   "seconds", "1",     "how long the driver lets a sandbox stop by itself, in seconds"],
   ["run-dir",         "OPENSHELL_E2E_RUN_DIR",        "folder",  "",      "where runs keep sockets and state; short, private, default in the temporary folder"],
-  ["reports",         "OPENSHELL_E2E_REPORTS",        "text",    "reports", "where the logs of a run go when it ends"],
+  ["reports",         "OPENSHELL_E2E_REPORTS",        "path",    "reports", "where the logs of a run go when it ends"],
   ["parallel",        "OPENSHELL_E2E_PARALLEL",       "count",   "",      "scenarios at a time; default 6, or 1 with a real gateway or engine"],
   ["verbose",         "OPENSHELL_E2E_VERBOSE",        "flag",    "",      "1 shows what the programs of a test run write, as they write it"],
   ["trace",           "OPENSHELL_E2E_TRACE",          "flag",    "",      "1 shows the calls between gateway and driver, as they end"],
@@ -136,7 +146,7 @@ export function readSettings(
     if (problem) {
       throw new HarnessError(`${typeof flag === "string" ? `--${name}` : variable}: ${problem}: ${value}`);
     }
-    settings[camelCase(name)] = PATHS.has(kind) && value ? resolve(value) : value;
+    settings[camelCase(name)] = value && settle(kind, value);
   }
   for (const [flag, place] of Object.entries(SEATS))
     if (parsed.values[flag]) refuseFaked(`--${flag}`, place, settings as Settings);
@@ -155,7 +165,15 @@ export const asEnvironment = (settings: Settings): Record<string, string> =>
     ).filter(([, value]) => value),
   );
 
-const PATHS = new Set<Kind>(["program", "folder", "checkout"]);
+/** What a value means wherever it is read: relative paths start from the folder in which it was given. */
+function settle(kind: Kind, value: string): string {
+  if (kind === "command") return fromHere(value);
+  return ["program", "path", "folder", "checkout"].includes(kind) ? resolve(value) : value;
+}
+
+/** A path as it is shown: from here, if it is below. */
+export const shownPath = (path: string): string =>
+  path.startsWith(`${process.cwd()}/`) ? relative(process.cwd(), path) : path;
 
 /** The flags that put a real program in a place. */
 const SEATS: Record<string, Place> = {
@@ -198,6 +216,7 @@ const VALUE_CHECKS: Record<Kind, (value: string) => string | false> = {
   seconds: (text) => !/^\d{1,4}$/.test(text) && "a whole number of seconds was expected",
   count: (text) => !/^[1-9]\d?$/.test(text) && "a number from 1 to 99 was expected",
   flag: (text) => !/^[01]$/.test(text) && "0 or 1 was expected",
+  path: () => false,
   text: () => false,
 };
 
@@ -1009,7 +1028,7 @@ async function abandon(error: unknown, run?: SharedKeeper): Promise<never> {
   const { settings } = readSettings();
   console.error(`openshell-e2e: the run cannot go on: what all scenarios share did not start\n`);
   console.error(explainOnTerminal(scenario, [], { colour: inColour(process.stderr) }));
-  console.error(`\nAll of it: bun harness.ts report ${settings.reports} --format html`);
+  console.error(`\nAll of it: bun harness.ts report ${shownPath(settings.reports)} --format html`);
   process.exit(EXIT.error);
 }
 
@@ -1025,7 +1044,7 @@ function reportAlone(stack: Record<string, Standing>): void {
   const { settings } = readSettings();
   record({ kind: "begin", at: performance.timeOrigin, run: "", command: commandLine(), stack });
   record({ kind: "end", at: now() });
-  writeResults(waitingEntries(), resolve(settings.reports));
+  writeResults(waitingEntries(), settings.reports);
 }
 
 /** Ends the run, if one was begun. Resolves with what it left behind, a line each. Called once, by the preload. */
@@ -1049,7 +1068,7 @@ export async function endRun(): Promise<string[]> {
   record({ kind: "end", at: now() });
   const { reports } = readSettings().settings;
   if (own) left.push(...(await keeper.call("close")));
-  else await keeper.call("report", `test-${process.pid}`, beganAt, resolve(reports));
+  else await keeper.call("report", `test-${process.pid}`, beganAt, reports);
   keeper.close();
   return left;
 }

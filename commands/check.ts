@@ -5,7 +5,7 @@
  * harness plays the gateway. Without either, the driver that the settings name is checked, or the fake.
  */
 import { rmSync, writeFileSync } from "node:fs";
-import { join, relative, resolve } from "node:path";
+import { join } from "node:path";
 import {
   type Command,
   EXIT,
@@ -13,11 +13,12 @@ import {
   interruptible,
   refuseFaked,
   type Settings,
+  shownPath,
   standings,
   unless,
   withKeeper,
 } from "../harness.ts";
-import { driverProblem, shellQuoted } from "../keeper/command.ts";
+import { driverProblem, fromHere, shellQuoted } from "../keeper/command.ts";
 import { bringsEngine, describeParts } from "../keeper/places.ts";
 import { openReports } from "../keeper/reports.ts";
 import type { Check } from "../contract/check.ts";
@@ -85,11 +86,11 @@ async function check(
     recordBegin("", {});
     const subject = await runningSubject(socket, settings, choice);
     const code = await checkAll(checks, subject, known, settings, { flags, all: all.length, stop });
-    writeResults(waitingEntries(), resolve(settings.reports));
+    writeResults(waitingEntries(), settings.reports);
     return code;
   }
 
-  const started = driver ? { ...settings, driverCmd: driver } : settings;
+  const started = driver ? { ...settings, driverCmd: fromHere(driver) } : settings;
   const { result, left } = await withKeeper(started, async (keeper, { id, folder }) => {
     const { parts } = await keeper.call("hello");
     recordTo(folder, "check");
@@ -164,13 +165,13 @@ async function checkAll(
   // What was asked by then is no conformance; without an end on record, the results say so themselves.
   if (stop.aborted) {
     console.log(`${(stop.reason as Error).message}: ${ordered.length} of ${checks.length} rules were asked`);
-    console.log(`Results: ${relative(process.cwd(), join(resolve(settings.reports), "results.json"))}`);
+    console.log(`Results: ${shownPath(join(settings.reports, "results.json"))}`);
     console.log(summary(ordered));
     return EXIT.error;
   }
-  const file = join(resolve(settings.reports), CONFORMANCE);
+  const file = join(settings.reports, CONFORMANCE);
   writeFileSync(file, markdown(ordered, all, identity, new Date()));
-  console.log(`For the driver's README: ${relative(process.cwd(), file)}`);
+  console.log(`For the driver's README: ${shownPath(file)}`);
   console.log(summary(ordered));
   record({ kind: "end", at: now() });
   const is = (verdict: string) => ordered.some((one) => one.verdict === verdict);

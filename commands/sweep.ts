@@ -5,7 +5,7 @@
  * for a run's guard alone, which knows that its keeper is gone.
  */
 import { existsSync } from "node:fs";
-import { join, resolve } from "node:path";
+import { join } from "node:path";
 import { type Command, connectable, eventually, EXIT, HarnessError } from "../harness.ts";
 import { Child } from "../keeper/process.ts";
 import { processesOf, Run, RUN_MARK } from "../keeper/run.ts";
@@ -20,7 +20,7 @@ export const command: Command = async (settings, args, { run: folder, guard }) =
   for (const run of named ? [named] : Run.all(settings)) {
     if (!existsSync(run.folder) || (!named && (await run.isLive()))) continue;
     dead++;
-    const { removed, problem } = await sweepRun(run, resolve(settings.reports));
+    const { removed, problem } = await sweepRun(run, settings.reports);
     for (const line of removed) console.log(`run ${run.id}: removed ${line}`);
     if (problem) {
       failed = true;

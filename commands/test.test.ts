@@ -2,7 +2,7 @@
 
 /** `test` as a terminal and as a log see it. */
 import { expect, test } from "bun:test";
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 import { stripVTControlCharacters } from "node:util";
@@ -63,6 +63,26 @@ test.each([
   expect(sent).not.toContain(CLEAR);
   expect(sent).toContain("SM-02");
 });
+
+test("from another folder, its driver is found and its reports are left together", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "elsewhere-"));
+  writeFileSync(join(folder, "my-driver"), "#!/bin/sh\necho my last words >&2; exit 3\n", { mode: 0o755 });
+  const child = Bun.spawn([process.execPath, HARNESS, "test", "external-podman", "-t", "SM-02"], {
+    cwd: folder,
+    env: {
+      PATH: process.env.PATH,
+      HOME: homedir(),
+      OPENSHELL_DRIVER_CMD: "./my-driver {socket}",
+      OPENSHELL_E2E_REPORTS: "the/reports",
+    },
+    timeout: 60_000,
+    ...{ stdin: "ignore", stdout: "ignore", stderr: "pipe" },
+  });
+  expect(await child.stderr.text()).toContain("my last words");
+  expect(await child.exited).toBe(2);
+  expect(readdirSync(join(folder, "the", "reports"))).toContain("results.json");
+  rmSync(folder, { recursive: true });
+}, 70_000);
 
 test("a driver that does not start ends the run, which says so on the terminal and in the report", async () => {
   const reports = mkdtempSync(join(tmpdir(), "no-start-"));

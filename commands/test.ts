@@ -17,6 +17,7 @@ import {
   GATEWAYS_AT_A_TIME,
   scenariosAtATime,
   type Settings,
+  shownPath,
   within,
 } from "../harness.ts";
 import { checkParts, describeParts, findParts } from "../keeper/places.ts";
@@ -77,7 +78,7 @@ export const command: Command = async (settings, args, { t: pattern }) => {
   if (!counts && code === EXIT.error) return code;
   if (!counts || counts.passed + counts.failed === 0) {
     const why = child.signalCode
-      ? `bun test was ended by ${child.signalCode}; what it had found by then is in ${join(settings.reports, "results.json")}`
+      ? `bun test was ended by ${child.signalCode}; what it had found by then is in ${shownPath(join(reports, "results.json"))}`
       : `bun test ended with ${code} and ran no test`;
     console.error(`openshell-e2e: ${why}`);
     return code === EXIT.ok ? EXIT.error : code;

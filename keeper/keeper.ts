@@ -8,7 +8,7 @@
  */
 import { copyFileSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
-import { join, resolve } from "node:path";
+import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { HarnessError, openClient, type Settings } from "../harness.ts";
 import { unary } from "../proto/contract.ts";
@@ -405,7 +405,7 @@ export class Keeper {
     const lines = [...left, ...this.#unfinished];
     record({ kind: "leftovers", lines });
     saveLogs(run, settings.reports);
-    writeResults(readRecords(run.folder), resolve(settings.reports));
+    writeResults(readRecords(run.folder), settings.reports);
     // What is on an engine that is gone can be swept once it is back, by what the folder knows.
     if (this.#unfinished.size === 0) run.remove();
     return lines;

@@ -11,7 +11,7 @@ import {
   rmSync,
   writeFileSync,
 } from "node:fs";
-import { join, resolve } from "node:path";
+import { join } from "node:path";
 import { HarnessError, readable, type Settings } from "../harness.ts";
 import type { Run } from "./run.ts";
 
@@ -23,21 +23,20 @@ const LOGS_MARK = ".openshell-e2e";
  * @throws HarnessError when nothing can be written there, or the logs there are not a run's.
  */
 export function openReports({ reports }: Settings): string {
-  const path = resolve(reports);
   try {
-    mkdirSync(path, { recursive: true });
-    accessSync(path, constants.W_OK | constants.X_OK);
+    mkdirSync(reports, { recursive: true });
+    accessSync(reports, constants.W_OK | constants.X_OK);
   } catch (error) {
     throw new HarnessError(
-      `OPENSHELL_E2E_REPORTS: a folder that can be written to was expected: ${path}: ${(error as Error).message}`,
+      `OPENSHELL_E2E_REPORTS: a folder that can be written to was expected: ${reports}: ${(error as Error).message}`,
     );
   }
-  const logs = join(path, "logs");
+  const logs = join(reports, "logs");
   if (!isReplaceable(logs))
     throw new HarnessError(
       `OPENSHELL_E2E_REPORTS: a run replaces ${logs}, which holds what no run wrote. Move that away, or name another folder`,
     );
-  return path;
+  return reports;
 }
 
 /** Whether a run wrote that folder of logs, or nobody has written anything there yet. */
@@ -52,7 +51,7 @@ function isReplaceable(logs: string): boolean {
 
 /** Copies a run's logs to where they can be read after it; those of the run before are replaced. */
 export function saveLogs(run: Run, reports: string): void {
-  const target = join(resolve(reports), "logs");
+  const target = join(reports, "logs");
   // It was, when the run began.
   if (!isReplaceable(target)) return;
   rmSync(target, { recursive: true, force: true });
