@@ -270,8 +270,35 @@ describe("bad input to the command line", () => {
   });
 
   test("an unknown suite", async () => {
-    expect(await refused(["test", "external-docker"])).toBe(
-      "openshell-e2e: There is no suite external-docker in scenarios/",
+    for (const name of ["external-docker", "..", "preload.ts", "external-podman/smoke.test.ts"])
+      expect(await refused(["test", name])).toBe(
+        `openshell-e2e: test: there is no suite ${name}; there are driver-contract, external-podman, gateway-adapter`,
+      );
+  });
+
+  test.each(["doctor", "up", "bench", "soak", "sweep", "check", "mutants", "parity"])(
+    "%s with an argument that it does not take",
+    async (verb) => {
+      expect(await refused([verb, "extra"])).toBe(
+        `openshell-e2e: ${verb}: unexpected extra. See \`bun harness.ts help ${verb}\``,
+      );
+    },
+  );
+
+  test("a seed without the chaos that it is for", async () => {
+    expect(await refused(["soak", "--seed", "5"])).toBe(
+      "openshell-e2e: --seed: it is that of the chaos: --chaos was expected beside it",
+    );
+  });
+
+  test("keep, which is not for people", async () => {
+    expect(await refused(["keep"])).toStartWith("openshell-e2e: keep: the harness itself starts it");
+    expect(await refused(["keep", folder, "1"])).toContain("is not the folder of a run");
+  });
+
+  test("help of a verb that there is not", async () => {
+    expect(await refused(["help", "chekc"])).toBe(
+      "openshell-e2e: help: there is no verb chekc. See `bun harness.ts help`",
     );
   });
 
@@ -361,5 +388,33 @@ describe("bad input to the command line", () => {
     expect(await refused(["with", "--", "no-such-command"])).toContain(
       "with: no-such-command: no such command",
     );
+  });
+});
+
+describe("help", () => {
+  async function help(...args: string[]): Promise<string> {
+    const child = Bun.spawn([process.execPath, "harness.ts", ...args], {
+      cwd: import.meta.dir,
+      stdout: "pipe",
+      stderr: "pipe",
+    });
+    const [output, errors] = await Promise.all([child.stdout.text(), child.stderr.text()]);
+    expect({ errors, code: await child.exited }).toEqual({ errors: "", code: 0 });
+    return output;
+  }
+
+  test("of everything is asked in four ways", async () => {
+    const all = await help("help");
+    expect(all).toContain("OPENSHELL_E2E_REQUIRE");
+    expect(all).toContain("{supervisor}");
+    for (const args of [[], ["--help"], ["-h"]]) expect(await help(...args)).toBe(all);
+  });
+
+  test("of one verb is asked in three ways, and says nothing of others", async () => {
+    const check = await help("help", "check");
+    expect(check).toContain("--backend-list CMD");
+    expect(check).not.toContain("mutants");
+    for (const flag of ["--help", "-h"]) expect(await help("check", flag)).toBe(check);
+    expect(await help("up", "--help")).toContain("Faults: METHOD: WHAT");
   });
 });

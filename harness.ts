@@ -1287,14 +1287,23 @@ const VERBS: Record<string, OwnFlags> = {
   keep: {},
 };
 
+/** The verbs that take arguments which are no flags. */
+const TAKES_ARGUMENTS = new Set(["test", "with", "report", "diff", "help", "keep"]);
+const HELP = ["--help", "-h"];
+
 async function main(argv: string[]): Promise<number> {
-  const [verb = "help", ...rest] = argv;
+  const [first = "help", ...rest] = argv;
+  const verb = HELP.includes(first) ? "help" : first;
   const ownFlags = VERBS[verb];
   if (!ownFlags) throw new HarnessError(`Unknown verb ${verb}. See \`bun harness.ts help\``);
   // What follows `--` is the verb's own business.
   const split = rest.indexOf("--");
   const [ours, theirs] = split < 0 ? [rest, []] : [rest.slice(0, split), rest.slice(split + 1)];
+  if (verb !== "help" && ours.some((arg) => HELP.includes(arg))) return main(["help", verb]);
   const { settings, args, own } = readSettings(ours, process.env, ownFlags);
+  const [stray] = TAKES_ARGUMENTS.has(verb) ? [] : [...args, ...theirs];
+  if (stray !== undefined)
+    throw new HarnessError(`${verb}: unexpected ${stray}. See \`bun harness.ts help ${verb}\``);
   const { command } = (await import(`./commands/${verb}.ts`)) as { command: Command };
   return command(settings, [...args, ...theirs], own);
 }

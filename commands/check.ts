@@ -50,19 +50,12 @@ const SUBJECT_FLAGS = [
   "backend-remove",
 ] as const;
 
-export const command: Command = (settings, args, own) =>
-  interruptible((stop) => check(settings, args, own, stop));
+export const command: Command = (settings, _args, own) => interruptible((stop) => check(settings, own, stop));
 
-async function check(
-  settings: Settings,
-  args: string[],
-  own: Record<string, string>,
-  stop: AbortSignal,
-): Promise<number> {
+async function check(settings: Settings, own: Record<string, string>, stop: AbortSignal): Promise<number> {
   const { driver, socket, only, list } = own;
   const empty = Object.keys(own).find((flag) => !own[flag]?.trim());
   if (empty) throw new HarnessError(`--${empty}: a value was expected, and it is empty`);
-  if (args.length > 0) throw new HarnessError(`check: unexpected ${args[0]}. See \`bun harness.ts help\``);
   if (driver && socket)
     throw new HarnessError("check: --driver starts a driver, --socket names one that runs: give one");
   if (driver) refuseFaked("--driver", "driver", settings);

@@ -32,16 +32,11 @@ interface Plan {
   seed: number;
 }
 
-export const command: Command = (settings, args, own) =>
-  interruptible((stop) => soak(settings, args, own, stop));
+export const command: Command = (settings, _args, own) => interruptible((stop) => soak(settings, own, stop));
 
-async function soak(
-  settings: Settings,
-  args: string[],
-  own: Record<string, string>,
-  stop: AbortSignal,
-): Promise<number> {
-  if (args.length > 0) throw new HarnessError(`soak: unexpected ${args[0]}. See \`bun harness.ts help\``);
+async function soak(settings: Settings, own: Record<string, string>, stop: AbortSignal): Promise<number> {
+  if (own.seed !== undefined && own.chaos === undefined)
+    throw new HarnessError("--seed: it is that of the chaos: --chaos was expected beside it");
   const plan: Plan = {
     sandboxes: number(own, "sandboxes", 200, 100_000),
     parallel: number({ parallel: settings.parallel }, "parallel", 16, 99),

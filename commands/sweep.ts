@@ -12,8 +12,7 @@ import { processesOf, Run, RUN_MARK } from "../keeper/run.ts";
 import { readRecords, writeResults } from "../report/record.ts";
 import { belongings, describeBelonging, Engine, removeBelongings } from "../keeper/engine.ts";
 
-export const command: Command = async (settings, args, { run: folder, guard }) => {
-  if (args.length > 0) throw new HarnessError("sweep takes no arguments but --run FOLDER");
+export const command: Command = async (settings, _args, { run: folder, guard }) => {
   let dead = 0;
   let failed = false;
   const named = folder === undefined ? undefined : await (guard ? Run.open(folder) : deadRun(folder));

@@ -12,11 +12,15 @@ import { CLEAR } from "../report/progress.ts";
 const HARNESS = join(import.meta.dir, "..", "harness.ts");
 
 /** Runs one scenario. Resolves with what a terminal was sent, or what stands in a log. */
-async function smoke(on: "terminal" | "log", env: Record<string, string> = {}): Promise<string> {
+async function smoke(
+  on: "terminal" | "log",
+  env: Record<string, string> = {},
+  suite = "external-podman",
+): Promise<string> {
   let sent = "";
   const terminal = { cols: 100, data: (_: unknown, piece: Uint8Array) => (sent += Buffer.from(piece)) };
   const reports = mkdtempSync(join(tmpdir(), "progress-"));
-  const child = Bun.spawn([process.execPath, HARNESS, "test", "external-podman", "-t", "SM-02"], {
+  const child = Bun.spawn([process.execPath, HARNESS, "test", suite, "-t", "SM-02"], {
     env: {
       PATH: process.env.PATH,
       HOME: homedir(),
@@ -62,6 +66,11 @@ test.each([
   const sent = await smoke(on, env);
   expect(sent).not.toContain(CLEAR);
   expect(sent).toContain("SM-02");
+});
+
+test("a suite may be named as a shell completes it", async () => {
+  expect(await smoke("log", {}, "external-podman/")).toContain("external-podman: 1 passed");
+  expect(await smoke("log", {}, "./scenarios/external-podman/")).toContain("external-podman: 1 passed");
 });
 
 test("from another folder, its driver is found and its reports are left together", async () => {

@@ -7,7 +7,7 @@
  * `<what>: N passed, N failed, N skipped`. A run that executed nothing is an error.
  */
 import { Glob } from "bun";
-import { existsSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import {
   asEnvironment,
@@ -29,11 +29,20 @@ const ROOT = join(import.meta.dir, "..");
 /** The scenarios of the suites that OPENSHELL_E2E_SUITES names, as one test file. */
 export const TOGETHER = "./scenarios/together.ts";
 
+/** The folders of scenarios. */
+const SUITES = readdirSync(join(ROOT, "scenarios"), { withFileTypes: true })
+  .flatMap((entry) => (entry.isDirectory() ? [entry.name] : []))
+  .toSorted();
+
+/** A suite as somebody may name it: by its folder, and as a shell completes it. */
+const suiteOf = (arg: string): string => arg.replace(/^(\.\/)?scenarios\//, "").replace(/\/$/, "");
+
 export const command: Command = async (settings, args, { t: pattern }) => {
-  const suites = args.filter((arg) => existsSync(join(ROOT, "scenarios", arg)));
-  const bunArgs = args.filter((arg) => !suites.includes(arg));
+  const suites = args.map(suiteOf).filter((suite) => SUITES.includes(suite));
+  const bunArgs = args.filter((arg) => !SUITES.includes(suiteOf(arg)));
   const [first] = bunArgs;
-  if (first && !first.startsWith("-")) throw new HarnessError(`There is no suite ${first} in scenarios/`);
+  if (first && !first.startsWith("-"))
+    throw new HarnessError(`test: there is no suite ${first}; there are ${SUITES.join(", ")}`);
 
   const parts = await checkParts(findParts(settings), settings);
   console.log(describeParts(parts));
