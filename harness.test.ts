@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import { afterAll, describe, expect, test } from "bun:test";
-import { chmodSync, existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { chmodSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { createServer } from "node:net";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { eventually, HarnessError, readable, readSettings } from "./harness.ts";
+import { fromHere, words } from "./keeper/command.ts";
 import { findParts } from "./keeper/places.ts";
 import { Run } from "./keeper/run.ts";
 
@@ -14,6 +16,36 @@ describe("settings", () => {
     expect(readSettings([], {}).settings.stopTimeout).toBe("1");
     expect(readSettings([], environment).settings.stopTimeout).toBe("7");
     expect(readSettings(["--stop-timeout", "9"], environment).settings.stopTimeout).toBe("9");
+  });
+
+  test("relative paths start from the folder in which they are given", () => {
+    const { settings } = readSettings(["--driver-cmd", "./bin/my-driver {socket} ./config"], {
+      OPENSHELL_E2E_REPORTS: "some/reports",
+    });
+    expect(settings.reports).toBe(join(process.cwd(), "some", "reports"));
+    expect(settings.driverCmd).toBe(`${join(process.cwd(), "bin", "my-driver")} {socket} ./config`);
+  });
+
+  test.each([
+    ["my-driver {socket}", "my-driver {socket}"],
+    ["'a b/my-driver' {socket}", `"${join(process.cwd(), "a b/my-driver")}" {socket}`],
+    [" ../my-driver  {socket}", `${join(process.cwd(), "..", "my-driver")}  {socket}`],
+    ["/bin/my-driver {socket}", "/bin/my-driver {socket}"],
+    ["{state}/my-driver {socket}", "{state}/my-driver {socket}"],
+  ])("of %j the program is found from anywhere", (line, expected) => {
+    expect(fromHere(line)).toBe(expected);
+    expect(words(expected)).toEqual(words(fromHere(expected)));
+  });
+
+  test("a socket may be named as Podman names it", async () => {
+    const folder = mkdtempSync(join(tmpdir(), "hs-"));
+    const socket = join(folder, "podman.sock");
+    const server = createServer().listen(socket);
+    await eventually(() => expect(existsSync(socket)).toBe(true), { what: "the socket" });
+    const environment = { OPENSHELL_PODMAN_SOCKET: `unix://${socket}` };
+    expect(readSettings([], environment).settings.podmanSocket).toBe(socket);
+    server.close();
+    rmSync(folder, { recursive: true });
   });
 
   test.each([
@@ -43,6 +75,37 @@ describe("settings", () => {
       ["--stop-timeout", "1s"],
       {},
       "a whole number of seconds was expected: 1s",
+    ],
+    [
+      "a checkout that is not there",
+      [],
+      { OPENSHELL_REPO: "/no/such" },
+      "OPENSHELL_REPO: no such folder: /no/such",
+    ],
+    [
+      "a checkout that was not built",
+      ["--repo", import.meta.dir],
+      {},
+      "--repo: none of openshell-gateway, openshell-driver-podman, openshell is in its target/release or target/debug; " +
+        "build them (cargo build -p openshell-server",
+    ],
+    [
+      "a real program for a place that is faked",
+      ["--driver-cmd", "my-driver {socket}"],
+      { OPENSHELL_E2E_FAKE: "gateway,driver" },
+      "--driver-cmd names a real driver, and OPENSHELL_E2E_FAKE puts the fake in its place",
+    ],
+    [
+      "a driver that is not told where to serve",
+      ["--driver-cmd", "my-driver --port {port}"],
+      {},
+      "--driver-cmd: no {socket} in it: the driver is to serve on that path, which differs from run to run: my-driver",
+    ],
+    [
+      "a quote that is not closed",
+      [],
+      { OPENSHELL_DRIVER_CMD: `my-driver {socket} "two words` },
+      'OPENSHELL_DRIVER_CMD: a quote is not closed: my-driver {socket} "two words',
     ],
     ["a flag that is neither 0 nor 1", [], { OPENSHELL_E2E_ATTACH: "yes" }, "0 or 1 was expected: yes"],
   ])("%s is refused by name", (_, flags, environment, message) => {
@@ -74,9 +137,46 @@ describe("places", () => {
     expect(parts.gateway.real).toBe(false);
   });
 
+  test("what a checkout has built is found, the release first", () => {
+    const checkout = mkdtempSync(join(tmpdir(), "hc-"));
+    const paths = ["debug", "release"].map((profile) =>
+      join(checkout, "target", profile, "openshell-gateway"),
+    );
+    for (const path of paths) {
+      mkdirSync(dirname(path), { recursive: true });
+      writeFileSync(path, "");
+      const { gateway, driver } = partsFor({ OPENSHELL_REPO: checkout });
+      expect(gateway).toMatchObject({ real: true, command: [path] });
+      expect(driver.real).toBe(false);
+    }
+    rmSync(checkout, { recursive: true });
+  });
+
   test("a driver's command line is split at spaces, and quotes hold words together", () => {
     const parts = partsFor({ OPENSHELL_DRIVER_CMD: `my-driver --socket {socket} --title "two words" ''` });
     expect(parts.driver.command).toEqual(["my-driver", "--socket", "{socket}", "--title", "two words", ""]);
+  });
+
+  test("a driver that does not ask for our engine has its own, and images as they are set", () => {
+    const parts = partsFor({
+      OPENSHELL_DRIVER_CMD: "my-driver {socket} {sandbox_image} {supervisor_image}",
+      OPENSHELL_SANDBOX_IMAGE: "box:1",
+      OPENSHELL_SUPERVISOR_IMAGE: "supervisor:1",
+    });
+    expect(parts.engine.label).toBe("the driver's own");
+    expect(parts.supervisor.label).toBe("supervisor:1");
+    expect(partsFor({ OPENSHELL_DRIVER_CMD: "my-driver {socket} {podman_socket}" }).engine.label).toBe(
+      "fake",
+    );
+  });
+
+  test.each([
+    ["sandbox_image", "Set OPENSHELL_SANDBOX_IMAGE"],
+    ["supervisor_image", "Set OPENSHELL_SUPERVISOR_IMAGE, or start the program whose path is {supervisor}"],
+  ])("{%s} that is on nobody's engine is refused", (image, advice) => {
+    expect(() => partsFor({ OPENSHELL_DRIVER_CMD: `my-driver {socket} {${image}}` })).toThrow(
+      `The driver's command has {${image}}, but no {podman_socket}: on the driver's own engine no image is known. ${advice}`,
+    );
   });
 
   test("the real supervisor needs a real engine", () => {
@@ -178,8 +278,35 @@ describe("bad input to the command line", () => {
   });
 
   test("an unknown suite", async () => {
-    expect(await refused(["test", "external-docker"])).toBe(
-      "openshell-e2e: There is no suite external-docker in scenarios/",
+    for (const name of ["external-docker", "..", "preload.ts", "external-podman/smoke.test.ts"])
+      expect(await refused(["test", name])).toBe(
+        `openshell-e2e: test: there is no suite ${name}; there are driver-contract, external-podman, gateway-adapter`,
+      );
+  });
+
+  test.each(["doctor", "up", "bench", "soak", "sweep", "check", "mutants", "parity"])(
+    "%s with an argument that it does not take",
+    async (verb) => {
+      expect(await refused([verb, "extra"])).toBe(
+        `openshell-e2e: ${verb}: unexpected extra. See \`bun harness.ts help ${verb}\``,
+      );
+    },
+  );
+
+  test("a seed without the chaos that it is for", async () => {
+    expect(await refused(["soak", "--seed", "5"])).toBe(
+      "openshell-e2e: --seed: it is that of the chaos: --chaos was expected beside it",
+    );
+  });
+
+  test("keep, which is not for people", async () => {
+    expect(await refused(["keep"])).toStartWith("openshell-e2e: keep: the harness itself starts it");
+    expect(await refused(["keep", folder, "1"])).toContain("is not the folder of a run");
+  });
+
+  test("help of a verb that there is not", async () => {
+    expect(await refused(["help", "chekc"])).toBe(
+      "openshell-e2e: help: there is no verb chekc. See `bun harness.ts help`",
     );
   });
 
@@ -192,11 +319,11 @@ describe("bad input to the command line", () => {
 
   test("a driver that exits: its exit code, its last words, its command line", async () => {
     const said = await refused(["with", "--", "true"], {
-      OPENSHELL_DRIVER_CMD: "sh -c 'echo no backend; exit 3'",
+      OPENSHELL_DRIVER_CMD: "sh -c 'echo no backend; exit 3' {socket}",
     });
     expect(said).toContain("driver: bind its socket: it ended with exit code 3");
     expect(said).toContain("| no backend");
-    expect(said).toContain("command: sh -c echo no backend; exit 3");
+    expect(said).toContain("command: sh -c echo no backend; exit 3 /");
   });
 
   test("an unknown placeholder: the known ones", async () => {
@@ -204,6 +331,22 @@ describe("bad input to the command line", () => {
     expect(said).toContain(
       "OPENSHELL_DRIVER_CMD: unknown placeholder {sockt}; known are {socket} {endpoint}",
     );
+  });
+
+  test("a variable that is not set is not set for the driver either", async () => {
+    const said = await refused(["with", "--", "true"], {
+      A_SET: "set",
+      OPENSHELL_DRIVER_ENV: "A_SET, A_UNSET",
+      OPENSHELL_DRIVER_CMD: `sh -c 'echo seen: $A_SET \${A_UNSET-unset}; exit 3' {socket}`,
+    });
+    expect(said).toContain("| seen: set unset");
+  });
+
+  test("{supervisor} is a program that any driver can start", async () => {
+    const said = await refused(["with", "--", "true"], {
+      OPENSHELL_DRIVER_CMD: `sh -c '"$0" --version; exit 3' {supervisor} {socket}`,
+    });
+    expect(said).toMatch(/\| openshell-sandbox \d+\.\d+\.\d+\S*fake$/m);
   });
 
   test("a driver that is not there", async () => {
@@ -233,9 +376,53 @@ describe("bad input to the command line", () => {
     );
   });
 
+  test.each([
+    [
+      ["--driver", "false"],
+      "--driver names a real driver, and OPENSHELL_E2E_FAKE puts the fake in its place",
+    ],
+    [["--driver", ""], "--driver: a value was expected, and it is empty"],
+    [["--socket="], "--socket: a value was expected, and it is empty"],
+    [["--driver", "my-driver {sockt}"], "--driver: unknown placeholder {sockt}; known are {socket}"],
+    [["--only", " "], "--only: a value was expected, and it is empty"],
+  ])("check %j", async (flags, message) => {
+    const fake = message.includes("FAKE") ? "driver" : "";
+    expect(await refused(["check", ...flags], { OPENSHELL_E2E_FAKE: fake })).toStartWith(
+      `openshell-e2e: ${message}`,
+    );
+  });
+
   test("a command that is not there", async () => {
     expect(await refused(["with", "--", "no-such-command"])).toContain(
       "with: no-such-command: no such command",
     );
+  });
+});
+
+describe("help", () => {
+  async function help(...args: string[]): Promise<string> {
+    const child = Bun.spawn([process.execPath, "harness.ts", ...args], {
+      cwd: import.meta.dir,
+      stdout: "pipe",
+      stderr: "pipe",
+    });
+    const [output, errors] = await Promise.all([child.stdout.text(), child.stderr.text()]);
+    expect({ errors, code: await child.exited }).toEqual({ errors: "", code: 0 });
+    return output;
+  }
+
+  test("of everything is asked in four ways", async () => {
+    const all = await help("help");
+    expect(all).toContain("OPENSHELL_E2E_REQUIRE");
+    expect(all).toContain("{supervisor}");
+    for (const args of [[], ["--help"], ["-h"]]) expect(await help(...args)).toBe(all);
+  });
+
+  test("of one verb is asked in three ways, and says nothing of others", async () => {
+    const check = await help("help", "check");
+    expect(check).toContain("--backend-list CMD");
+    expect(check).not.toContain("mutants");
+    for (const flag of ["--help", "-h"]) expect(await help("check", flag)).toBe(check);
+    expect(await help("up", "--help")).toContain("Faults: METHOD: WHAT");
   });
 });

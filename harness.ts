@@ -15,8 +15,8 @@ import * as grpc from "@grpc/grpc-js";
 import { test } from "bun:test";
 import { accessSync, constants, existsSync, readFileSync, statSync } from "node:fs";
 import { connect as connectSocket } from "node:net";
-import { cpus, loadavg } from "node:os";
-import { basename, resolve } from "node:path";
+import os, { cpus, loadavg } from "node:os";
+import { basename, join, relative, resolve } from "node:path";
 import { parseArgs, stripVTControlCharacters } from "node:util";
 import type { ScenarioResult, Standing } from "./report/model.ts";
 import { follow } from "./report/follow.ts";
@@ -43,6 +43,7 @@ import {
   whyOf,
 } from "./known-failing.ts";
 import { attach, type Connection, startKeeper } from "./keeper/connection.ts";
+import { driverProblem, fromHere } from "./keeper/command.ts";
 import type { Deed } from "./keeper/keeper.ts";
 import { describeParts, findParts, type Parts } from "./keeper/places.ts";
 import { Run } from "./keeper/run.ts";
@@ -68,7 +69,18 @@ export const PLACES = ["gateway", "driver", "engine", "supervisor"] as const;
 /** The four places that a real program or a fake can take. */
 export type Place = (typeof PLACES)[number];
 
-type Kind = "program" | "folder" | "socket" | "places" | "seconds" | "count" | "flag" | "text";
+type Kind =
+  | "program"
+  | "command"
+  | "path"
+  | "folder"
+  | "checkout"
+  | "socket"
+  | "places"
+  | "seconds"
+  | "count"
+  | "flag"
+  | "text";
 
 /** Every setting: its flag is `--name`, its field the name in camel case. A flag wins over the environment. */
 // prettier-ignore
@@ -76,10 +88,10 @@ export const SETTINGS = [
   // name             environment                     kind       default  meaning
   ["gateway-bin",     "OPENSHELL_GATEWAY_BIN",        "program", "",      "the real gateway, openshell-gateway"],
   ["driver-bin",      "OPENSHELL_DRIVER_BIN",         "program", "",      "the real Podman driver, openshell-driver-podman"],
-  ["driver-cmd",      "OPENSHELL_DRIVER_CMD",         "text",    "",      "any driver: its command line, with placeholders such as {socket}"],
+  ["driver-cmd",      "OPENSHELL_DRIVER_CMD",         "command", "",      "any driver: its command line, with placeholders such as {socket}"],
   ["driver-env",      "OPENSHELL_DRIVER_ENV",         "text",    "",      "names of environment variables, comma separated, that the driver may see"],
   ["cli-bin",         "OPENSHELL_BIN",                "program", "",      "the openshell CLI, handed on by `with`"],
-  ["repo",            "OPENSHELL_REPO",               "folder",  "",      "a built upstream checkout in which to find all of the above"],
+  ["repo",            "OPENSHELL_REPO",               "checkout","",      "a built upstream checkout in which to find all of the above"],
   ["podman-socket",   "OPENSHELL_PODMAN_SOCKET",      "socket",  "",      "a running Podman API service to use as the engine"],
   ["sandbox-image",   "OPENSHELL_SANDBOX_IMAGE",      "text",    "",      "the image of sandboxes on a real engine"],
   ["supervisor-image","OPENSHELL_SUPERVISOR_IMAGE",   "text",    "",      "the image with the real supervisor, openshell-sandbox"],
@@ -87,11 +99,11 @@ export const SETTINGS = [
   ["fake",            "OPENSHELL_E2E_FAKE",           "places",  "",      "places that must be fake, comma separated"],
   ["stop-timeout",    "OPENSHELL_E2E_STOP_TIMEOUT",   "seconds", "1",     "how long the driver lets a sandbox stop by itself, in seconds"],
   ["run-dir",         "OPENSHELL_E2E_RUN_DIR",        "folder",  "",      "where runs keep sockets and state; short, private, default in the temporary folder"],
-  ["reports",         "OPENSHELL_E2E_REPORTS",        "text",    "reports", "where the logs of a run go when it ends"],
+  ["reports",         "OPENSHELL_E2E_REPORTS",        "path",    "reports", "where the logs of a run go when it ends"],
   ["parallel",        "OPENSHELL_E2E_PARALLEL",       "count",   "",      "scenarios at a time; default 6, or 1 with a real gateway or engine"],
   ["verbose",         "OPENSHELL_E2E_VERBOSE",        "flag",    "",      "1 shows what the programs of a test run write, as they write it"],
   ["trace",           "OPENSHELL_E2E_TRACE",          "flag",    "",      "1 shows the calls between gateway and driver, as they end"],
-  ["attach",          "OPENSHELL_E2E_ATTACH",         "flag",    "1",     "use a stack that `bun harness.ts up` keeps; 0 never does"],
+  ["attach",          "OPENSHELL_E2E_ATTACH",         "flag",    "1",     "`bun test` and `with` use a stack that `bun harness.ts up` keeps; 0 never does"],
 ] as const satisfies readonly (readonly [string, string, Kind, string, string])[];
 
 type CamelCase<S extends string> = S extends `${infer A}-${infer B}` ? `${A}${Capitalize<CamelCase<B>>}` : S;
@@ -129,13 +141,16 @@ export function readSettings(
   const settings = {} as Record<string, string>;
   for (const [name, variable, kind, fallback] of SETTINGS) {
     const flag = parsed.values[name];
-    const value = (typeof flag === "string" ? flag : env[variable])?.trim() || fallback;
+    const given = (typeof flag === "string" ? flag : env[variable])?.trim() || fallback;
+    const value = kind === "socket" ? given.replace(/^unix:\/\//, "") : given;
     const problem = value && VALUE_CHECKS[kind](value);
     if (problem) {
       throw new HarnessError(`${typeof flag === "string" ? `--${name}` : variable}: ${problem}: ${value}`);
     }
-    settings[camelCase(name)] = kind === "folder" || kind === "program" ? value && resolve(value) : value;
+    settings[camelCase(name)] = value && settle(kind, value);
   }
+  for (const [flag, place] of Object.entries(SEATS))
+    if (parsed.values[flag]) refuseFaked(`--${flag}`, place, settings as Settings);
   const own = Object.keys(ownFlags).flatMap((name) => {
     const value = parsed.values[name];
     return value === undefined ? [] : [[name, value === true ? "1" : [value].flat().join("\n")] as const];
@@ -151,12 +166,49 @@ export const asEnvironment = (settings: Settings): Record<string, string> =>
     ).filter(([, value]) => value),
   );
 
+/** What a value means wherever it is read: relative paths start from the folder in which it was given. */
+function settle(kind: Kind, value: string): string {
+  if (kind === "command") return fromHere(value);
+  return ["program", "path", "folder", "checkout"].includes(kind) ? resolve(value) : value;
+}
+
+/** A path as it is shown: from here, if it is below. */
+export const shownPath = (path: string): string =>
+  path.startsWith(`${process.cwd()}/`) ? relative(process.cwd(), path) : path;
+
+/** The flags that put a real program in a place. */
+const SEATS: Record<string, Place> = {
+  "gateway-bin": "gateway",
+  "driver-bin": "driver",
+  "driver-cmd": "driver",
+  "podman-socket": "engine",
+  "supervisor-image": "supervisor",
+};
+
+/** @throws HarnessError when a flag names a real program for a place that is to be faked: its verdict would be the fake's. */
+export function refuseFaked(flag: string, place: Place, { fake }: Settings): void {
+  if (placeList(fake).includes(place))
+    throw new HarnessError(
+      `${flag} names a real ${place}, and OPENSHELL_E2E_FAKE puts the fake in its place: drop one`,
+    );
+}
+
 const VALUE_CHECKS: Record<Kind, (value: string) => string | false> = {
   program: (path) => {
     if (!existsSync(path)) return "no such file";
     if (!statSync(path).isFile()) return "not a file";
     return !isExecutable(path) && "not executable (chmod +x)";
   },
+  checkout: (path) => {
+    if (!existsSync(path)) return "no such folder";
+    if (!statSync(path).isDirectory()) return "not a folder";
+    if (BUILT.some((program) => findBuilt(path, program))) return false;
+    return (
+      `none of ${BUILT.join(", ")} is in its target/release or target/debug; build them ` +
+      "(cargo build -p openshell-server -p openshell-driver-podman -p openshell-cli)"
+    );
+  },
+  command: driverProblem,
   folder: (path) => existsSync(path) && !statSync(path).isDirectory() && "not a folder",
   socket: (path) => (!existsSync(path) ? "no such socket" : !statSync(path).isSocket() && "not a socket"),
   places: (list) =>
@@ -165,8 +217,18 @@ const VALUE_CHECKS: Record<Kind, (value: string) => string | false> = {
   seconds: (text) => !/^\d{1,4}$/.test(text) && "a whole number of seconds was expected",
   count: (text) => !/^[1-9]\d?$/.test(text) && "a number from 1 to 99 was expected",
   flag: (text) => !/^[01]$/.test(text) && "0 or 1 was expected",
+  path: () => false,
   text: () => false,
 };
+
+/** What a checkout may have built that we can use. */
+const BUILT = ["openshell-gateway", "openshell-driver-podman", "openshell"] as const;
+
+/** The path of a program that a checkout has built; empty if it has not. */
+export function findBuilt(checkout: string, program: (typeof BUILT)[number]): string {
+  const candidates = ["release", "debug"].map((profile) => join(checkout, "target", profile, program));
+  return candidates.find((path) => existsSync(path)) ?? "";
+}
 
 function isExecutable(path: string): boolean {
   try {
@@ -284,6 +346,47 @@ export async function within<T>(
     return await Promise.race([work, tooLate]);
   } finally {
     clearTimeout(timer);
+  }
+}
+
+/**
+ * Does `work`, which is to end soon once `stop` is aborted: by the first SIGINT, SIGTERM or SIGHUP. The second one ends the
+ * process at once. Resolves with the exit code of `work`, or with 128 + n after a signal.
+ */
+export async function interruptible(work: (stop: AbortSignal) => Promise<number>): Promise<number> {
+  const stop = new AbortController();
+  let code: number | undefined;
+  const handlers = (["SIGINT", "SIGTERM", "SIGHUP"] as const).map((name) => {
+    const end = () => {
+      for (const [signal, handler] of handlers) process.off(signal, handler);
+      code = 128 + os.constants.signals[name];
+      console.error(
+        `${name}: nothing more is begun, and what was begun is cleared away; a second one ends this at once`,
+      );
+      stop.abort(new HarnessError(`ended by ${name}`));
+    };
+    return [name, end] as const;
+  });
+  for (const [signal, handler] of handlers) process.on(signal, handler);
+  const end = await work(stop.signal).catch((error: unknown) => {
+    if (error !== stop.signal.reason) throw error;
+  });
+  return code ?? end ?? EXIT.error;
+}
+
+/** What `work` resolves with. @throws why `stop` was aborted, `graceMs` after that. */
+export async function unless<T>(stop: AbortSignal | undefined, work: Promise<T>, graceMs = 0): Promise<T> {
+  if (!stop) return work;
+  const stopped = Promise.withResolvers<never>();
+  let timer: Timer | undefined;
+  const begin = () => (timer = setTimeout(() => stopped.reject(stop.reason), graceMs));
+  if (stop.aborted) begin();
+  else stop.addEventListener("abort", begin);
+  try {
+    return await Promise.race([work, stopped.promise]);
+  } finally {
+    clearTimeout(timer);
+    stop.removeEventListener("abort", begin);
   }
 }
 
@@ -954,7 +1057,7 @@ async function abandon(error: unknown, run?: SharedKeeper): Promise<never> {
   const { settings } = readSettings();
   console.error(`openshell-e2e: the run cannot go on: what all scenarios share did not start\n`);
   console.error(explainOnTerminal(scenario, [], { colour: inColour(process.stderr) }));
-  console.error(`\nAll of it: bun harness.ts report ${settings.reports} --format html`);
+  console.error(`\nAll of it: bun harness.ts report ${shownPath(settings.reports)} --format html`);
   process.exit(EXIT.error);
 }
 
@@ -970,7 +1073,7 @@ function reportAlone(stack: Record<string, Standing>): void {
   const { settings } = readSettings();
   record({ kind: "begin", at: performance.timeOrigin, run: "", command: commandLine(), stack });
   record({ kind: "end", at: now() });
-  writeResults(waitingEntries(), resolve(settings.reports));
+  writeResults(waitingEntries(), settings.reports);
 }
 
 /** Ends the run, if one was begun. Resolves with what it left behind, a line each. Called once, by the preload. */
@@ -994,7 +1097,7 @@ export async function endRun(): Promise<string[]> {
   record({ kind: "end", at: now() });
   const { reports } = readSettings().settings;
   if (own) left.push(...(await keeper.call("close")));
-  else await keeper.call("report", `test-${process.pid}`, beganAt, resolve(reports));
+  else await keeper.call("report", `test-${process.pid}`, beganAt, reports);
   keeper.close();
   return left;
 }
@@ -1197,7 +1300,7 @@ const VERBS: Record<string, OwnFlags> = {
   up: { fault: { type: "string", multiple: true } },
   with: {},
   doctor: {},
-  sweep: { run: { type: "string" } },
+  sweep: { run: { type: "string" }, guard: { type: "boolean" } },
   bench: {},
   soak: {
     sandboxes: { type: "string" },
@@ -1223,20 +1326,29 @@ const VERBS: Record<string, OwnFlags> = {
   keep: {},
 };
 
+/** The verbs that take arguments which are no flags. */
+const TAKES_ARGUMENTS = new Set(["test", "with", "report", "diff", "help", "keep"]);
+const HELP = ["--help", "-h"];
+
 async function main(argv: string[]): Promise<number> {
-  const [verb = "help", ...rest] = argv;
+  const [first = "help", ...rest] = argv;
+  const verb = HELP.includes(first) ? "help" : first;
   const ownFlags = VERBS[verb];
   if (!ownFlags) throw new HarnessError(`Unknown verb ${verb}. See \`bun harness.ts help\``);
   // What follows `--` is the verb's own business.
   const split = rest.indexOf("--");
   const [ours, theirs] = split < 0 ? [rest, []] : [rest.slice(0, split), rest.slice(split + 1)];
+  if (verb !== "help" && ours.some((arg) => HELP.includes(arg))) return main(["help", verb]);
   const { settings, args, own } = readSettings(ours, process.env, ownFlags);
+  const [stray] = TAKES_ARGUMENTS.has(verb) ? [] : [...args, ...theirs];
+  if (stray !== undefined)
+    throw new HarnessError(`${verb}: unexpected ${stray}. See \`bun harness.ts help ${verb}\``);
   const { command } = (await import(`./commands/${verb}.ts`)) as { command: Command };
   return command(settings, [...args, ...theirs], own);
 }
 
 /** Ends the process as an error that a user can act on deserves; anything else is a bug and shows where it is. */
-function fail(error: unknown): never {
+export function fail(error: unknown): never {
   if (error instanceof HarnessError) console.error(`openshell-e2e: ${error.message}`);
   else console.error(error);
   process.exit(EXIT.error);

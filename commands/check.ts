@@ -4,10 +4,23 @@
  * `check --driver 'CMD' | --socket PATH`: does a driver keep the compute-driver contract? On its socket alone: the
  * harness plays the gateway. Without either, the driver that the settings name is checked, or the fake.
  */
-import { mkdirSync, writeFileSync } from "node:fs";
-import { join, relative, resolve } from "node:path";
-import { type Command, EXIT, HarnessError, type Settings, standings, withKeeper } from "../harness.ts";
-import { describeParts } from "../keeper/places.ts";
+import { rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import {
+  type Command,
+  EXIT,
+  HarnessError,
+  interruptible,
+  refuseFaked,
+  type Settings,
+  shownPath,
+  standings,
+  unless,
+  withKeeper,
+} from "../harness.ts";
+import { driverProblem, fromHere, shellQuoted } from "../keeper/command.ts";
+import { bringsEngine, describeParts } from "../keeper/places.ts";
+import { openReports } from "../keeper/reports.ts";
 import type { Check } from "../contract/check.ts";
 import { judge, type Judged, recordBegun, recordOutcome } from "../contract/judge.ts";
 import { type Known, readKnown } from "../known-failing.ts";
@@ -24,49 +37,91 @@ import { now, record, recordTo, waitingEntries, writeResults } from "../report/r
 /** Most of a check is waiting; but a real Podman that does several things at a time now and then loses a mounted image. */
 const AT_A_TIME = { fake: 4, real: 1 };
 
-export const command: Command = async (settings, args, own) => {
+/** Of the reports: a table of the rules, for the driver's README. */
+const CONFORMANCE = "contract.md";
+
+/** What says which driver is asked, and how one looks behind it. */
+const SUBJECT_FLAGS = [
+  "driver",
+  "socket",
+  "backend",
+  "backend-list",
+  "backend-kill",
+  "backend-remove",
+] as const;
+
+export const command: Command = (settings, _args, own) => interruptible((stop) => check(settings, own, stop));
+
+async function check(settings: Settings, own: Record<string, string>, stop: AbortSignal): Promise<number> {
   const { driver, socket, only, list } = own;
-  if (args.length > 0) throw new HarnessError(`check: unexpected ${args[0]}. See \`bun harness.ts help\``);
+  const empty = Object.keys(own).find((flag) => !own[flag]?.trim());
+  if (empty) throw new HarnessError(`--${empty}: a value was expected, and it is empty`);
   if (driver && socket)
     throw new HarnessError("check: --driver starts a driver, --socket names one that runs: give one");
-  const checks = choose(await loadChecks(), only);
+  if (driver) refuseFaked("--driver", "driver", settings);
+  const problem = driver && driverProblem(driver);
+  if (problem) throw new HarnessError(`--driver: ${problem}: ${driver}`);
+  const all = await loadChecks();
+  const checks = choose(all, only);
   if (list) {
     for (const { id, level, group, rule } of checks)
       console.log(`${id.padEnd(6)} ${level.padEnd(6)} ${group}: ${rule}`);
     return EXIT.ok;
   }
-  const known = readKnown("check", new Set((await loadChecks()).map(({ id }) => id)));
+  const known = readKnown("check", new Set(all.map(({ id }) => id)));
   const choice = own as BackendChoice;
+  const flags = shellQuoted(
+    SUBJECT_FLAGS.flatMap((flag) => (own[flag] === undefined ? [] : [`--${flag}`, own[flag]])),
+  );
+  // An earlier run's says nothing of a driver that does not come up.
+  rmSync(join(openReports(settings), CONFORMANCE), { force: true });
   if (socket) {
     recordBegin("", {});
-    const code = await checkAll(checks, runningSubject(socket, settings, choice), known, settings);
-    writeResults(waitingEntries(), resolve(settings.reports));
+    const subject = await runningSubject(socket, settings, choice);
+    const code = await checkAll(checks, subject, known, settings, { flags, all: all.length, stop });
+    writeResults(waitingEntries(), settings.reports);
     return code;
   }
 
-  const started = driver ? { ...settings, driverCmd: driver } : settings;
+  const started = driver ? { ...settings, driverCmd: fromHere(driver) } : settings;
   const { result, left } = await withKeeper(started, async (keeper, { id, folder }) => {
     const { parts } = await keeper.call("hello");
     recordTo(folder, "check");
-    recordBegin(id, standings({ ...parts, supervisor: { ...parts.supervisor, label: "probe" } }));
-    console.log(describeParts({ ...parts, supervisor: { ...parts.supervisor, label: "probe" } }));
-    const subject = await startSubject(keeper, started, choice).catch((error: unknown) => {
+    const label = bringsEngine(started) ? "the driver's own" : "probe";
+    const probed = { ...parts, supervisor: { ...parts.supervisor, label } };
+    // No gateway takes part.
+    const { gateway: _gateway, ...stack } = standings(probed);
+    recordBegin(id, stack);
+    console.log(describeParts(probed, ["driver", "engine", "supervisor"]));
+    const starting = startSubject(keeper, started, choice);
+    const subject = await unless(stop, starting).catch((error: unknown) => {
       if (error instanceof NotReady) return error;
       throw error;
     });
     if (subject instanceof NotReady) return reportNotReady(checks, subject);
-    return checkAll(checks, subject, known, started, parts.engine.real ? AT_A_TIME.real : AT_A_TIME.fake);
+    const parallel = parts.engine.real ? AT_A_TIME.real : AT_A_TIME.fake;
+    return checkAll(checks, subject, known, started, { parallel, flags, all: all.length, stop });
   });
   for (const line of left) console.log(`left behind, removed: ${line}`);
   return result === EXIT.ok && left.length > 0 ? EXIT.leftovers : result;
-};
+}
+
+/** How the checks are asked. */
+interface Asking {
+  parallel?: number;
+  /** What was said of the driver, for whoever asks again. */
+  flags: string;
+  /** How many rules there are, asked or not. */
+  all: number;
+  stop: AbortSignal;
+}
 
 async function checkAll(
   checks: Check[],
   subject: Subject,
   known: Known[],
   settings: Settings,
-  parallel = AT_A_TIME.real,
+  { parallel = AT_A_TIME.real, flags, all, stop }: Asking,
 ): Promise<number> {
   const identity = await identify(subject.socket).catch((error: Error) => {
     throw new HarnessError(
@@ -79,6 +134,7 @@ async function checkAll(
   const progress = liveProgress();
   await run(checks, subject, {
     parallel,
+    stop,
     older: identity.missing,
     onBegin(check) {
       recordBegun(check);
@@ -95,14 +151,20 @@ async function checkAll(
     },
   });
   progress?.end();
-  const ordered = checks.map((check) => judged.find((one) => one.check === check)!);
+  const ordered = checks.flatMap((check) => judged.find((one) => one.check === check) ?? []);
   for (const one of ordered.filter(({ verdict, notRun }) => !notRun && ["fail", "error"].includes(verdict)))
-    console.log(`\n${explanation(one)}`);
+    console.log(`\n${explanation(one, flags)}`);
   console.log(`\n${countsTable(ordered)}\n`);
-  const file = join(resolve(settings.reports), "contract.md");
-  mkdirSync(resolve(settings.reports), { recursive: true });
-  writeFileSync(file, markdown(ordered, identity, new Date()));
-  console.log(`For the driver's README: ${relative(process.cwd(), file)}`);
+  // What was asked by then is no conformance; without an end on record, the results say so themselves.
+  if (stop.aborted) {
+    console.log(`${(stop.reason as Error).message}: ${ordered.length} of ${checks.length} rules were asked`);
+    console.log(`Results: ${shownPath(join(settings.reports, "results.json"))}`);
+    console.log(summary(ordered));
+    return EXIT.error;
+  }
+  const file = join(settings.reports, CONFORMANCE);
+  writeFileSync(file, markdown(ordered, all, identity, new Date()));
+  console.log(`For the driver's README: ${shownPath(file)}`);
   console.log(summary(ordered));
   record({ kind: "end", at: now() });
   const is = (verdict: string) => ordered.some((one) => one.verdict === verdict);

@@ -2,7 +2,7 @@
 
 /** `doctor`: what is here, what is missing, and the command or setting that gets it. Starts nothing. */
 import { existsSync, readFileSync } from "node:fs";
-import { type Command, connectable, EXIT, HarnessError, PLACES, type Settings } from "../harness.ts";
+import { type Command, EXIT, HarnessError, PLACES, type Settings } from "../harness.ts";
 import { findCli, findParts, HOW_TO_NAME } from "../keeper/places.ts";
 import { Run } from "../keeper/run.ts";
 import { Engine } from "../keeper/engine.ts";
@@ -95,7 +95,7 @@ function reportCgroups(say: Say): void {
 
 async function reportRuns(settings: Settings, say: Say): Promise<void> {
   for (const run of Run.all(settings)) {
-    if (await connectable(run.controlSocket)) {
+    if (await run.isLive()) {
       const kept = existsSync(`${run.folder}/up`);
       say("ok", `run ${run.id} is alive${kept ? ", kept by `up`" : ""}`);
     } else say("note", `run ${run.id} is dead and left ${run.folder}`, "bun harness.ts sweep");

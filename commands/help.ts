@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/** `help`: the verbs and every setting. */
-import { type Command, EXIT, SETTINGS } from "../harness.ts";
+/** `help [VERB]`: the verbs and every setting, or one verb. */
+import { type Command, EXIT, HarnessError, SETTINGS } from "../harness.ts";
+import { PLACEHOLDERS } from "../keeper/command.ts";
 import { FAULTS } from "../keeper/faults.ts";
 
 const VERBS = `bun harness.ts VERB [settings]
@@ -28,12 +29,22 @@ const VERBS = `bun harness.ts VERB [settings]
     [--out FILE]             where to; standard output without it, and for a page report.html beside the results
   diff A B                   what changed from one run to another: verdicts, durations, versions
   doctor                     what is here, what is missing, and how to get it
-  sweep                      remove what dead runs left
+  sweep [--run FOLDER]       remove what dead runs left, or that one
   bench                      measure the harness
+  help [VERB]                this, or what is to be said of one verb (VERB --help does the same)
 
 Settings: flag, environment variable, default, meaning`;
 
-export const command: Command = async () => {
+export const command: Command = async (_settings, [verb]) => {
+  if (verb !== undefined) {
+    const section = sectionOf(verb);
+    if (!section) throw new HarnessError(`help: there is no verb ${verb}. See \`bun harness.ts help\``);
+    console.log(section.join("\n"));
+    if (verb === "check") showPlaceholders();
+    if (verb === "up") showFaults();
+    console.log("\nEvery verb takes the settings, too: bun harness.ts help");
+    return EXIT.ok;
+  }
   console.log(VERBS);
   const width = Math.max(...SETTINGS.map(([name]) => name.length));
   const variables = Math.max(...SETTINGS.map(([, variable]) => variable.length));
@@ -41,7 +52,27 @@ export const command: Command = async () => {
     const initial = fallback ? ` (${fallback})` : "";
     console.log(`  --${name.padEnd(width)}  ${variable.padEnd(variables)}  ${meaning}${initial}`);
   }
-  console.log(`\nFaults: METHOD: WHAT, and which calls: ', on call N', ', from call N' or ', N times'`);
-  for (const fault of FAULTS) console.log(`  ${fault}`);
+  showPlaceholders();
+  showFaults();
   return EXIT.ok;
 };
+
+/** What `VERBS` says of one verb, a line each; undefined if it is none. */
+function sectionOf(verb: string): string[] | undefined {
+  const lines = VERBS.split("\n").filter((line) => line.startsWith("  "));
+  const first = lines.findIndex((line) => line.startsWith(`  ${verb} `));
+  if (first < 0 || verb === "") return undefined;
+  const rest = lines.slice(first + 1);
+  const next = rest.findIndex((line) => !line.startsWith("    "));
+  return [lines[first]!, ...rest.slice(0, next < 0 ? rest.length : next)];
+}
+
+function showPlaceholders(): void {
+  console.log("\nPlaceholders of a driver's command; {socket} must be in it:");
+  console.log(`  ${PLACEHOLDERS.map((name) => `{${name}}`).join(" ")}`);
+}
+
+function showFaults(): void {
+  console.log(`\nFaults: METHOD: WHAT, and which calls: ', on call N', ', from call N' or ', N times'`);
+  for (const fault of FAULTS) console.log(`  ${fault}`);
+}

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** `keep FOLDER PID`: the keeper of one run, started by process PID; ends when the last connection to it closes. */
-import { type Command, EXIT, isAlive } from "../harness.ts";
+import { type Command, EXIT, HarnessError, isAlive } from "../harness.ts";
 import { Run } from "../keeper/run.ts";
 import { Keeper, serveControl } from "../keeper/keeper.ts";
 
@@ -11,6 +11,10 @@ const LOOK_MS = 100;
 const LONELY_MS = 10_000;
 
 export const command: Command = async (settings, [folder = "", starter = ""]) => {
+  if (!starter)
+    throw new HarnessError(
+      "keep: the harness itself starts it, for a run of its own. `up` keeps a stack for you",
+    );
   const run = Run.open(folder);
   const opening = Promise.withResolvers<Keeper>();
   // Each caller gets a failure as its answer; here it only must not end the process.

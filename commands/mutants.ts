@@ -35,8 +35,7 @@ interface Result {
   ms: number;
 }
 
-export const command: Command = async (settings, args, { only, each }) => {
-  if (args.length > 0) throw new HarnessError(`mutants: unexpected ${args[0]}`);
+export const command: Command = async (settings, _args, { only, each }) => {
   await loadChecks();
   for (const file of [...new Bun.Glob("*.ts").scanSync(MUTANTS)].toSorted())
     await import(join(MUTANTS, file));

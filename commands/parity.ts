@@ -22,8 +22,7 @@ interface Verdict {
   failure: string;
 }
 
-export const command: Command = async (settings, args, { t: pattern }) => {
-  if (args.length > 0) throw new HarnessError(`parity: unexpected ${args[0]}`);
+export const command: Command = async (settings, _args, { t: pattern }) => {
   const found = findParts(settings);
   if (!found.gateway.real)
     throw new HarnessError(`parity needs a real gateway beside the fake. ${HOW_TO_NAME.gateway}`);

@@ -33,6 +33,27 @@ test("chaos names its seed, breaks something, and leaves nothing", async () => {
   expect(code).toBe(0);
 });
 
+test("SIGINT begins no more lives, and what was measured by then is told", async () => {
+  const args = ["--sandboxes", "1000", "--parallel", "3", "--chaos", "--seed", "3"];
+  const env = { PATH: process.env.PATH!, HOME: process.env.HOME!, TMPDIR: process.env.TMPDIR };
+  const child = Bun.spawn([process.execPath, HARNESS, "soak", ...args], {
+    env,
+    stdout: "pipe",
+    stderr: "pipe",
+  });
+  let output = "";
+  let told = false;
+  for await (const text of child.stdout.pipeThrough(new TextDecoderStream())) {
+    output += text;
+    if (!told && output.includes("chaos with --seed 3")) {
+      told = true;
+      child.kill("SIGINT");
+    }
+  }
+  expect(output).toMatch(/soak: 3 lives, \d+ faults, 0 broken promises\n$/);
+  expect(await child.exited).toBe(130);
+}, 60_000);
+
 test.each([
   ["--sandboxes", "0"],
   ["--minutes", "soon"],

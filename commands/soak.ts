@@ -11,8 +11,11 @@ import {
   eventually,
   EXIT,
   HarnessError,
+  interruptible,
   RunningStack,
   type Sandbox,
+  type Settings,
+  unless,
   withKeeper,
 } from "../harness.ts";
 import { describeParts } from "../keeper/places.ts";
@@ -29,8 +32,11 @@ interface Plan {
   seed: number;
 }
 
-export const command: Command = async (settings, args, own) => {
-  if (args.length > 0) throw new HarnessError(`soak: unexpected ${args[0]}. See \`bun harness.ts help\``);
+export const command: Command = (settings, _args, own) => interruptible((stop) => soak(settings, own, stop));
+
+async function soak(settings: Settings, own: Record<string, string>, stop: AbortSignal): Promise<number> {
+  if (own.seed !== undefined && own.chaos === undefined)
+    throw new HarnessError("--seed: it is that of the chaos: --chaos was expected beside it");
   const plan: Plan = {
     sandboxes: number(own, "sandboxes", 200, 100_000),
     parallel: number({ parallel: settings.parallel }, "parallel", 16, 99),
@@ -40,14 +46,15 @@ export const command: Command = async (settings, args, own) => {
   };
   const { result: broken, left } = await withKeeper(settings, async (keeper) => {
     console.log(describeParts((await keeper.call("hello")).parts));
-    const soak = new Soak(new RunningStack(keeper, await keeper.call("startStack", {})), plan);
-    await soak.run();
+    const stack = await unless(stop, keeper.call("startStack", {}));
+    const soak = new Soak(new RunningStack(keeper, stack), plan);
+    await soak.run(stop);
     return soak.report();
   });
   for (const line of left) console.log(`left behind, removed: ${line}`);
   if (broken > 0) return EXIT.failed;
   return left.length > 0 ? EXIT.leftovers : EXIT.ok;
-};
+}
 
 function number(own: Record<string, string>, flag: string, fallback: number, most: number): number {
   const given = own[flag];
@@ -98,7 +105,8 @@ class Soak {
     return this.plan.minutes * 60_000 - (performance.now() - this.#began);
   }
 
-  async run(): Promise<void> {
+  /** Lives all lives; once `stop` is aborted none is begun, and those under way go on to their end. */
+  async run(stop: AbortSignal): Promise<void> {
     const { sandboxes, parallel, chaos, seed } = this.plan;
     this.#before = usage(this.stack);
     const ticker = setInterval(() => this.#progress(), PROGRESS_MS);
@@ -106,7 +114,7 @@ class Soak {
     const faults = chaos ? this.#wreak(over.signal) : Promise.resolve();
     if (chaos) console.log(`chaos with --seed ${seed}`);
     const worker = async () => {
-      while (this.#begun < sandboxes && this.#timeLeft > 0) {
+      while (this.#begun < sandboxes && this.#timeLeft > 0 && !stop.aborted) {
         this.#begun++;
         await this.#life();
       }

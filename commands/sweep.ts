@@ -1,22 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/** `sweep`: remove what dead runs left, and nothing of runs that live. `sweep --run FOLDER`: of that one. */
-import { existsSync, statSync } from "node:fs";
-import { join, resolve } from "node:path";
+/**
+ * `sweep`: remove what dead runs left, and nothing of runs that live. `sweep --run FOLDER`: of that one. `--guard` is
+ * for a run's guard alone, which knows that its keeper is gone.
+ */
+import { existsSync } from "node:fs";
+import { join } from "node:path";
 import { type Command, connectable, eventually, EXIT, HarnessError } from "../harness.ts";
 import { Child } from "../keeper/process.ts";
 import { processesOf, Run, RUN_MARK } from "../keeper/run.ts";
 import { readRecords, writeResults } from "../report/record.ts";
 import { belongings, describeBelonging, Engine, removeBelongings } from "../keeper/engine.ts";
 
-export const command: Command = async (settings, args, { run: folder }) => {
-  if (args.length > 0) throw new HarnessError("sweep takes no arguments but --run FOLDER");
+export const command: Command = async (settings, _args, { run: folder, guard }) => {
   let dead = 0;
   let failed = false;
-  for (const run of folder ? [Run.open(folder)] : Run.all(settings)) {
-    if (!existsSync(run.folder) || (!folder && (await isLive(run)))) continue;
+  const named = folder === undefined ? undefined : await (guard ? Run.open(folder) : deadRun(folder));
+  for (const run of named ? [named] : Run.all(settings)) {
+    if (!existsSync(run.folder) || (!named && (await run.isLive()))) continue;
     dead++;
-    const { removed, problem } = await sweepRun(run, resolve(settings.reports));
+    const { removed, problem } = await sweepRun(run, settings.reports);
     for (const line of removed) console.log(`run ${run.id}: removed ${line}`);
     if (problem) {
       failed = true;
@@ -27,11 +30,15 @@ export const command: Command = async (settings, args, { run: folder }) => {
   return failed ? EXIT.error : EXIT.ok;
 };
 
-/** A keeper that is only just starting has no control socket yet. */
-const YOUNG_MS = 20_000;
-
-async function isLive(run: Run): Promise<boolean> {
-  return Date.now() - statSync(run.folder).ctimeMs < YOUNG_MS || connectable(run.controlSocket);
+/** The dead run that somebody names. @throws HarnessError for any other folder: all in it would be removed. */
+async function deadRun(folder: string): Promise<Run> {
+  if (!existsSync(folder)) throw new HarnessError(`--run: no such folder: ${folder}`);
+  const run = await Promise.try(Run.open, folder).catch(() => undefined);
+  if (!run?.isOurs)
+    throw new HarnessError(`--run: ${folder} is not the folder of a run. \`doctor\` lists them`);
+  if (await run.isLive())
+    throw new HarnessError(`--run: run ${run.id} is alive: end it first, then nothing is left`);
+  return run;
 }
 
 /**

@@ -2,7 +2,7 @@
 
 /** `test` as a terminal and as a log see it. */
 import { expect, test } from "bun:test";
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 import { stripVTControlCharacters } from "node:util";
@@ -12,11 +12,15 @@ import { CLEAR } from "../report/progress.ts";
 const HARNESS = join(import.meta.dir, "..", "harness.ts");
 
 /** Runs one scenario. Resolves with what a terminal was sent, or what stands in a log. */
-async function smoke(on: "terminal" | "log", env: Record<string, string> = {}): Promise<string> {
+async function smoke(
+  on: "terminal" | "log",
+  env: Record<string, string> = {},
+  suite = "external-podman",
+): Promise<string> {
   let sent = "";
   const terminal = { cols: 100, data: (_: unknown, piece: Uint8Array) => (sent += Buffer.from(piece)) };
   const reports = mkdtempSync(join(tmpdir(), "progress-"));
-  const child = Bun.spawn([process.execPath, HARNESS, "test", "external-podman", "-t", "SM-02"], {
+  const child = Bun.spawn([process.execPath, HARNESS, "test", suite, "-t", "SM-02"], {
     env: {
       PATH: process.env.PATH,
       HOME: homedir(),
@@ -64,6 +68,31 @@ test.each([
   expect(sent).toContain("SM-02");
 });
 
+test("a suite may be named as a shell completes it", async () => {
+  expect(await smoke("log", {}, "external-podman/")).toContain("external-podman: 1 passed");
+  expect(await smoke("log", {}, "./scenarios/external-podman/")).toContain("external-podman: 1 passed");
+});
+
+test("from another folder, its driver is found and its reports are left together", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "elsewhere-"));
+  writeFileSync(join(folder, "my-driver"), "#!/bin/sh\necho my last words >&2; exit 3\n", { mode: 0o755 });
+  const child = Bun.spawn([process.execPath, HARNESS, "test", "external-podman", "-t", "SM-02"], {
+    cwd: folder,
+    env: {
+      PATH: process.env.PATH,
+      HOME: homedir(),
+      OPENSHELL_DRIVER_CMD: "./my-driver {socket}",
+      OPENSHELL_E2E_REPORTS: "the/reports",
+    },
+    timeout: 60_000,
+    ...{ stdin: "ignore", stdout: "ignore", stderr: "pipe" },
+  });
+  expect(await child.stderr.text()).toContain("my last words");
+  expect(await child.exited).toBe(2);
+  expect(readdirSync(join(folder, "the", "reports"))).toContain("results.json");
+  rmSync(folder, { recursive: true });
+}, 70_000);
+
 test("a driver that does not start ends the run, which says so on the terminal and in the report", async () => {
   const reports = mkdtempSync(join(tmpdir(), "no-start-"));
   const child = Bun.spawn([process.execPath, HARNESS, "test", "external-podman", "-t", "SM-0"], {
@@ -82,6 +111,8 @@ test("a driver that does not start ends the run, which says so on the terminal a
   expect(said).toContain("driver  The driver did not come up: it ended with exit code 3");
   expect(said).toContain("Error: cannot read driver.toml");
   expect(said).toContain("Next:");
+  const quoted = String.raw`'sh -c '\''echo "Error: cannot read driver.toml" >&2; exit 3'\'' {socket}'`;
+  expect(said).toContain(`  Again: OPENSHELL_DRIVER_CMD=${quoted} bun run e2e -- -t SM-0`);
   const { run, scenarios } = JSON.parse(readFileSync(join(reports, "results.json"), "utf8")) as Results;
   expect(run.cutOff).toBe(true);
   const begun = scenarios.filter(({ verdict }) => verdict !== "skip");

@@ -7,8 +7,8 @@
  * `<what>: N passed, N failed, N skipped`. A run that executed nothing is an error.
  */
 import { Glob } from "bun";
-import { existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
-import { join, resolve } from "node:path";
+import { existsSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { join } from "node:path";
 import {
   asEnvironment,
   type Command,
@@ -17,9 +17,11 @@ import {
   GATEWAYS_AT_A_TIME,
   scenariosAtATime,
   type Settings,
+  shownPath,
   within,
 } from "../harness.ts";
 import { checkParts, describeParts, findParts } from "../keeper/places.ts";
+import { openReports } from "../keeper/reports.ts";
 import { liveProgress, type ProgressEvent } from "../report/progress.ts";
 import { inColour } from "../report/text.ts";
 
@@ -27,17 +29,25 @@ const ROOT = join(import.meta.dir, "..");
 /** The scenarios of the suites that OPENSHELL_E2E_SUITES names, as one test file. */
 export const TOGETHER = "./scenarios/together.ts";
 
+/** The folders of scenarios. */
+const SUITES = readdirSync(join(ROOT, "scenarios"), { withFileTypes: true })
+  .flatMap((entry) => (entry.isDirectory() ? [entry.name] : []))
+  .toSorted();
+
+/** A suite as somebody may name it: by its folder, and as a shell completes it. */
+const suiteOf = (arg: string): string => arg.replace(/^(\.\/)?scenarios\//, "").replace(/\/$/, "");
+
 export const command: Command = async (settings, args, { t: pattern }) => {
-  const suites = args.filter((arg) => existsSync(join(ROOT, "scenarios", arg)));
-  const bunArgs = args.filter((arg) => !suites.includes(arg));
+  const suites = args.map(suiteOf).filter((suite) => SUITES.includes(suite));
+  const bunArgs = args.filter((arg) => !SUITES.includes(suiteOf(arg)));
   const [first] = bunArgs;
-  if (first && !first.startsWith("-")) throw new HarnessError(`There is no suite ${first} in scenarios/`);
+  if (first && !first.startsWith("-"))
+    throw new HarnessError(`test: there is no suite ${first}; there are ${SUITES.join(", ")}`);
 
   const parts = await checkParts(findParts(settings), settings);
   console.log(describeParts(parts));
-  const reports = resolve(settings.reports);
+  const reports = openReports(settings);
   const junit = join(reports, "junit.xml");
-  mkdirSync(reports, { recursive: true });
   rmSync(junit, { force: true });
   // On a terminal the last line is ours, so what bun prints goes through us.
   const progress = liveProgress();
@@ -77,7 +87,7 @@ export const command: Command = async (settings, args, { t: pattern }) => {
   if (!counts && code === EXIT.error) return code;
   if (!counts || counts.passed + counts.failed === 0) {
     const why = child.signalCode
-      ? `bun test was ended by ${child.signalCode}; what it had found by then is in ${join(settings.reports, "results.json")}`
+      ? `bun test was ended by ${child.signalCode}; what it had found by then is in ${shownPath(join(reports, "results.json"))}`
       : `bun test ended with ${code} and ran no test`;
     console.error(`openshell-e2e: ${why}`);
     return code === EXIT.ok ? EXIT.error : code;
@@ -109,6 +119,8 @@ function environment(settings: Settings, suites: string[]): Record<string, strin
     ...process.env,
     ...quiet,
     ...asEnvironment(settings),
+    // A run that counts is complete in itself: a kept stack may have faults.
+    OPENSHELL_E2E_ATTACH: "0",
     OPENSHELL_E2E_ANNOUNCED: "1",
     OPENSHELL_E2E_SUITES: suites.join(","),
     OPENSHELL_E2E_COMMAND: ["bun", "harness.ts", ...process.argv.slice(2)].join(" "),

@@ -8,12 +8,14 @@ import { describeParts } from "../keeper/places.ts";
 import { parseFault } from "../keeper/faults.ts";
 
 export const command: Command = async (settings, _args, { fault = "" }) => {
-  const faults = fault.split("\n").filter(Boolean).map(parseFault);
+  const given = fault.split("\n").filter(Boolean);
+  const faults = given.map(parseFault);
   const { left } = await withKeeper(settings, async (keeper, run) => {
     console.log(describeParts((await keeper.call("hello")).parts));
     const stack = await keeper.call("startStack", {});
     await keeper.call("rules", stack.id, faults);
-    writeFileSync(join(run.folder, "up"), "");
+    // Whoever attaches is told of them.
+    writeFileSync(join(run.folder, "up"), given.join("\n"));
     console.log(`gateway  ${stack.endpoint}   (OPENSHELL_GATEWAY_ENDPOINT)`);
     console.log(`driver   ${stack.driverSocket}`);
     console.log(`logs     ${stack.logs.gateway}\n         ${stack.logs.driver}`);

@@ -4,6 +4,8 @@
  * What stands behind a driver, as far as a check must look there or interfere: list what a sandbox has, kill its
  * workload, remove it behind the driver's back, and, where it can, tell what the workload was given.
  */
+import { HarnessError } from "../harness.ts";
+import { commandProblem, shellQuoted, words } from "../keeper/command.ts";
 import { Engine, removeBelongings, type Belonging } from "../keeper/engine.ts";
 import { Violation } from "./check.ts";
 
@@ -121,17 +123,35 @@ export function podman(engine: Engine): Backend {
   };
 }
 
-/** A backend of commands, in which `{id}` stands for the sandbox's id; run without a shell. */
-export function commands(given: { list?: string; kill?: string; remove?: string }): Backend {
+/**
+ * A backend of commands, in which `{id}` stands for the sandbox's id; run without a shell. Each is tried, as far as that
+ * does nothing: a broken one would be a verdict on the driver.
+ * @throws HarnessError that names the flag of a command that cannot be run, or that fails to list a sandbox that is not.
+ */
+export async function commands(given: { list?: string; kill?: string; remove?: string }): Promise<Backend> {
   const run = async (command: string, id: string): Promise<string> => {
-    const argv = command.split(/\s+/).map((word) => word.replaceAll("{id}", id));
+    const argv = words(command).map((word) => word.replaceAll("{id}", id));
     const child = Bun.spawn(argv, { stdin: "ignore", stdout: "pipe", stderr: "pipe", timeout: 30_000 });
     const [output, errors] = await Promise.all([child.stdout.text(), child.stderr.text()]);
-    if ((await child.exited) !== 0)
-      throw new Error(`${argv.join(" ")}: exit code ${child.exitCode}: ${errors.trim()}`);
+    if ((await child.exited) !== 0) {
+      const end = child.signalCode ?? `exit code ${child.exitCode}`;
+      throw new Error(`${shellQuoted(argv)}: ${end}: ${errors.trim()}`);
+    }
     return output;
   };
   const { list, kill, remove } = given;
+  for (const [power, command] of Object.entries(given)) {
+    if (command === undefined) continue;
+    const [program = ""] = words(command);
+    const problem = commandProblem(command) || (!Bun.which(program) && `no such program: ${program}`);
+    if (problem) throw new HarnessError(`--backend-${power}: ${problem}: ${command}`);
+  }
+  if (list)
+    await run(list, crypto.randomUUID()).catch((error: Error) => {
+      throw new HarnessError(
+        `--backend-list: exit code 0 was expected, also for a sandbox that is not there: ${error.message}`,
+      );
+    });
   return {
     name: "commands",
     ...(list && {

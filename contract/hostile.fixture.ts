@@ -104,13 +104,12 @@ const KINDS: Record<string, () => void> = {
       },
       DeleteSandbox: (_, reply) => reply(null, { deleted: true }),
     }),
-  crashes: () =>
-    serveDriver({
-      GetSandbox: () => {
-        console.error("hostile: out of luck");
-        process.exit(7);
-      },
-    }),
+  crashes: () => serveDriver({ CreateSandbox: crash, GetSandbox: crash }),
 };
+
+function crash(): never {
+  console.error("hostile: out of luck");
+  process.exit(7);
+}
 
 KINDS[kind]!();

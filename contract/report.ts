@@ -25,8 +25,11 @@ export function oneLine({ verdict, reason, check, ms, left, notRun }: Judged): s
   return `${MARKS[verdict].padEnd(5)} ${id.padEnd(6)} ${level.padEnd(6)} ${rule}${leaves}${aside} [${Math.round(ms)} ms]`;
 }
 
-/** All that is known of a check that did not pass: the rule and its source, what was seen, the calls, and what next. */
-export function explanation({ check, verdict, reason, evidence, left }: Judged): string {
+/**
+ * All that is known of a check that did not pass: the rule and its source, what was seen, the calls, and what next.
+ * @param flags what `check` was told of the driver, as a shell takes it: another driver would say something else
+ */
+export function explanation({ check, verdict, reason, evidence, left }: Judged, flags = ""): string {
   const calls = evidence.slice(-SHOWN_CALLS);
   const cut = evidence.length - calls.length;
   return [
@@ -38,12 +41,12 @@ export function explanation({ check, verdict, reason, evidence, left }: Judged):
     ...(calls.length > 0 ? [`  calls:${cut > 0 ? ` (${cut} earlier ones are not shown)` : ""}`] : []),
     ...calls.map((call) => `    ${call}`),
     `  next:   ${NEXT[verdict === "error" ? "error" : "fail"]}`,
-    `  again:  ${again({ suite: "driver-contract", id: check.id })}`,
+    `  again:  ${again({ suite: "driver-contract", id: check.id })}${flags && ` ${flags}`}`,
   ].join("\n");
 }
 
 const NEXT = {
-  fail: "start the driver in a debugger, and name its socket in the line below: `--socket PATH`; or `--driver`, as in this run",
+  fail: "start the driver in a debugger, and name its socket in the line below: `--socket PATH`, in place of any `--driver`",
   error: "nothing is known of the rule: mend what is named above, and ask again",
 } as const;
 
@@ -71,18 +74,24 @@ export function summary(outcomes: Judged[]): string {
 
 const WORDS = { known: "known failing", older: "of a newer contract", error: "errors" } as const;
 
-/** The driver's conformance as Markdown, for its README. */
-export function markdown(outcomes: Judged[], driver: Identity, date: Date): string {
+/**
+ * The driver's conformance as Markdown, for its README. What was not asked, or could not be, is not said to be kept.
+ * @param all how many rules there are
+ */
+export function markdown(outcomes: Judged[], all: number, driver: Identity, date: Date): string {
   const levels = (["MUST", "SHOULD"] as const).map((level) => {
-    const of = outcomes.filter(({ check, verdict }) => check.level === level && verdict !== "skip");
-    return `${of.filter(({ verdict }) => verdict === "pass").length} of ${of.length} ${level}`;
+    const of = (...verdicts: Judged["verdict"][]) =>
+      outcomes.filter(({ check, verdict }) => check.level === level && verdicts.includes(verdict)).length;
+    return `${of("pass")} ${level} rules kept, ${of("fail", "known")} broken, ${of("older", "skip", "error")} not checked`;
   });
+  const asked = outcomes.length < all ? [`Only ${outcomes.length} of ${all} rules were asked.`] : [];
   const cell = (text: string) => text.replaceAll("|", "\\|");
   const note = ({ verdict, reason }: Judged) => (verdict === "pass" ? "" : cell(firstLine(reason)));
   return [
     `## Contract conformance of ${driver.name} ${driver.version}`,
     "",
-    `${levels.join(", ")} rules kept. Contract ${driver.contract}: serves ${driver.serves}.`,
+    ...asked,
+    `${levels.join("; ")}. Contract ${driver.contract}: serves ${driver.serves}.`,
     `Checked on ${date.toISOString().slice(0, 10)} by \`bun harness.ts check\`.`,
     "",
     "| rule | level | verdict | |",

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** Runs checks against a driver, and says what came of each. */
-import { eventually, indent, within } from "../harness.ts";
+import { eventually, indent, unless, within } from "../harness.ts";
 import { type Check, NotApplicable, Refused, Violation } from "./check.ts";
 import { Driver } from "./driver.ts";
 import { type Subject, Trial } from "./trial.ts";
@@ -40,14 +40,19 @@ export interface Running {
   gone?: () => Promise<string | undefined>;
   /** The calls that it does not implement, since its contract is older. */
   older?: ReadonlySet<string>;
+  /** Once it is aborted no check is begun, and those under way are ended soon. */
+  stop?: AbortSignal;
 }
+
+/** How long a check may go on once all is to end, in milliseconds: most end by themselves meanwhile. */
+const GRACE_MS = 2_000;
 
 /** After so many checks that waited in vain the rest would, too: a verdict is due in minutes. */
 const IN_VAIN = 8;
 
 /**
  * Runs the checks, those that can side by side. Resolves with the outcomes in the order of the checks. Once the driver
- * is gone, answers nothing, or brings no sandbox up, the rest is not run.
+ * is gone, answers nothing, or brings no sandbox up, the rest is not run. Checks that `stop` kept from beginning have none.
  */
 export async function run(checks: Check[], subject: Subject, running: Running): Promise<Outcome[]> {
   const outcomes = new Map<Check, Outcome>();
@@ -72,19 +77,20 @@ export async function run(checks: Check[], subject: Subject, running: Running): 
   };
   const together = checks.filter(({ alone }) => !alone);
   const next = together.values();
+  const stopped = () => running.stop?.aborted;
   const worker = async () => {
-    for (const check of next) await judge(check);
+    for (const check of next) if (!stopped()) await judge(check);
   };
   await Promise.all(Array.from({ length: running.parallel }, worker));
-  for (const check of checks) if (check.alone) await judge(check);
-  return checks.map((check) => outcomes.get(check)!);
+  for (const check of checks) if (check.alone && !stopped()) await judge(check);
+  return checks.flatMap((check) => outcomes.get(check) ?? []);
 }
 
 /** Runs one check, and undoes what it did. */
 export async function runOne(
   check: Check,
   subject: Subject,
-  { gone, older }: Partial<Running> = {},
+  { gone, older, stop }: Partial<Running> = {},
 ): Promise<Outcome> {
   const trial = new Trial(subject);
   const began = performance.now();
@@ -92,7 +98,7 @@ export async function runOne(
   let reason = "";
   try {
     const late = () => new Violation(`an end of the check within ${check.deadlineMs} ms`, "it waits");
-    await within(check.deadlineMs, "The check", check.body(trial), late);
+    await within(check.deadlineMs, "The check", unless(stop, check.body(trial), GRACE_MS), late);
   } catch (error) {
     [verdict, reason] = judgement(error, older);
   }
@@ -101,12 +107,23 @@ export async function runOne(
   ]);
   const suspicious = verdict === "fail" || verdict === "error" || left.length > 0;
   const end = suspicious ? await gone?.() : undefined;
+  // That a driver which is gone could not be told to delete is no finding of its own.
+  const remains = end ? left.filter((line) => !/^(UNAVAILABLE|DEADLINE_EXCEEDED): /.test(line)) : left;
   if (end) [verdict, reason] = ["error", `the driver is gone: ${end}${reason && `\n${reason}`}`];
   const blameless = verdict === "pass" && left.length === 0;
   const asked = blameless ? [] : trial.asked;
   const evidence = asked.map(({ at, text }) => `${(at - began).toFixed(0).padStart(6)} ms ${text()}`);
   const { cameUp } = trial;
-  return { check, verdict, reason, evidence, left, ms: performance.now() - began, cameUp, gone: end };
+  return {
+    check,
+    verdict,
+    reason,
+    evidence,
+    left: remains,
+    ms: performance.now() - began,
+    cameUp,
+    gone: end,
+  };
 }
 
 /** The outcome of a check that nobody can ask the driver any more. */

@@ -40,7 +40,7 @@ export async function startSubject(
   return {
     socket: driverSocket,
     directSocket: driverSocket,
-    backend: chooseBackend(choice, engineSocket),
+    backend: await chooseBackend(choice, engineSocket),
     image: engineSocket ? sandboxImage : settings.sandboxImage,
     stopMs: Number(settings.stopTimeout) * 1_000 + STOP_MARGIN_MS,
     owned: {
@@ -53,20 +53,24 @@ export async function startSubject(
 }
 
 /** A driver that somebody else started. @throws HarnessError when nothing is there. */
-export function runningSubject(path: string, settings: Settings, choice: BackendChoice): Subject {
+export async function runningSubject(
+  path: string,
+  settings: Settings,
+  choice: BackendChoice,
+): Promise<Subject> {
   const socket = resolve(path);
   if (!existsSync(socket) || !statSync(socket).isSocket())
     throw new HarnessError(`--socket: ${socket} is not a socket`);
   return {
     socket,
     directSocket: socket,
-    backend: chooseBackend(choice, settings.podmanSocket),
+    backend: await chooseBackend(choice, settings.podmanSocket),
     image: settings.sandboxImage,
     stopMs: Number(settings.stopTimeout) * 1_000 + STOP_MARGIN_MS,
   };
 }
 
-function chooseBackend(choice: BackendChoice, engineSocket: string): Backend | undefined {
+async function chooseBackend(choice: BackendChoice, engineSocket: string): Promise<Backend | undefined> {
   const { backend, "backend-list": list, "backend-kill": kill, "backend-remove": remove } = choice;
   if (list || kill || remove) {
     if (backend) throw new HarnessError("--backend and --backend-list, -kill or -remove exclude each other");

@@ -50,6 +50,7 @@ export class Trial {
   readonly #drivers: Driver[] = [];
   /** Whether a sandbox that was to come up did; unset while none was to. */
   cameUp: boolean | undefined;
+  #ended = false;
   #own: Driver | undefined;
 
   constructor(readonly subject: Subject) {
@@ -61,8 +62,12 @@ export class Trial {
     throw new NotApplicable(reason);
   }
 
-  /** Has something done when the check ends, before everything that was deferred earlier. */
+  /**
+   * Has something done when the check ends, before everything that was deferred earlier.
+   * @throws Error when it has ended: a body that was cut off must not make what nobody removes.
+   */
   defer(undo: () => Promise<void> | void): void {
+    if (this.#ended) throw new Error("The check has ended");
     this.#undo.push(undo);
   }
 
@@ -80,6 +85,7 @@ export class Trial {
 
   /** Undoes everything. Resolves with what went wrong with that, a line each; the rest is undone all the same. */
   async end(): Promise<string[]> {
+    this.#ended = true;
     const problems: string[] = [];
     for (const undo of this.#undo.toReversed()) {
       try {

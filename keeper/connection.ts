@@ -97,7 +97,7 @@ const keeperAndGuard = (starter: number): string => `
 umask 077
 mkdir -p "$0" || exit
 { sh -c 'echo $$ >"$0/keeper.pid"; exec "$@" 3>&1 </dev/null >>"$0/keeper.log" 2>&1' "$0" "$@" keep "$0" ${starter} |
-  { trap "" INT TERM HUP; read -r _; [ ! -d "$0" ] || exec "$@" sweep --run "$0"; }
+  { trap "" INT TERM HUP; read -r _; [ ! -d "$0" ] || exec "$@" sweep --guard --run "$0"; }
 } >/dev/null 2>&1 &`;
 
 /**
@@ -145,16 +145,23 @@ export async function withKeeper<T>(settings: Settings, work: (keeper: Connectio
   }
 }
 
-/** The connection to a stack that `bun harness.ts up` keeps, if there is one and it has the parts we would use. */
+/**
+ * The connection to a stack that `bun harness.ts up` keeps, if there is one and it has the parts we would use. Says that
+ * it is not a stack of our own, and what was told to go wrong in it.
+ */
 export async function attach(settings: Settings): Promise<Connection | undefined> {
   const wanted = findParts(settings);
   for (const run of settings.attach === "1" ? Run.all(settings) : []) {
-    if (!existsSync(join(run.folder, "up"))) continue;
+    const kept = join(run.folder, "up");
+    if (!existsSync(kept)) continue;
     const connection = await Connection.open(run).catch(() => undefined);
     if (!connection) continue;
     const { parts } = await connection.call("hello");
-    if (PLACES.every((place) => parts[place].command.join(" ") === wanted[place].command.join(" ")))
+    if (PLACES.every((place) => parts[place].command.join(" ") === wanted[place].command.join(" "))) {
+      const faults = readFileSync(kept, "utf8").replaceAll("\n", "; ") || "none";
+      console.error(`attached to run ${run.id}, kept by up; faults: ${faults}`);
       return connection;
+    }
     console.error(`The stack of run ${run.id} stays aside: its parts differ (${describeParts(parts)})`);
     connection.close();
   }

@@ -8,18 +8,18 @@
  */
 import { copyFileSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
-import { join, resolve } from "node:path";
+import { join } from "node:path";
 import { createInterface } from "node:readline";
-import { HarnessError, openClient, readable, type Settings } from "../harness.ts";
+import { HarnessError, openClient, type Settings } from "../harness.ts";
 import { unary } from "../proto/contract.ts";
 import { now, readRecords, record, recordTo, writeResults } from "../report/record.ts";
 import { parseLine } from "./connection.ts";
 import { describeBelonging, Engine, removeBelongings } from "./engine.ts";
 import type { EngineRule, ProxiedCall } from "./engine-proxy.ts";
-import { secretsIn, textRedactor } from "../report/redact.ts";
-import { checkParts, findParts, type Parts } from "./places.ts";
+import { bringsEngine, checkParts, findParts, type Parts } from "./places.ts";
 import { Child, cleanEnvironment } from "./process.ts";
 import { compiledFake } from "./programs.ts";
+import { saveLogs } from "./reports.ts";
 import { processesOf, type Run, RUN_MARK } from "./run.ts";
 import { type DriverContext, type Setup, Stack, type StackInfo, type StackSpec } from "./stack.ts";
 import type { Call, Rule } from "./tap.ts";
@@ -54,6 +54,7 @@ export class Keeper {
    */
   static async open(run: Run, settings: Settings): Promise<Keeper> {
     const parts = findParts(settings);
+    const needsEngine = !bringsEngine(settings);
     const setup: Setup = {
       run,
       settings,
@@ -61,22 +62,20 @@ export class Keeper {
       engine: undefined,
       rootless: false,
       commands: { gateway: parts.gateway.command, driver: parts.driver.command },
-      sandboxImage: parts.engine.real ? settings.sandboxImage : FAKE_SANDBOX_IMAGE,
+      sandboxImage: parts.engine.real || !needsEngine ? settings.sandboxImage : FAKE_SANDBOX_IMAGE,
       supervisorImage: parts.supervisor.real ? settings.supervisorImage : FAKE_SUPERVISOR_IMAGE,
+      supervisor: "",
       probeImage: () => keeper.#importProbe(),
     };
     const keeper = new Keeper(setup);
     recordTo(run.folder, "keeper");
     try {
-      const needsEngine =
-        !settings.driverCmd || !parts.driver.real || settings.driverCmd.includes("{podman_socket}");
       const [checked] = await Promise.all([
         checkParts(parts, settings),
         needsEngine ? keeper.#openEngine() : undefined,
         keeper.#compileFakes(),
       ]);
       setup.parts = { ...setup.parts, gateway: checked.gateway, driver: checked.driver };
-      if (!needsEngine) setup.parts.engine = { ...parts.engine, label: "the driver's own" };
       return keeper;
     } catch (error) {
       // The folder stays until the failure has been told: the control socket is in it.
@@ -86,11 +85,13 @@ export class Keeper {
   }
 
   async #compileFakes(): Promise<void> {
-    const { parts, commands } = this.setup;
+    const { parts, commands, settings } = this.setup;
     const compile = async (place: "gateway" | "driver") => {
       if (!parts[place].real) commands[place] = (await compiledFake(place)).command;
     };
     await Promise.all([compile("gateway"), compile("driver")]);
+    if (settings.driverCmd.includes("{supervisor}"))
+      this.setup.supervisor = (await compiledFake("supervisor")).path;
   }
 
   async #openEngine(): Promise<void> {
@@ -410,7 +411,7 @@ export class Keeper {
     const lines = [...left, ...this.#unfinished];
     record({ kind: "leftovers", lines });
     saveLogs(run, settings.reports);
-    writeResults(readRecords(run.folder), resolve(settings.reports));
+    writeResults(readRecords(run.folder), settings.reports);
     // What is on an engine that is gone can be swept once it is back, by what the folder knows.
     if (this.#unfinished.size === 0) run.remove();
     return lines;
@@ -474,21 +475,6 @@ function signal(pid: number, name: NodeJS.Signals): void {
     process.kill(pid, name);
   } catch {
     // Gone already.
-  }
-}
-
-/** Copies a run's logs to where they can be read after it; those of the run before are replaced. */
-function saveLogs(run: Run, reports: string): void {
-  const target = join(resolve(reports), "logs");
-  const withoutSecrets = textRedactor(secretsIn(process.env));
-  rmSync(target, { recursive: true, force: true });
-  for (const file of new Bun.Glob("**/*.{log,toml}").scanSync(run.folder)) {
-    if (file.includes("home/")) continue;
-    mkdirSync(target, { recursive: true });
-    writeFileSync(
-      join(target, file.replaceAll("/", "-")),
-      withoutSecrets(readable(readFileSync(join(run.folder, file), "utf8"))),
-    );
   }
 }
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** What stands in each of the four places: a real program, where the settings name one, or a fake. */
-import { existsSync } from "node:fs";
 import { userInfo } from "node:os";
 import { basename, join } from "node:path";
-import { HarnessError, type Place, PLACES, placeList, type Settings } from "../harness.ts";
+import { findBuilt, HarnessError, type Place, PLACES, placeList, type Settings } from "../harness.ts";
+import { words } from "./command.ts";
 import type { Standing } from "../report/model.ts";
 
 /** What stands in a place: the command that starts it, and what the first line of every run says about it. */
@@ -41,6 +41,7 @@ export function findParts(settings: Settings): Parts {
   const gateway = built(settings, "openshell-gateway", settings.gatewayBin);
   const driver = built(settings, "openshell-driver-podman", settings.driverBin);
   const custom = words(settings.driverCmd);
+  const isDriversOwn = bringsEngine(settings);
   const podman = settings.podmanSocket || (settings.sandboxImage && (Bun.which("podman") ?? ""));
   const parts: Parts = {
     gateway: real("gateway", [gateway], "openshell-gateway") ?? fake("gateway"),
@@ -48,7 +49,10 @@ export function findParts(settings: Settings): Parts {
       real("driver", custom, `${basename(custom[0] ?? "")} (custom)`) ??
       real("driver", [driver], "openshell-driver-podman") ??
       fake("driver"),
-    engine: real("engine", [podman], "podman") ?? fake("engine"),
+    engine: {
+      ...(real("engine", [podman], "podman") ?? fake("engine")),
+      ...(isDriversOwn && { label: "the driver's own" }),
+    },
     supervisor:
       real("supervisor", [settings.supervisorImage], settings.supervisorImage) ?? fake("supervisor"),
   };
@@ -57,6 +61,10 @@ export function findParts(settings: Settings): Parts {
     throw new HarnessError(
       `OPENSHELL_E2E_REQUIRE names ${missing}, but none was found. ${HOW_TO_NAME[missing]}`,
     );
+  }
+  if (isDriversOwn) {
+    checkImages(settings, parts);
+    return parts;
   }
   if (parts.engine.real && !settings.sandboxImage) {
     throw new HarnessError("OPENSHELL_SANDBOX_IMAGE: a real engine needs the image that sandboxes run");
@@ -70,6 +78,25 @@ export function findParts(settings: Settings): Parts {
   return parts;
 }
 
+/** Whether the driver has an engine of its own, which the harness does not know: one that does not ask for ours. */
+export const bringsEngine = ({ driverCmd, fake }: Settings): boolean =>
+  driverCmd !== "" && !driverCmd.includes("{podman_socket}") && !placeList(fake).includes("driver");
+
+/** @throws HarnessError when a driver asks for images that are not on its engine, since only ours has the harness's. */
+function checkImages({ driverCmd, sandboxImage }: Settings, { supervisor }: Parts): void {
+  const missing = (image: string, advice: string) =>
+    new HarnessError(
+      `The driver's command has ${image}, but no {podman_socket}: on the driver's own engine no image is known. ${advice}`,
+    );
+  if (driverCmd.includes("{sandbox_image}") && !sandboxImage)
+    throw missing("{sandbox_image}", "Set OPENSHELL_SANDBOX_IMAGE");
+  if (driverCmd.includes("{supervisor_image}") && !supervisor.real)
+    throw missing(
+      "{supervisor_image}",
+      "Set OPENSHELL_SUPERVISOR_IMAGE, or start the program whose path is {supervisor}",
+    );
+}
+
 /** How a user puts the real program in a place. */
 export const HOW_TO_NAME: Record<Place, string> = {
   gateway: "Set OPENSHELL_GATEWAY_BIN, or OPENSHELL_REPO to a built checkout",
@@ -78,16 +105,8 @@ export const HOW_TO_NAME: Record<Place, string> = {
   supervisor: "Set OPENSHELL_SUPERVISOR_IMAGE",
 };
 
-/** The words of a command line; quotes hold words together, nothing else is special. */
-function words(line: string): string[] {
-  return (line.match(/(?:"[^"]*"|'[^']*'|[^\s"'])+/g) ?? []).map((word) => word.replace(/["']/g, ""));
-}
-
-function built(settings: Settings, program: string, named: string): string {
-  if (named || !settings.repo) return named;
-  const candidates = ["release", "debug"].map((profile) => join(settings.repo, "target", profile, program));
-  return candidates.find((path) => existsSync(path)) ?? "";
-}
+const built = (settings: Settings, program: Parameters<typeof findBuilt>[1], named: string): string =>
+  named || (settings.repo && findBuilt(settings.repo, program));
 
 /** The openshell CLI, if there is one. */
 export const findCli = (settings: Settings): string => built(settings, "openshell", settings.cliBin);
@@ -135,7 +154,7 @@ export async function checkParts(parts: Parts, settings: Settings): Promise<Part
           "openshell-driver-podman",
           settings.driverBin ? "OPENSHELL_DRIVER_BIN" : "OPENSHELL_REPO",
         ),
-    parts.engine.real ? describeEngine(parts.engine, settings) : parts.engine,
+    parts.engine.real && !bringsEngine(settings) ? describeEngine(parts.engine, settings) : parts.engine,
   ]);
   return { ...parts, gateway, driver, engine };
 }
@@ -154,5 +173,5 @@ async function describeEngine(part: Part, settings: Settings): Promise<Part> {
 }
 
 /** "gateway fake · driver openshell-driver-podman 0.0.112 · engine podman 5.4.2 (rootful) · supervisor fake" */
-export const describeParts = (parts: Parts): string =>
-  PLACES.map((place) => `${place} ${parts[place].label}`).join(" · ");
+export const describeParts = (parts: Parts, places: readonly Place[] = PLACES): string =>
+  places.map((place) => `${place} ${parts[place].label}`).join(" · ");

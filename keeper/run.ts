@@ -15,13 +15,20 @@ import {
   writeFileSync,
 } from "node:fs";
 import { tmpdir, userInfo } from "node:os";
-import { basename, join } from "node:path";
-import { HarnessError, type Settings } from "../harness.ts";
+import { basename, join, resolve } from "node:path";
+import { connectable, HarnessError, isAlive, type Settings } from "../harness.ts";
+import { openReports } from "./reports.ts";
 
 /** In the environment of every process that a run starts: how a sweep knows them. */
 export const RUN_MARK = "OPENSHELL_E2E_RUN";
 /** On every network and container that a run makes itself. */
 export const RUN_LABEL = "openshell-e2e.run";
+
+const RUN_ID = /^[0-9a-f]{8}$/;
+/** The pid of a run's keeper. It is in the run's folder from first to last, and tells it from anybody else's folder. */
+export const KEEPER_PID = "keeper.pid";
+/** A keeper that is only just starting has no control socket yet; it has one after so long, in milliseconds. */
+const YOUNG_MS = 20_000;
 
 /** One run: its id, and the private folder that holds all it makes on disk. */
 export class Run {
@@ -37,7 +44,8 @@ export class Run {
 
   /**
    * A new run, of which nothing is on disk yet.
-   * @throws HarnessError when a socket's path in it would be too long for the kernel, or others could reach into it.
+   * @throws HarnessError when a socket's path in it would be too long for the kernel, or others could reach into it; or
+   * when its results could not be written.
    */
   static create(settings: Settings): Run {
     const id = randomBytes(4).toString("hex");
@@ -50,21 +58,44 @@ export class Run {
       );
     }
     makePrivate(Run.root(settings));
+    openReports(settings);
     return run;
   }
 
+  /**
+   * The run of a folder, for its keeper and its guard, who know that it is one.
+   * @throws HarnessError for what cannot be one: no folder, a link to one, or a name that is no run's id.
+   */
   static open(folder: string): Run {
-    return new Run(basename(folder), folder);
+    const path = resolve(folder);
+    if (!isNamedFolder(path))
+      throw new HarnessError(
+        `${folder} is not the folder of a run: a folder named by 8 hex digits was expected`,
+      );
+    return new Run(basename(path), path);
   }
 
   /** Every run that left a folder, alive or dead. */
   static all(settings: Settings): Run[] {
     const root = Run.root(settings);
     if (!existsSync(root)) return [];
-    // A symbolic link is none of ours, wherever it leads.
-    return readdirSync(root, { withFileTypes: true })
-      .filter((entry) => entry.isDirectory() && /^[0-9a-f]{8}$/.test(entry.name))
-      .map(({ name }) => Run.open(join(root, name)));
+    return readdirSync(root)
+      .map((name) => new Run(name, join(root, name)))
+      .filter((run) => isNamedFolder(run.folder) && run.isOurs);
+  }
+
+  /** Whether a run made that folder. One that was killed before it wrote anything leaves it empty. */
+  get isOurs(): boolean {
+    return existsSync(join(this.folder, KEEPER_PID)) || isEmpty(this.folder);
+  }
+
+  /** Whether its keeper is there, or is only just starting. */
+  async isLive(): Promise<boolean> {
+    if (await connectable(this.controlSocket)) return true;
+    const file = join(this.folder, KEEPER_PID);
+    if (existsSync(file) && !isAlive(Number(readFileSync(file, "utf8")))) return false;
+    const made = statSync(this.folder, { throwIfNoEntry: false });
+    return made !== undefined && Date.now() - made.ctimeMs < YOUNG_MS;
   }
 
   get controlSocket(): string {
@@ -93,8 +124,27 @@ export class Run {
     return existsSync(file) ? JSON.parse(readFileSync(file, "utf8")) : undefined;
   }
 
+  /** Removes its folder, if it is there. What a kill leaves of it in the midst of that is still known as a run's. */
   remove(): void {
+    if (!existsSync(this.folder)) return;
+    if (!isNamedFolder(this.folder)) throw new Error(`${this.folder} is not the folder of a run`);
+    for (const name of readdirSync(this.folder))
+      if (name !== KEEPER_PID) rmSync(join(this.folder, name), { recursive: true, force: true });
     rmSync(this.folder, { recursive: true, force: true });
+  }
+}
+
+/** Whether a path is a folder, and is named as runs are. A symbolic link is none of ours, wherever it leads. */
+function isNamedFolder(path: string): boolean {
+  return RUN_ID.test(basename(path)) && (lstatSync(path, { throwIfNoEntry: false })?.isDirectory() ?? false);
+}
+
+function isEmpty(folder: string): boolean {
+  try {
+    return readdirSync(folder).length === 0;
+  } catch {
+    // Gone meanwhile, or another user's.
+    return false;
   }
 }
 

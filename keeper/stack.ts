@@ -17,6 +17,7 @@ import {
   type Settings,
   within,
 } from "../harness.ts";
+import { fillIn } from "./command.ts";
 import { type Run, RUN_LABEL } from "./run.ts";
 import type { Parts } from "./places.ts";
 import { computeDriver, unary } from "../proto/contract.ts";
@@ -39,6 +40,8 @@ export interface DriverContext {
   podman_socket: string;
   sandbox_image: string;
   supervisor_image: string;
+  /** The path of a supervisor that any driver can start: the compiled fake. */
+  supervisor: string;
   stop_timeout: string;
   /** A private folder for its state. */
   state: string;
@@ -75,21 +78,7 @@ const PROFILES = {
       : []),
   ],
   /** Any program: OPENSHELL_DRIVER_CMD, its placeholders filled in word by word, without a shell. */
-  custom: (command, context) =>
-    command.map((word) =>
-      word.replace(/\{(\w+)\}/g, (placeholder, name: string) => {
-        const value = context[name as keyof DriverContext];
-        if (value === undefined) {
-          const known = Object.keys(context)
-            .map((key) => `{${key}}`)
-            .join(" ");
-          throw new HarnessError(
-            `OPENSHELL_DRIVER_CMD: unknown placeholder ${placeholder}; known are ${known}`,
-          );
-        }
-        return String(value);
-      }),
-    ),
+  custom: fillIn,
 } satisfies Record<string, Profile>;
 
 const profileOf = (settings: Settings, parts: Parts): Profile =>
@@ -156,6 +145,8 @@ export interface Setup {
   rootless: boolean;
   sandboxImage: string;
   supervisorImage: string;
+  /** The path of the compiled fake supervisor; empty unless the driver's command asks for it. */
+  supervisor: string;
   /** Puts the probe's image on the engine, once. */
   probeImage: () => Promise<string>;
 }
@@ -311,6 +302,7 @@ export class Stack {
       podman_socket: this.engineProxy?.socket ?? engine?.socket ?? "",
       sandbox_image: sandboxImage,
       supervisor_image: supervisorImage,
+      supervisor: this.setup.supervisor,
       stop_timeout: settings.stopTimeout,
       state,
       tls_ca: this.#tls?.ca ?? "",
@@ -322,7 +314,9 @@ export class Stack {
       .split(",")
       .map((name) => name.trim())
       .filter(Boolean);
-    const passed = Object.fromEntries(seen.map((name) => [name, process.env[name] ?? ""]));
+    const passed = Object.fromEntries(
+      seen.flatMap((name) => (name in process.env ? [[name, process.env[name]!]] : [])),
+    );
     const environment = { ...cleanEnvironment(run, state), ...passed };
     const argv = profileOf(settings, parts)(commands.driver, context);
     return Child.start(name, argv, environment, this.#log(name));

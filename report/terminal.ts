@@ -12,6 +12,7 @@ import {
   explainCase,
   messageOf,
 } from "./explain.ts";
+import { shellQuoted } from "../keeper/command.ts";
 import type { CallRecord, Mark, ProcessSpan, Results, ScenarioResult } from "./model.ts";
 import { isRed } from "./model.ts";
 import { clipped, markWords, offset, sentenceOf, took, WORDS } from "./text.ts";
@@ -88,11 +89,17 @@ export function explainOnTerminal(
     "",
     ...(scenario.harm ? labelled("Users: ", scenario.harm).slice(0, SHOWN.harm) : []),
     ...(advice ? labelled("Next:  ", advice) : []),
-    `  Again: ${again(scenario)}`,
   ];
-  return [...said.slice(0, SCREEN_LINES - toDo.length), ...toDo]
+  return [...said.slice(0, SCREEN_LINES - toDo.length - 1), ...toDo]
     .map((line) => cut(line.split("\n", 1)[0]!))
+    .concat(`  Again: ${driverOf(scenario)}${again(scenario)}`)
     .join("\n");
+}
+
+/** The setting without which another driver would be tried again, as a shell takes it. */
+function driverOf({ suite }: ScenarioResult): string {
+  const command = process.env.OPENSHELL_DRIVER_CMD;
+  return command && suite !== "gateway-adapter" ? `OPENSHELL_DRIVER_CMD=${shellQuoted([command])} ` : "";
 }
 
 /** " · failed 2 of 20 times", of a scenario that ran more than once. */

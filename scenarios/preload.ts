@@ -2,7 +2,8 @@
 
 /** Loaded by `bun test` before all test files: ends the run after the last of them, and explains what failed. */
 import { afterAll, setDefaultTimeout } from "bun:test";
-import { EXIT, endRun, readSettings } from "../harness.ts";
+import { EXIT, endRun, fail, readSettings, shownPath } from "../harness.ts";
+import { openReports } from "../keeper/reports.ts";
 import type { Results } from "../report/model.ts";
 import { readResults } from "../report/read.ts";
 import { explainAll } from "../report/terminal.ts";
@@ -12,6 +13,12 @@ import { inColour } from "../report/text.ts";
 setDefaultTimeout(180_000);
 
 const began = new Date().toISOString();
+
+try {
+  openReports(readSettings().settings);
+} catch (error) {
+  fail(error);
+}
 
 afterAll(async () => {
   // Whatever the end meets, what failed before is explained.
@@ -36,5 +43,5 @@ function explain(): void {
   const text = explainAll(results, inColour(process.stderr));
   if (!text) return;
   console.error(`\n${text}`);
-  console.error(`\nAll of it, with a timeline: bun harness.ts report ${reports} --format html`);
+  console.error(`\nAll of it, with a timeline: bun harness.ts report ${shownPath(reports)} --format html`);
 }

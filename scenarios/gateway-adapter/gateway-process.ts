@@ -14,7 +14,7 @@ import * as grpc from "@grpc/grpc-js";
 import { stringify } from "smol-toml";
 import { eventually, HarnessError, parts, readable, readSettings, within } from "../../harness.ts";
 import { checkParts, describeParts, type Parts } from "../../keeper/places.ts";
-import { Run } from "../../keeper/run.ts";
+import { KEEPER_PID, Run } from "../../keeper/run.ts";
 import { cleanEnvironment } from "../../keeper/process.ts";
 import { compiledFake } from "../../keeper/programs.ts";
 import { freePort } from "../../keeper/stack.ts";
@@ -50,6 +50,7 @@ const prepare = () =>
     const { command } = isReal ? parts().gateway : await compiledFake("gateway");
     const run = Run.create(settings);
     mkdirSync(run.folder, { recursive: true, mode: 0o700 });
+    writeFileSync(join(run.folder, KEEPER_PID), String(process.pid));
     guard(run);
     return { run, command };
   })());
@@ -66,8 +67,8 @@ function guard(run: Run): void {
   openSync(pipe, "r+");
   // The shell holds the pipe, too, until the reader is there.
   const script = `exec 3<>"$0/guard"
-    { trap "" INT TERM HUP; exec 3>&-; read -r _; rm -f "$0/keeper.sock" "$0/guard"
-      rmdir "$0" || exec "$@" sweep --run "$0"; } <"$0/guard" >/dev/null 2>&1 &`;
+    { trap "" INT TERM HUP; exec 3>&-; read -r _; rm -f "$0/keeper.sock" "$0/keeper.pid" "$0/guard"
+      rmdir "$0" || exec "$@" sweep --guard --run "$0"; } <"$0/guard" >/dev/null 2>&1 &`;
   const harness = join(import.meta.dir, "..", "..", "harness.ts");
   const argv = ["sh", "-c", script, run.folder, process.execPath, harness];
   Bun.spawnSync(argv, { stdin: "ignore", stdout: "ignore", stderr: "inherit" });

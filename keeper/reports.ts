@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** The folder in which a run leaves its results, and its logs in a folder of that, which each run replaces. */
+import {
+  accessSync,
+  constants,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
+import { join } from "node:path";
+import { HarnessError, readable, type Settings } from "../harness.ts";
+import { secretsIn, textRedactor } from "../report/redact.ts";
+import type { Run } from "./run.ts";
+
+/** In a folder of logs that a run wrote: nobody else's is ever removed. */
+const LOGS_MARK = ".openshell-e2e";
+
+/**
+ * Makes the reports' folder, before anything is started. Returns its path.
+ * @throws HarnessError when nothing can be written there, or the logs there are not a run's.
+ */
+export function openReports({ reports }: Settings): string {
+  try {
+    mkdirSync(reports, { recursive: true });
+    accessSync(reports, constants.W_OK | constants.X_OK);
+  } catch (error) {
+    throw new HarnessError(
+      `OPENSHELL_E2E_REPORTS: a folder that can be written to was expected: ${reports}: ${(error as Error).message}`,
+    );
+  }
+  const logs = join(reports, "logs");
+  if (!isReplaceable(logs))
+    throw new HarnessError(
+      `OPENSHELL_E2E_REPORTS: a run replaces ${logs}, which holds what no run wrote. Move that away, or name another folder`,
+    );
+  return reports;
+}
+
+/** Whether a run wrote that folder of logs, or nobody has written anything there yet. */
+function isReplaceable(logs: string): boolean {
+  if (!existsSync(logs)) return true;
+  try {
+    return existsSync(join(logs, LOGS_MARK)) || readdirSync(logs).length === 0;
+  } catch {
+    return false;
+  }
+}
+
+/** Copies a run's logs to where they can be read after it; those of the run before are replaced. */
+export function saveLogs(run: Run, reports: string): void {
+  const target = join(reports, "logs");
+  const withoutSecrets = textRedactor(secretsIn(process.env));
+  // It was, when the run began.
+  if (!isReplaceable(target)) return;
+  rmSync(target, { recursive: true, force: true });
+  for (const file of new Bun.Glob("**/*.{log,toml}").scanSync(run.folder)) {
+    if (file.includes("home/")) continue;
+    mkdirSync(target, { recursive: true });
+    writeFileSync(join(target, LOGS_MARK), "");
+    writeFileSync(
+      join(target, file.replaceAll("/", "-")),
+      withoutSecrets(readable(readFileSync(join(run.folder, file), "utf8"))),
+    );
+  }
+}
