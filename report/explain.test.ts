@@ -264,6 +264,20 @@ describe("a failure points to the process that is at fault", () => {
     expect(explain(scenario, unclaimed).lines.join("\n")).toContain("CreateSandbox → INTERNAL");
   });
 
+  test("such a create of another scenario, on the same stack at the same time, is not this one's", () => {
+    const beside = structuredClone(results);
+    const missing = of("XF-06", beside);
+    missing.sandboxes = [];
+    const wrong = of("XF-01", beside);
+    const reason = 'expect(received).toBe(expected)\n\nExpected: "4"\nReceived: "3"';
+    Object.assign(wrong, { at: missing.at - 10, stack: missing.stack, sandboxes: [], reason });
+    expect(explain(missing, beside)).toMatchObject({ culprit: "engine" });
+    expect(explain(wrong, beside).culprit).not.toBe("engine");
+    expect(caseOf(wrong, beside).calls.filter(({ sandbox }) => sandbox !== "")).toEqual([]);
+    const text = explainAll({ ...beside, scenarios: [missing, wrong] }, false);
+    expect(text).not.toContain("The same:");
+  });
+
   test("a start that was answered with OK and a container that does not run do not go together", () => {
     const started = structuredClone(results);
     const scenario = of("XF-09", started);
@@ -353,6 +367,8 @@ describe("on the terminal", () => {
     expect(text.split("FAIL ")).toHaveLength(2);
     expect(text).toContain("The same: EG-02, EG-03");
     expect(explainAll({ ...many, scenarios: [] }, false)).toBe("");
+    many.scenarios[2]!.reason = "it was late";
+    expect(explainAll(many, false)).not.toContain("The same: EG-02, EG-03");
     const unlike = many.scenarios.flatMap((one, index) =>
       ["a", "b", "c"].map((id) => ({ ...one, id: `${id}${index}`, stack: 0, reason: "?" })),
     );

@@ -53,11 +53,20 @@ export const messageOf = ({ reason }: Pick<ScenarioResult, "reason">): string =>
 /** What belongs to a scenario: on its stack, in its time, about its sandboxes or about none. */
 export function caseOf(scenario: ScenarioResult, recorded: Recorded): Case {
   const { stack, at, ms, sandboxes } = scenario;
+  const message = messageOf(scenario);
   const inTime = (from: number, to = Infinity) => from <= at + ms && to >= at;
   const taken = (sandbox: string) => recorded.scenarios?.some((other) => other.sandboxes.includes(sandbox));
-  // Whose creation failed never learns the sandbox's id.
-  const mine = ({ sandbox, status }: CallRecord) =>
-    sandbox === "" || sandboxes.includes(sandbox) || (status !== "OK" && taken(sandbox) === false);
+  const wasAlone = !recorded.scenarios?.some(
+    (other) =>
+      other.id !== scenario.id && other.stack === stack && other.at < at + ms && other.at + other.ms > at,
+  );
+  // Whose creation failed never learns the sandbox's id; beside others only its message tells that it was its own.
+  const isUnclaimed = ({ sandbox, status, details }: CallRecord) =>
+    status !== "OK" &&
+    taken(sandbox) === false &&
+    (wasAlone || (details !== "" && message.includes(details)));
+  const mine = (call: CallRecord) =>
+    call.sandbox === "" || sandboxes.includes(call.sandbox) || isUnclaimed(call);
   const ours = <Of extends { stack: number }>(items: Of[] = []) =>
     items.filter((item) => item.stack === stack);
   const calls = stack
@@ -66,7 +75,7 @@ export function caseOf(scenario: ScenarioResult, recorded: Recorded): Case {
   const failed = at + (scenario.failedMs ?? Infinity);
   return {
     scenario,
-    message: messageOf(scenario),
+    message,
     calls: calls.filter((call) => call.at <= failed).map((call) => asOf(failed, call)),
     cleaning: calls.filter((call) => call.at > failed),
     processes: (recorded.processes ?? []).filter(

@@ -33,13 +33,18 @@ export interface TerminalOptions {
 /** After so many one looks at the report. */
 const EXPLAINED = 5;
 
+/** What stands before the details in the line of a call. */
+const CALL = /^[+−][\d.]+ s {2}\w+ → (?:\w+ after [^:]*|no answer|open)(?:: )?/;
+
 /** All failures of a run: a screen for each, but for those that have the same cause as one before; empty without any. */
 export function explainAll(results: Results, colour: boolean): string {
   const red = results.scenarios.filter(({ verdict }) => isRed(verdict));
   const causes = Map.groupBy(red, (scenario) => {
-    const { culprit, sentence } = explain(scenario, results);
-    // Where nothing is known of the cause, it may be another one.
-    return culprit === "unclear" ? scenario.id : `${culprit} ${sentence}`;
+    const { culprit, sentence, lines } = explain(scenario, results);
+    const [evidence = ""] = lines.map((line) => line.replace(CALL, ""));
+    // Where nothing is known of the cause, or what shows it is no word of the scenario's own, it may be another one.
+    const isItsOwn = evidence !== "" && messageOf(scenario).includes(evidence);
+    return culprit === "unclear" || !isItsOwn ? scenario.id : `${culprit} ${sentence}`;
   });
   const screens = [...causes.values()].slice(0, EXPLAINED).map(([first, ...same]) => {
     const screen = explainOnTerminal(first!, results.calls, { ...results, colour });
