@@ -2,10 +2,11 @@
 
 /** `test` as a terminal and as a log see it. */
 import { expect, test } from "bun:test";
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 import { stripVTControlCharacters } from "node:util";
+import { XmlDocument, XsdValidator } from "libxml2-wasm";
 import type { Results } from "../report/model.ts";
 import { CLEAR } from "../report/progress.ts";
 
@@ -62,6 +63,39 @@ test.each([
   const sent = await smoke(on, env);
   expect(sent).not.toContain(CLEAR);
   expect(sent).toContain("SM-02");
+});
+
+/** Runs scenarios in a log, with all faked. Resolves with what stands in it, how it ended, and its reports. */
+async function run(args: string[]) {
+  const reports = mkdtempSync(join(tmpdir(), "run-"));
+  const child = Bun.spawn([process.execPath, HARNESS, "test", "external-podman", ...args], {
+    env: {
+      PATH: process.env.PATH,
+      HOME: homedir(),
+      OPENSHELL_E2E_FAKE: "gateway,driver,engine,supervisor",
+      OPENSHELL_E2E_REPORTS: reports,
+    },
+    timeout: 60_000,
+    ...{ stdin: "ignore", stdout: "pipe", stderr: "pipe" },
+  });
+  const [out, err, code] = await Promise.all([child.stdout.text(), child.stderr.text(), child.exited]);
+  const read = (name: string) =>
+    existsSync(join(reports, name)) ? readFileSync(join(reports, name), "utf8") : "";
+  const [junit, json] = [read("junit.xml"), read("results.json")];
+  rmSync(reports, { recursive: true });
+  return { out, err, code, junit, results: json ? (JSON.parse(json) as Results) : undefined };
+}
+
+test("the JUnit report of scenarios is valid, and has each where it stands", async () => {
+  const { junit, code } = await run(["-t", "SM-0[12]"]);
+  expect(code).toBe(0);
+  using schema = XmlDocument.fromString(
+    readFileSync(join(import.meta.dir, "..", "report", "fixtures", "jenkins-junit.xsd"), "utf8"),
+  );
+  using document = XmlDocument.fromString(junit);
+  XsdValidator.fromDoc(schema).validate(document);
+  const names = document.find("//testcase/@classname").map(({ content }) => content);
+  expect(names.filter((name) => name === "external-podman.smoke")).toHaveLength(2);
 });
 
 test("a driver that does not start ends the run, which says so on the terminal and in the report", async () => {

@@ -7,7 +7,8 @@
  * `<what>: N passed, N failed, N skipped`. A run that executed nothing is an error.
  */
 import { Glob } from "bun";
-import { existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import {
   asEnvironment,
@@ -20,7 +21,10 @@ import {
   within,
 } from "../harness.ts";
 import { checkParts, describeParts, findParts } from "../keeper/places.ts";
+import { junit } from "../report/junit.ts";
+import { isRed, type Results } from "../report/model.ts";
 import { liveProgress, type ProgressEvent } from "../report/progress.ts";
+import { readResults } from "../report/read.ts";
 import { inColour } from "../report/text.ts";
 
 const ROOT = join(import.meta.dir, "..");
@@ -36,15 +40,17 @@ export const command: Command = async (settings, args, { t: pattern }) => {
   const parts = await checkParts(findParts(settings), settings);
   console.log(describeParts(parts));
   const reports = resolve(settings.reports);
-  const junit = join(reports, "junit.xml");
   mkdirSync(reports, { recursive: true });
-  rmSync(junit, { force: true });
+  rmSync(join(reports, "junit.xml"), { force: true });
+  const began = new Date().toISOString();
+  const folder = mkdtempSync(join(tmpdir(), "openshell-e2e-"));
+  const outfile = join(folder, "junit.xml");
   // On a terminal the last line is ours, so what bun prints goes through us.
   const progress = liveProgress();
   const output = progress ? "pipe" : "inherit";
   const child = Bun.spawn(
     [
-      ...[process.execPath, "test", "--reporter=junit", `--reporter-outfile=${junit}`],
+      ...[process.execPath, "test", "--reporter=junit", `--reporter-outfile=${outfile}`],
       `--max-concurrency=${atATime(suites, settings)}`,
       ...(pattern === undefined ? [] : ["-t", pattern]),
       ...bunArgs,
@@ -72,7 +78,11 @@ export const command: Command = async (settings, args, { t: pattern }) => {
   await within(2_000, "the rest of the output", Promise.all(printed)).catch(() => {});
   progress?.end();
 
-  const counts = readCounts(junit);
+  const bunReport = existsSync(outfile) ? readFileSync(outfile, "utf8") : "";
+  rmSync(folder, { recursive: true });
+  const counts = countsOf(bunReport);
+  const results = resultsSince(began, reports);
+  if (counts) writeFileSync(join(reports, "junit.xml"), junitOf(suites, bunReport, counts, results));
   const what = suites.join(" ") || "all";
   if (!counts && code === EXIT.error) return code;
   if (!counts || counts.passed + counts.failed === 0) {
@@ -115,11 +125,33 @@ function environment(settings: Settings, suites: string[]): Record<string, strin
   };
 }
 
+interface Counts {
+  passed: number;
+  failed: number;
+  skipped: number;
+}
+
 /** bun's own totals, from the first line of its JUnit report. */
-function readCounts(junit: string): { passed: number; failed: number; skipped: number } | undefined {
-  const line = existsSync(junit) ? /<testsuites [^>]*>/.exec(readFileSync(junit, "utf8"))?.[0] : undefined;
+function countsOf(bunReport: string): Counts | undefined {
+  const line = /<testsuites [^>]*>/.exec(bunReport)?.[0];
   if (!line) return undefined;
   const count = (name: string) => Number(new RegExp(`${name}="(\\d+)"`).exec(line)?.[1] ?? 0);
   const [tests, failed, skipped] = [count("tests"), count("failures"), count("skipped")];
   return { passed: tests - failed - skipped, failed, skipped };
+}
+
+/** What a run that began after that has left; undefined without a scenario. */
+function resultsSince(began: string, reports: string): Results | undefined {
+  try {
+    const results = readResults(reports);
+    return results.run.startedAt >= began ? results : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/** Where all tests are scenarios our own report says more than bun's, which has them all in one file, without reasons. */
+function junitOf(suites: string[], bunReport: string, { failed }: Counts, results?: Results): string {
+  const hasFailures = failed === 0 || results?.scenarios.some(({ verdict }) => isRed(verdict));
+  return suites.length > 0 && results && hasFailures ? junit(results) : bunReport;
 }
