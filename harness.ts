@@ -25,6 +25,7 @@ import {
   type About,
   aboutCaller,
   excerpt,
+  isSelected,
   leaveOut,
   recordAbandoned,
   recorded,
@@ -1000,7 +1001,7 @@ export function scenario(title: string, body: Body, options: ScenarioOptions = {
   const about = aboutCaller(title, import.meta.path);
   if (skip) return skipped(about, skip);
   const run = () => inTurn(() => recorded(about, (result) => prove(body, deadlineMs, result)));
-  register(() => test.concurrent(title, run, deadlineMs + BEFORE_AND_AFTER_MS));
+  register(title, () => test.concurrent(title, run, deadlineMs + BEFORE_AND_AFTER_MS));
 }
 
 /** The same for a scenario that looks at, or changes, what others would notice: it runs alone. */
@@ -1009,7 +1010,7 @@ scenario.alone = (title: string, body: Body, options: ScenarioOptions = {}): voi
   const about = aboutCaller(title, import.meta.path);
   if (skip) return skipped(about, skip);
   const run = () => recorded(about, (result) => prove(body, deadlineMs, result));
-  registerAlone(() => test(title, run, deadlineMs + BEFORE_AND_AFTER_MS));
+  registerAlone(title, () => test(title, run, deadlineMs + BEFORE_AND_AFTER_MS));
 };
 
 // Files as one
@@ -1020,13 +1021,15 @@ type Registration = () => unknown;
 let loading: { files: Registration[][]; alone: Registration[] } | undefined;
 
 /** Registers a test that runs beside others: at once, or when all files are loaded. */
-export function register(test: Registration): void {
+export function register(title: string, test: Registration): void {
+  isSelected(title);
   if (loading) loading.files.at(-1)!.push(test);
   else test();
 }
 
 /** Registers a test that runs alone: bun lets nothing run across it, so when files are loaded as one it comes last. */
-export function registerAlone(test: Registration): void {
+export function registerAlone(title: string, test: Registration): void {
+  isSelected(title);
   if (loading) loading.alone.push(test);
   else test();
 }
@@ -1049,9 +1052,10 @@ export async function asOneFile(paths: string[]): Promise<void> {
 }
 
 function skipped(about: About, reason: string): void {
-  recordSkip(about, reason);
+  const title = `${about.title} (skipped: ${reason})`;
+  if (isSelected(title)) recordSkip(about, reason);
   // Concurrent, though nothing runs: bun lets no scenario run across one that is not.
-  test.concurrent.skip(`${about.title} (skipped: ${reason})`, () => {});
+  test.concurrent.skip(title, () => {});
 }
 
 type Body = (given: Given) => Promise<void>;

@@ -95,7 +95,20 @@ test("the JUnit report of scenarios is valid, and has each where it stands", asy
   using document = XmlDocument.fromString(junit);
   XsdValidator.fromDoc(schema).validate(document);
   const names = document.find("//testcase/@classname").map(({ content }) => content);
-  expect(names.filter((name) => name === "external-podman.smoke")).toHaveLength(2);
+  expect(names).toEqual(["external-podman.smoke", "external-podman.smoke"]);
+});
+
+test("what -t leaves out is no skip, neither in the last line nor in the reports", async () => {
+  const { out, results } = await run(["-t", "SM-02|DI-52"]);
+  expect(out).toMatch(/^external-podman: 1 passed, 0 failed, 1 skipped \(\d+ not selected\)$/m);
+  expect(results?.scenarios.map(({ id, verdict }) => [id, verdict]).toSorted()).toEqual([
+    ["DI-52", "skip"],
+    ["SM-02", "pass"],
+  ]);
+  expect(Math.min(...results!.scenarios.map(({ at }) => at))).toBeGreaterThanOrEqual(0);
+  const unselected = Number(/(\d+) not selected/.exec(out)?.[1]);
+  expect(unselected).toBeGreaterThan(100);
+  expect(results!.run.unselected).toBe(unselected);
 });
 
 test("a driver that does not start ends the run, which says so on the terminal and in the report", async () => {

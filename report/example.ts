@@ -115,6 +115,7 @@ class Recorder {
         ms,
         command: "bun harness.ts test external-podman",
         cutOff: false,
+        ...(real && { unselected: 167 }),
       },
       stack: {
         gateway: real

@@ -28,6 +28,7 @@ import {
   plural,
   sentenceOf,
   took,
+  unselectedWords,
   WORDS,
 } from "./text.ts";
 
@@ -134,7 +135,7 @@ ${leftovers.length > 0 ? leftoversNote(leftovers) : ""}
 }
 
 /** The verdicts as one bar, and as words. */
-function proportions({ counts }: Results): string {
+function proportions({ counts, run }: Results): string {
   const used = VERDICTS.filter((verdict) => counts[verdict] > 0);
   const all = used.reduce((sum, verdict) => sum + counts[verdict], 0);
   let x = 0;
@@ -149,7 +150,7 @@ function proportions({ counts }: Results): string {
       `<li title="${MEANINGS[verdict]}"><span class="dot v-${verdict}" aria-hidden="true"></span> <b>${counts[verdict]}</b> ${WORDS[verdict]}<span class="sr">: ${MEANINGS[verdict]}</span></li>`,
   );
   return `<svg class="proportions" viewBox="0 0 1000 8" preserveAspectRatio="none" aria-hidden="true">${bars.join("")}</svg>
-<ul class="counts" aria-label="Verdicts">${words.join("")}</ul>`;
+<ul class="counts" aria-label="Verdicts">${words.join("")}${run.unselected ? `<li>${unselectedWords(run)}</li>` : ""}</ul>`;
 }
 
 function placeCard(place: (typeof PLACES)[number], { stack }: Results): string {

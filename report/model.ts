@@ -26,6 +26,8 @@ export interface Results {
     command: string;
     /** The run was killed: what is here is what was known by then. */
     cutOff: boolean;
+    /** How many scenarios `-t` left out; they are not among `scenarios`. Unset for none. */
+    unselected?: number;
   };
   stack: Record<"gateway" | "driver" | "engine" | "supervisor", Standing>;
   machine: { os: string; arch: string; cpus: number; memoryMb: number; bun: string };

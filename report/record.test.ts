@@ -70,6 +70,18 @@ test("a run that was killed is cut off, and so is the scenario in whose midst it
   ]);
 });
 
+test("what -t leaves out is counted, each once, and nothing is before the run", () => {
+  const results = assemble([
+    { kind: "unselected", title: "LC-02 b" },
+    { kind: "unselected", title: "LC-02 b" },
+    { kind: "unselected", title: "LC-03 c" },
+    { kind: "scenario", scenario: scenario("LC-01", { verdict: "skip", at: T0 - 50 }) },
+    begin,
+    { kind: "end", at: T0 + 5_000 },
+  ]);
+  expect(results).toMatchObject({ run: { unselected: 2 }, scenarios: [{ id: "LC-01", at: 0 }] });
+});
+
 test("of a scenario that ran more than once, a failure stays, with how often it was", () => {
   const runs = [{}, { verdict: "fail" as const, reason: "it was late" }, {}];
   const results = assemble([

@@ -27,6 +27,8 @@ export type Entry =
   /** A scenario has begun; it is `cut` if nothing more is heard of it. */
   | { kind: "running"; scenario: ScenarioResult }
   | { kind: "scenario"; scenario: ScenarioResult }
+  /** `-t` leaves that one out. */
+  | { kind: "unselected"; title: string }
   | { kind: "process"; process: ProcessSpan }
   | { kind: "ready"; pid: number; at: number }
   | { kind: "ended"; pid: number; at: number; ending: string; told: boolean }
@@ -150,6 +152,7 @@ export function assemble(entries: Entry[], since = 0): Results | undefined {
     of("calls").flatMap(({ calls }) => calls.map((call) => [`${call.stack}.${call.seq}`, call])),
   );
   const calls = recent([...known.values()]);
+  const unselected = new Set(of("unselected").map(({ title }) => title)).size;
   const last = Math.max(
     0,
     ...calls.map(({ at, ms = 0 }) => at + ms),
@@ -163,6 +166,7 @@ export function assemble(entries: Entry[], since = 0): Results | undefined {
       ms: round(end ? end.at - begun : last),
       command: begin.command,
       cutOff: !end,
+      ...(unselected > 0 && { unselected }),
     },
     stack: {
       gateway: begin.stack.gateway ?? NOTHING,
@@ -180,7 +184,8 @@ export function assemble(entries: Entry[], since = 0): Results | undefined {
     contract: "0.0",
     counts: count(scenarios),
     leftovers: of("leftovers").flatMap(({ lines }) => lines),
-    scenarios: scenarios.map(relative),
+    // The first ones begin before the run: they wait for what all share.
+    scenarios: scenarios.map(relative).map((each) => ({ ...each, at: Math.max(0, each.at) })),
     processes,
     calls: calls.toSorted((a, b) => a.at - b.at),
     phases: recent(of("phase").map(({ phase }) => phase)),

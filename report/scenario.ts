@@ -67,6 +67,14 @@ export function begun(about: About): ScenarioResult {
   };
 }
 
+/** Whether the pattern of `-t`, as `bun harness.ts test` hands it on, chooses a test; of one that it leaves out, records that. */
+export function isSelected(title: string): boolean {
+  const { OPENSHELL_E2E_PATTERN: pattern } = process.env;
+  const selected = !pattern || new RegExp(pattern).test(title);
+  if (!selected) record({ kind: "unselected", title });
+  return selected;
+}
+
 /** Records a scenario that is not run. */
 export function recordSkip(about: About, reason: string): void {
   record({ kind: "scenario", scenario: { ...begun(about), verdict: "skip", reason } });
