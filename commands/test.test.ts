@@ -111,6 +111,17 @@ test("what -t leaves out is no skip, neither in the last line nor in the reports
   expect(results!.run.unselected).toBe(unselected);
 });
 
+test.each([
+  ["a pattern that no title matches", "NOPE", "no scenario's title matches NOPE"],
+  ["a pattern that is none", "SM-(", "-t: a regular expression was expected: SM-("],
+  ["a scenario that is skipped", "DI-52", "all that was chosen is skipped, for the reasons above"],
+])("%s is one line, and exit code 2: nothing ran", async (_, pattern, line) => {
+  const { err, code } = await run(["-t", pattern]);
+  const ours = err.split("\n").filter((each) => each.startsWith("openshell-e2e: "));
+  expect(ours).toEqual([`openshell-e2e: ${line}`]);
+  expect(code).toBe(2);
+});
+
 test("a driver that does not start ends the run, which says so on the terminal and in the report", async () => {
   const reports = mkdtempSync(join(tmpdir(), "no-start-"));
   const child = Bun.spawn([process.execPath, HARNESS, "test", "external-podman", "-t", "SM-0"], {

@@ -4,7 +4,7 @@
  * `test [SUITE...] [-t PATTERN] [-- bun test's own arguments]`: the entry command of people, mise and CI.
  *
  * Runs the scenarios of the named suites, or without a name every test there is, live, and ends with one line
- * `<what>: N passed, N failed, N skipped`. A run that executed nothing is an error.
+ * `<what>: N passed, N failed, N skipped`. A run that executed nothing is an error (exit code 2).
  */
 import { Glob } from "bun";
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -36,6 +36,8 @@ export const command: Command = async (settings, args, { t: pattern }) => {
   const bunArgs = args.filter((arg) => !suites.includes(arg));
   const [first] = bunArgs;
   if (first && !first.startsWith("-")) throw new HarnessError(`There is no suite ${first} in scenarios/`);
+  if (pattern !== undefined && !isRegExp(pattern))
+    throw new HarnessError(`-t: a regular expression was expected: ${pattern}`);
 
   const parts = await checkParts(findParts(settings), settings);
   console.log(describeParts(parts));
@@ -87,11 +89,16 @@ export const command: Command = async (settings, args, { t: pattern }) => {
   const what = suites.join(" ") || "all";
   if (!counts && code === EXIT.error) return code;
   if (!counts || counts.passed + counts.failed === 0) {
-    const why = child.signalCode
-      ? `bun test was ended by ${child.signalCode}; what it had found by then is in ${join(settings.reports, "results.json")}`
-      : `bun test ended with ${code} and ran no test`;
-    console.error(`openshell-e2e: ${why}`);
-    return code === EXIT.ok ? EXIT.error : code;
+    const why = () => {
+      if (child.signalCode)
+        return `bun test was ended by ${child.signalCode}; what it had found by then is in ${join(settings.reports, "results.json")}`;
+      if (!counts) return `bun test ended with ${code} and ran no test`;
+      if (results?.counts.skip) return "all that was chosen is skipped, for the reasons above";
+      if (pattern === undefined) return `bun test ended with ${code} and ran no test`;
+      return `no ${suites.length > 0 ? "scenario" : "test"}'s title matches ${pattern}`;
+    };
+    console.error(`openshell-e2e: ${why()}`);
+    return child.signalCode ? code : EXIT.error;
   }
   if (code === EXIT.leftovers) console.log("Something was left behind; it is named above");
   const { passed, failed, skipped } = counts;
@@ -100,6 +107,14 @@ export const command: Command = async (settings, args, { t: pattern }) => {
   );
   return counts.failed > 0 && code === EXIT.ok ? EXIT.failed : code;
 };
+
+function isRegExp(pattern: string): boolean {
+  try {
+    return Boolean(new RegExp(pattern));
+  } catch {
+    return false;
+  }
+}
 
 /** As many as there are turns, so that the time that bun shows is a scenario's own, without its wait for one. */
 const atATime = (suites: string[], settings: Settings): number =>
