@@ -491,7 +491,8 @@ const neverConnected: Clue = ({ scenario, message }) => {
 
 /** The driver did all that it was asked, and the public API still shows something else. */
 const gatewayAlone: Clue = ({ scenario, message, calls, marks }) => {
-  const asked = calls.filter(({ method }) => method !== "WatchSandboxes");
+  // What a gateway asks while it starts is about no sandbox, and says nothing of this scenario.
+  const asked = calls.filter((call) => !isWatch(call) && call.sandbox !== "");
   if (scenario.verdict !== "fail" || asked.length === 0) return undefined;
   if (asked.some(({ status }) => status !== "OK") || marks.length > 0) return undefined;
   const count = asked.length === 1 ? "The only call" : `All ${asked.length} calls`;
@@ -499,7 +500,7 @@ const gatewayAlone: Clue = ({ scenario, message, calls, marks }) => {
     culprit: "gateway",
     sentence: `${count} that crossed the socket ended with OK: look at the gateway first.`,
     lines: [...findingLines(scenario, message), callLine(asked.at(-1)!, scenario.at)],
-    advice: "Or the driver said OK too early: compare the engine's view with what the scenario expects",
+    advice: "Compare the engine's view with what the scenario expects: the driver may have said OK too early",
   };
 };
 
@@ -540,17 +541,21 @@ const CLUES: Clue[] = [
 
 function nothingFound({ scenario, message }: Case): Explanation {
   const harness = scenario.verdict === "error";
+  const hasLogs = scenario.logs.gateway.length + scenario.logs.driver.length > 0;
   return {
     culprit: harness ? "harness" : "unclear",
     sentence: harness
       ? "The harness or the machine failed, not the subject."
       : "What was recorded does not tell the processes apart.",
-    lines: message
-      .split("\n")
-      .filter((line) => line.trim() !== "")
+    lines: (diffOf(message) || scenario.expected
+      ? findingLines(scenario, message)
+      : message.split("\n").filter((line) => line.trim() !== "")
+    )
       .slice(0, 3)
       .map((line) => clipped(line)),
-    advice: "Read both logs for the scenario's time, below",
+    advice: hasLogs
+      ? "Read both logs for the scenario's time, below"
+      : "No log has a line of its time: run it again with `--verbose 1`, which shows all",
   };
 }
 
@@ -635,7 +640,12 @@ export function diffOf(message: string): string[] | undefined {
   return near.filter((line) => !/^\s*[[\]{}],?$/.test(line));
 }
 
-const findingLines = ({ expected, seen }: ScenarioResult, message: string): string[] =>
-  expected
-    ? [`expected ${expected}, saw ${seen}`]
-    : [message.split("\n").find((line) => line.trim() !== "") ?? ""];
+/** What an assertion found, in a line or two. */
+function findingLines({ expected, seen }: ScenarioResult, message: string): string[] {
+  const changed = diffOf(message)?.filter((line) => /^[-+] /.test(line)) ?? [];
+  if (changed.length === 1 || changed.length === 2) return changed;
+  if (expected && seen) return [`expected ${expected}, saw ${seen}`];
+  if (changed.length > 0) return [expected ? `missed ${expected}` : `saw ${seen}, which was not expected`];
+  if (expected) return [`expected ${expected}`];
+  return [message.split("\n").find((line) => line.trim() !== "") ?? "", seen && `last seen: ${seen}`];
+}

@@ -241,12 +241,8 @@ ${proof(one, room)}
 function findings(scenario: ScenarioResult, { sentence, lines }: Explanation, message: string): string {
   const { expected, seen, source, harm } = scenario;
   const rows = [
-    ...(expected
-      ? [
-          ["Expected", `<code>${escaped(clipped(expected, 600))}</code>`],
-          ["Saw", `<code>${escaped(clipped(seen, 600))}</code>`],
-        ]
-      : []),
+    ...(expected ? [["Expected", `<code>${escaped(clipped(expected, 600))}</code>`]] : []),
+    ...(seen ? [["Saw", `<code>${escaped(clipped(seen, 600))}</code>`]] : []),
     ...(source ? [["Source", link(source)]] : []),
     ...(harm ? [["Users", escaped(harm)]] : []),
   ];
