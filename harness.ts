@@ -336,6 +336,8 @@ export class Gateway {
   readonly created: string[] = [];
   /** The number of its stack, for reports; 0 if it has none. */
   stack = 0;
+  /** Told when this user has created another one. */
+  onChange = (): void => {};
 
   constructor(
     readonly endpoint: Pick<StackInfo, "endpoint" | "tls">,
@@ -354,6 +356,7 @@ export class Gateway {
     this.sandboxes.add(created);
     this.created.push(created.id);
     allCreated.add(created.id);
+    this.onChange();
     await this.onCreated(created.id);
     return created;
   }
@@ -1108,6 +1111,14 @@ async function attempt(body: Body, deadlineMs: number, result: ScenarioResult): 
   const stack = base.forAnother();
   const used = [stack];
   const own: RunningStack[] = [];
+  // Also while it runs: whoever kills the run leaves a report all the same.
+  const note = (changed?: RunningStack) => {
+    if (changed) changed.gateway.onChange = () => note();
+    result.stack = (own.at(-1) ?? used.at(-1) ?? stack).info.id;
+    result.sandboxes = [...own, ...used].flatMap(({ gateway }) => gateway.created);
+    record({ kind: "running", scenario: result });
+  };
+  note(stack);
   const start = async (spec: StackSpec) => new RunningStack(keeper, await keeper.call("startStack", spec));
   const given: Given = {
     stack,
@@ -1117,6 +1128,7 @@ async function attempt(body: Body, deadlineMs: number, result: ScenarioResult): 
     startStack: async (spec = {}) => {
       const started = await start(spec);
       own.push(started);
+      note(started);
       return started;
     },
     sharedStack: async (spec) => {
@@ -1124,6 +1136,7 @@ async function attempt(body: Body, deadlineMs: number, result: ScenarioResult): 
       if (!others.has(key)) others.set(key, start(spec));
       const other = (await others.get(key)!).forAnother();
       used.push(other);
+      note(other);
       return other;
     },
   };
@@ -1136,8 +1149,7 @@ async function attempt(body: Body, deadlineMs: number, result: ScenarioResult): 
     const suspect = own.at(-1) ?? used.slice(1).at(-1) ?? stack;
     Object.assign(result, await suspect.excerpts(result.at));
   }
-  result.stack = (own.at(-1) ?? used.at(-1) ?? stack).info.id;
-  result.sandboxes = [...own, ...used].flatMap(({ gateway }) => gateway.created);
+  note();
   const left = [];
   // What a failed scenario leaves is no news.
   const settleMs = failure ? 0 : SETTLE_MS;

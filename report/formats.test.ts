@@ -109,7 +109,9 @@ describe("CTRF", () => {
 describe("GitHub", () => {
   test("the summary begins with what it came to, and then has the failures", () => {
     const summary = stepSummary(example);
-    expect(summary.split("\n")[0]).toBe("## ❌ OpenShell driver harness: 12 failures in 24 scenarios");
+    expect(summary.split("\n")[0]).toBe(
+      "## ❌ OpenShell driver harness: 11 failures in 24 scenarios, 1 cut off",
+    );
     expect(summary.indexOf("### Failures")).toBeLessThan(summary.indexOf("### The driver's contract"));
     expect(summary).toContain("**driver**: The driver answered StopSandbox with INTERNAL.");
   });

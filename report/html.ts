@@ -64,7 +64,7 @@ export function html(results: Results): string {
     `<meta http-equiv="Content-Security-Policy" content="${policy}">`,
     `<meta name="viewport" content="width=device-width, initial-scale=1">`,
     `<meta name="color-scheme" content="light dark">`,
-    `<title>${escaped(titleOf(results, red.length))}</title>`,
+    `<title>${escaped(titleOf(results))}</title>`,
     `<style>${css}</style>`,
     `</head>`,
     `<body>`,
@@ -102,9 +102,12 @@ function anchorsOf(scenarios: ScenarioResult[]): Map<ScenarioResult, string> {
 
 // Top
 
-function titleOf({ scenarios, counts, run }: Results, red: number): string {
-  if (red > 0) return `${red} of ${plural(scenarios.length, "scenario")} failed`;
-  if (run.cutOff) return "The run was cut off";
+function titleOf({ scenarios, counts, run }: Results): string {
+  const failed = counts.fail + counts.error;
+  // Nothing is known of what was cut off.
+  const cut = counts.cut > 0 ? `, ${counts.cut} cut off` : "";
+  if (failed > 0) return `${failed} of ${plural(scenarios.length, "scenario")} failed${cut}`;
+  if (run.cutOff || cut) return `The run was cut off${cut && `: ${counts.pass} passed${cut}`}`;
   if (counts.pass === 0) return "Nothing was proven";
   return counts.pass === scenarios.length
     ? `All ${plural(counts.pass, "scenario")} passed`
@@ -117,7 +120,7 @@ function header(results: Results, red: number): string {
   const bad = red > 0 || run.cutOff;
   return `<header class="top">
 <p class="over">OpenShell driver harness <span aria-hidden="true">·</span> <time datetime="${escaped(run.startedAt)}">${escaped(started)}</time> <span aria-hidden="true">·</span> ${took(run.ms)} <span aria-hidden="true">·</span> run ${escaped(run.id)}</p>
-<h1 class="${bad ? "bad" : results.counts.pass > 0 ? "good" : ""}">${escaped(titleOf(results, red))}</h1>
+<h1 class="${bad ? "bad" : results.counts.pass > 0 ? "good" : ""}">${escaped(titleOf(results))}</h1>
 ${run.cutOff ? `<p class="note warn"><strong>The run was cut off.</strong> This is what was known by then.</p>` : ""}
 ${proportions(results)}
 <ol class="stack" aria-label="What stood in each place">

@@ -113,7 +113,7 @@ describe.skipIf(!CHROMIUM)(
 
     test("says first what it came to, with the stack, and unfolds the first failure", async () => {
       const page = await open(smallExample());
-      expect(await page.locator("h1").textContent()).toBe("12 of 24 scenarios failed");
+      expect(await page.locator("h1").textContent()).toBe("11 of 24 scenarios failed, 1 cut off");
       expect(await page.locator(".stack strong").allTextContents()).toEqual([
         "openshell-gateway 0.0.112",
         "openshell-driver-podman 0.0.112",
@@ -296,6 +296,7 @@ describe.skipIf(!CHROMIUM)(
     test("a run that went well says so, and one that was cut off does too", async () => {
       const well = smallExample();
       well.scenarios = well.scenarios.filter(({ verdict }) => !isRed(verdict));
+      well.counts = count(well.scenarios);
       const page = await open(well);
       expect(await page.locator("h1").textContent()).toBe("9 scenarios passed, none failed");
       await context?.close();
@@ -310,6 +311,12 @@ describe.skipIf(!CHROMIUM)(
       });
       const empty = await open(well);
       expect(await empty.locator("h1").textContent()).toBe("The run was cut off");
+      await context?.close();
+      const killed = smallExample();
+      killed.scenarios = killed.scenarios.filter(({ verdict }) => verdict === "cut" || !isRed(verdict));
+      killed.counts = count(killed.scenarios);
+      const half = await open(killed);
+      expect(await half.locator("h1").textContent()).toBe("The run was cut off: 9 passed, 1 cut off");
     });
   },
 );

@@ -1,7 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { appendFileSync, existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import {
+  appendFileSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { CallRecord, Results, ScenarioResult } from "./model.ts";
@@ -68,6 +76,26 @@ test("a run that was killed is cut off, and so is the scenario in whose midst it
     ["LC-02", "pass"],
     ["LC-01", "cut"],
   ]);
+});
+
+test("of a scenario that was cut off it says how long it ran, on which stack, and what the logs had of it", () => {
+  mkdirSync(join(folder, "3"));
+  const line = (ms: number, text: string) => `${new Date(T0 + ms).toISOString()} INFO ${text}\n`;
+  writeFileSync(join(folder, "3", "gateway.log"), line(100, "before") + line(1_500, "after"));
+  const recorder = new Recorder();
+  recorder.to(folder, "test");
+  recorder.add(begin);
+  const running = scenario("LC-01", { ms: 0, stack: 0, sandboxes: [] });
+  recorder.add({ kind: "running", scenario: running });
+  recorder.add({ kind: "running", scenario: { ...running, stack: 3, sandboxes: ["s"] } });
+  recorder.add({ kind: "ended", pid: 7, at: T0 + 4_000, ending: "signal SIGKILL", told: false });
+  const results = assemble(readRecords(folder));
+  expect(results?.run.ms).toBe(4_000);
+  expect(results?.scenarios).toMatchObject([
+    { verdict: "cut", at: 1_000, ms: 3_000, stack: 3, sandboxes: ["s"] },
+  ]);
+  expect(results?.scenarios[0]?.logs.gateway.join("\n")).toEndWith("INFO after");
+  expect(results?.scenarios[0]?.logs.gateway).toHaveLength(1);
 });
 
 test("what -t leaves out is counted, each once, and nothing is before the run", () => {
