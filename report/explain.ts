@@ -334,7 +334,9 @@ const leaked: Clue = ({ scenario, message, calls }) => {
     const line = logs[who].find((each) => FOUND_SECRET.test(each));
     return line ? [{ culprit: who, place: `in the ${who}'s log`, line }] : [];
   });
-  const answer = calls.find(({ responses }) => FOUND_SECRET.test(JSON.stringify(responses)));
+  const answer = calls.find(({ responses, events }) =>
+    FOUND_SECRET.test(JSON.stringify([responses, events])),
+  );
   const found =
     /\blog/i.test(message) && inLog[0]
       ? inLog[0]

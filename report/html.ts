@@ -12,6 +12,7 @@ import js from "./html/page.js" with { type: "text" };
 import { imageName } from "./junit.ts";
 import {
   type CallRecord,
+  type EventRecord,
   isRed,
   type Results,
   type ScenarioResult,
@@ -314,6 +315,9 @@ function callTable({ scenario, calls, cleaning, marks }: Case, room: number): st
         ]
       : []),
     ...[...calls, ...cleaning].map((call) => ({ at: call.at, row: callRow(call, scenario.at) })),
+    ...calls.flatMap((call) =>
+      eventsOf(call, scenario).map((event) => ({ at: event.at, row: eventRow(call, event, scenario.at) })),
+    ),
     ...marks.map(({ at, what }) => ({
       at,
       row: `<tr class="mark"><td>${offset(at - scenario.at)}</td><td colspan="4">${escaped(clipped(markWords(what), 300))}</td></tr>`,
@@ -346,13 +350,21 @@ function callRow(call: CallRecord, since: number): string {
       .map((each) => `← ${bodyText(each)}`),
     ...(call.responses.length > 5 ? [`← … ${call.responses.length - 5} more`] : []),
   ];
-  const folded =
-    bodies.length > 0
-      ? `<details><summary>${content(clipped(bodies[0]!, 72))}</summary><pre>${content(bodies.join("\n"))}</pre></details>`
-      : "";
   const time = call.ms === undefined ? "" : took(call.ms);
-  return `<tr><td>${offset(call.at - since)}</td><td>${escaped(call.method)}</td><td class="s-${kind}">${escaped(status)}</td><td>${time}</td><td>${call.details ? `<span>${escaped(clipped(call.details, 300))}</span>` : ""}${folded}</td></tr>`;
+  return `<tr><td>${offset(call.at - since)}</td><td>${escaped(call.method)}</td><td class="s-${kind}">${escaped(status)}</td><td>${time}</td><td>${call.details ? `<span>${escaped(clipped(call.details, 300))}</span>` : ""}${folded(bodies)}</td></tr>`;
 }
+
+const folded = (bodies: string[]): string =>
+  bodies.length > 0
+    ? `<details><summary>${content(clipped(bodies[0]!, 72))}</summary><pre>${content(bodies.join("\n"))}</pre></details>`
+    : "";
+
+/** What a watch told of a scenario's sandboxes in its time. */
+const eventsOf = ({ events = [] }: CallRecord, { at, ms, sandboxes }: ScenarioResult): EventRecord[] =>
+  events.filter((event) => sandboxes.includes(event.sandbox) && event.at >= at && event.at <= at + ms);
+
+const eventRow = ({ method }: CallRecord, { at, event }: EventRecord, since: number): string =>
+  `<tr><td>${offset(at - since)}</td><td>${escaped(method)}</td><td class="s-open">event</td><td></td><td>${folded([`← ${bodyText(event)}`])}</td></tr>`;
 
 const isEmpty = (body: unknown): boolean =>
   body === undefined || body === null || (typeof body === "object" && Object.keys(body).length === 0);

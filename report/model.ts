@@ -126,9 +126,19 @@ export interface CallRecord {
   details: string;
   /** The id of the sandbox that it was about; empty if it was about none. */
   sandbox: string;
-  /** Redacted, without unset fields. Of a stream, the first responses. */
+  /** Redacted, without unset fields. */
   request: unknown;
   responses: unknown[];
+  /** What a stream sent: the last few of each sandbox. Unset for other calls; older results have them as responses. */
+  events?: EventRecord[];
+}
+
+/** What a stream sent about a sandbox. */
+export interface EventRecord {
+  at: number;
+  /** Its id; empty if the event names none. */
+  sandbox: string;
+  event: unknown;
 }
 
 /** A sandbox came into a phase. */

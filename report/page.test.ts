@@ -54,6 +54,28 @@ test("what the results hold cannot become markup or script", () => {
   expect(page).not.toContain('href="javascript');
 });
 
+test("a failure has what the driver told of its sandboxes, when it did, and of no others", () => {
+  const results = smallExample();
+  const [scenario] = results.scenarios.filter(({ id }) => id === "XF-09");
+  const watch = results.calls.find(({ method }) => method === "WatchSandboxes")!;
+  const at = scenario!.at + 250;
+  watch.events!.push({ at, sandbox: scenario!.sandboxes[0]!, event: { platform_event: { reason: "MINE" } } });
+  watch.events!.push({ at, sandbox: "another", event: { platform_event: { reason: "OTHERS" } } });
+  const page = html(results);
+  const card = page.slice(page.indexOf('id="XF-09"')).split("</tbody>")[0]!;
+  const row = card.split("<tr>").find((each) => each.includes("MINE"));
+  expect(row).toStartWith('<td>+0.25 s</td><td>WatchSandboxes</td><td class="s-open">event</td>');
+  expect(page.includes("OTHERS")).toBe(false);
+});
+
+test("of older results, whose streams have responses without times, those are shown", () => {
+  const results = smallExample();
+  const watch = results.calls.find(({ method }) => method === "WatchSandboxes")!;
+  delete watch.events;
+  watch.responses = [{ deleted: { sandbox_id: "OLDER" } }];
+  expect(html(results).includes("OLDER")).toBe(true);
+});
+
 test("the page fetches nothing", () => {
   const page = html(smallExample());
   expect(page).toContain("default-src 'none'");

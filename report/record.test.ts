@@ -142,6 +142,14 @@ test("of a stack that others used before, only this run's calls count", () => {
   expect(results?.calls.map(({ seq, at }) => [seq, at])).toEqual([[2, 1_000]]);
 });
 
+test("and what was told since then on a watch that was open before", () => {
+  const events = [T0 + 500, T0 + 2_000].map((at) => ({ at, sandbox: "s", event: {} }));
+  const watch = { ...call(1, T0 + 100), ms: undefined, method: "WatchSandboxes", events };
+  const calls: Entry = { kind: "calls", calls: [watch] };
+  const results = assemble([begin, calls, { kind: "scenario", scenario: scenario("LC-01") }], T0 + 1_000);
+  expect(results?.calls[0]?.events).toMatchObject([{ at: 1_000, sandbox: "s" }]);
+});
+
 test("without a scenario there is nothing to report", () => {
   expect(assemble([begin])).toBeUndefined();
   writeResults([begin], folder);

@@ -172,7 +172,13 @@ export function assemble(entries: Entry[], since = 0): Results | undefined {
   const known = new Map(
     of("calls").flatMap(({ calls }) => calls.map((call) => [`${call.stack}.${call.seq}`, call])),
   );
-  const calls = recent([...known.values()]);
+  // A watch that was open before is one of this run too, with what it sent since.
+  const isRecent = ({ at, ms = Infinity, events }: CallRecord) =>
+    at >= since || (events !== undefined && at + ms >= since);
+  const calls = [...known.values()]
+    .filter(isRecent)
+    .map(relative)
+    .map((call) => (call.events ? { ...call, events: recent(call.events) } : call));
   const unselected = new Set(of("unselected").map(({ title }) => title)).size;
   return {
     schema: 1,
