@@ -1111,11 +1111,12 @@ async function attempt(body: Body, deadlineMs: number, result: ScenarioResult): 
   const stack = base.forAnother();
   const used = [stack];
   const own: RunningStack[] = [];
+  const borrowed = new Set<string>();
   // Also while it runs: whoever kills the run leaves a report all the same.
   const note = (changed?: RunningStack) => {
     if (changed) changed.gateway.onChange = () => note();
     result.stack = (own.at(-1) ?? used.at(-1) ?? stack).info.id;
-    result.sandboxes = [...own, ...used].flatMap(({ gateway }) => gateway.created);
+    result.sandboxes = [...[...own, ...used].flatMap(({ gateway }) => gateway.created), ...borrowed];
     record({ kind: "running", scenario: result });
   };
   note(stack);
@@ -1124,7 +1125,12 @@ async function attempt(body: Body, deadlineMs: number, result: ScenarioResult): 
     stack,
     gateway: stack.gateway,
     parts: found,
-    anySandbox: () => base.anySandbox(),
+    anySandbox: async () => {
+      const sandbox = await base.anySandbox();
+      borrowed.add(sandbox.id);
+      note();
+      return sandbox;
+    },
     startStack: async (spec = {}) => {
       const started = await start(spec);
       own.push(started);

@@ -133,7 +133,7 @@ ${leftovers.length > 0 ? leftoversNote(leftovers) : ""}
 <div><dt>Command</dt><dd><code>${escaped(run.command)}</code></dd></div>
 <div><dt>Contract</dt><dd>${escaped(contract)}</dd></div>
 <div><dt>Machine</dt><dd>${escaped(`${machine.os} ${machine.arch}, ${plural(machine.cpus, "CPU")}, ${Math.round(machine.memoryMb / 1024)} GB, bun ${machine.bun}`)}</dd></div>
-<div><dt>Recorded</dt><dd>${plural(results.calls.length, "call")}, ${plural(new Set(results.phases.map(({ sandbox }) => sandbox)).size, "sandbox", "sandboxes")}, ${plural(results.marks.length, "fault or restart", "faults and restarts")}</dd></div>
+<div><dt>Recorded</dt><dd>${plural(results.calls.length, "call")}, ${plural(sandboxNames(results).size, "sandbox", "sandboxes")}, ${plural(results.marks.length, "fault or restart", "faults and restarts")}</dd></div>
 </dl>
 </header>`;
 }
@@ -185,16 +185,27 @@ function footer({ run }: Results): string {
 
 // Filters
 
-function filters({ scenarios, phases }: Results, { calls }: Carried): string {
+/** The sandboxes of a run, by id: under the name that their user saw, or was to see. */
+function sandboxNames({ phases, calls }: Results): Map<string, string> {
+  const names = new Map(phases.map(({ sandbox, name }) => [sandbox, name]));
+  for (const { sandbox, request } of calls) {
+    const asked = (request as { sandbox?: { name?: unknown } } | null)?.sandbox?.name;
+    if (sandbox && typeof asked === "string" && !names.has(sandbox)) names.set(sandbox, asked);
+  }
+  for (const { sandbox } of calls) if (sandbox && !names.has(sandbox)) names.set(sandbox, sandbox);
+  return names;
+}
+
+function filters(results: Results, { calls }: Carried): string {
+  const { scenarios } = results;
   const used = VERDICTS.filter((verdict) => scenarios.some((scenario) => scenario.verdict === verdict));
   const methods = [...new Set(calls.map(({ method }) => method))].toSorted();
-  const names = new Map(phases.map(({ sandbox, name }) => [sandbox, name]));
-  const sandboxes = [...new Set([...names.keys(), ...calls.map(({ sandbox }) => sandbox)])].filter(Boolean);
+  const names = sandboxNames(results);
   const option = (value: string, label: string) =>
     `<option value="${escaped(value)}">${escaped(label)}</option>`;
   return `<form class="filters" id="filters" aria-label="Filters" hidden>
 <label class="grow"><span>Scenario</span><input type="search" name="scenario" placeholder="id or words" autocomplete="off" spellcheck="false"></label>
-<label><span>Sandbox</span><select name="sandbox"><option value="">all ${sandboxes.length}</option>${sandboxes.map((id) => option(id, names.get(id) ?? id)).join("")}</select></label>
+<label><span>Sandbox</span><select name="sandbox"><option value="">all ${names.size}</option>${[...names].map(([id, name]) => option(id, name)).join("")}</select></label>
 <label><span>Method</span><select name="method"><option value="">all ${methods.length}</option>${methods.map((method) => option(method, method)).join("")}</select></label>
 <fieldset><legend>Verdict</legend>${used
     .map(
@@ -420,7 +431,7 @@ function carriedCalls(calls: CallRecord[]): Carried {
 function pageData(results: Results, { calls }: Carried, anchors: Map<ScenarioResult, string>) {
   const texts = indexer();
   const tenth = (ms: number | undefined) => (ms === undefined ? -1 : Math.round(ms * 10) / 10);
-  const names = new Map(results.phases.map(({ sandbox, name }) => [sandbox, name]));
+  const names = sandboxNames(results);
   return {
     ms: results.run.ms,
     scenarios: results.scenarios.map((each) => [

@@ -85,7 +85,7 @@ export interface ScenarioResult {
   seen: string;
   /** The number of the stack on which it ran; 0 for none. */
   stack: number;
-  /** The ids of the sandboxes that it made. */
+  /** The ids of the sandboxes that it made, or shared with others. */
   sandboxes: string[];
   /** Lines of the logs within its time, only for what did not pass. */
   logs: { gateway: string[]; driver: string[] };

@@ -220,6 +220,60 @@ describe.skipIf(!CHROMIUM)(
       expect(await page.locator("table.scenarios tbody tr:visible").count()).toBe(14);
     });
 
+    test("what no scenario made belongs to those that ran beside it, and the rest is not in the way", async () => {
+      const results = smallExample();
+      const own = results.scenarios.find(({ id }) => id === "LC-02")!;
+      const request = { sandbox: { id: "unowned", name: "half-made" } };
+      const { stack, at } = own;
+      const made = results.calls.find(({ method }) => method === "CreateSandbox")!;
+      results.calls.push({ ...made, seq: 999, stack, at: at + 1, ms: 3, sandbox: "unowned", request });
+      const page = await open(results);
+      const shown = () => page.locator("#shown").textContent();
+      const sandboxes = page.locator("[name=sandbox]");
+      const names = await sandboxes.locator("option").allTextContents();
+      expect(names[0]).toBe(`all ${names.length - 1}`);
+      expect(await page.locator(".facts").textContent()).toContain(`${names.length - 1} sandboxes`);
+      await sandboxes.selectOption({ label: "half-made" });
+      expect(await shown()).toBe("1 scenario, 1 call");
+      await page.getByRole("button", { name: "Clear" }).click();
+      await page.locator("[name=method]").selectOption("WatchSandboxes");
+      expect(await shown()).toMatch(/^[1-9]\d scenarios, 1 call$/);
+      await page.getByRole("button", { name: "Clear" }).click();
+      expect(await page.locator("#chart .flag").count()).toBe(results.marks.length);
+      await page.getByRole("searchbox", { name: "Scenario" }).fill("LC-02");
+      const near = (from: number, to = Infinity) => from <= at + own.ms && to >= at;
+      const marks = results.marks.filter((mark) => mark.stack === stack && near(mark.at, mark.at));
+      const processes = results.processes.filter(
+        (each) => [0, stack].includes(each.stack) && near(each.at, each.at + (each.ms ?? Infinity)),
+      );
+      expect(await page.locator("#chart .flag").count()).toBe(marks.length);
+      expect(await page.locator("#chart .process").count()).toBe(processes.length);
+      expect(processes.length).toBeLessThan(results.processes.length);
+    });
+
+    test("a sandbox is stopping from the call on, and no longer there when its gateway is not", async () => {
+      const results = smallExample();
+      const gateway = results.processes.find(({ name, stack }) => name === "gateway" && stack === 2)!;
+      gateway.ms = 2_000;
+      const at = gateway.at + 500;
+      const [stack, sandbox] = [2, "stuck"];
+      const phase = (what: string, when: number) =>
+        results.phases.push({ stack, sandbox, name: "stuck", phase: what, at: when });
+      phase("READY", at);
+      phase("STOPPED", at + 700);
+      const made = results.calls.find(({ method }) => method === "CreateSandbox")!;
+      results.calls.push({ ...made, method: "StopSandbox", seq: 999, stack, sandbox, at: at + 100, ms: 600 });
+      const page = await open(results);
+      const bands = await page
+        .locator('#chart .band[aria-label^="sandbox stuck:"]')
+        .evaluateAll((all) => all.map((each) => each.getAttribute("aria-label")!));
+      expect(bands.map((band) => /: (\w+), .* for (.*?)(?: ·|,|$)/.exec(band)?.slice(1))).toEqual([
+        ["ready", "100 ms"],
+        ["stopping", "600 ms"],
+        ["stopped", "800 ms"],
+      ]);
+    });
+
     test("a mark tells under the pointer, and under the keyboard, what it is", async () => {
       const page = await open(smallExample());
       await page.locator("#chart .call.bad").first().hover();
