@@ -199,14 +199,19 @@ export const readable = (text: string): string =>
 
 export const indent = (text: string, margin: string): string => text.replace(/^/gm, margin);
 
-/** A log line without its tracing spans, cut to what fits on a screen. */
-const clip = (line: string): string => line.replace(/[\w.]+\{[^}]*\}:?\s*/g, "").slice(0, 240);
+/** A log line without its tracing spans, which are longer than what it says. */
+export const withoutSpans = (line: string): string => line.replace(/[\w.]+\{[^}]*\}:?\s*/g, "");
 
 /** The last lines of a log file, readable. A gateway wraps its last words at 80 columns; here they are one line. */
 export function tailOf(log: string, lines: number): string {
   if (!existsSync(log)) return "";
   const text = readable(readFileSync(log, "utf8")).replace(/\n\s+│ (?=\S)/g, " ");
-  return text.trimEnd().split("\n").slice(-lines).map(clip).join("\n");
+  return text
+    .trimEnd()
+    .split("\n")
+    .slice(-lines)
+    .map((line) => withoutSpans(line).slice(0, 240))
+    .join("\n");
 }
 
 /** How `eventually` waits. Times are in milliseconds. */

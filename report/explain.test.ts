@@ -341,6 +341,17 @@ describe("a failure points to the process that is at fault", () => {
     expect(none).toContain("--verbose 1");
   });
 
+  test("a log's last lines are what it says, not its spans nor that it answered", () => {
+    const span = 'request{method=POST path="/openshell.v1.OpenShell/GetSandbox" request_id=7}: ';
+    const answered = `INFO ${span}openshell_server::multiplex: response status=200 latency_ms=1`;
+    const gateway = [`INFO ${span}openshell_server: it begins`, ...Array<string>(9).fill(answered)];
+    const reason = "expect(received).toBeTrue()";
+    const text = explainOnTerminal({ ...of("XF-09"), stack: 0, reason, logs: { gateway, driver: [] } }, []);
+    expect(text).toContain("    INFO openshell_server: it begins");
+    expect(text).not.toContain("request{");
+    expect(text).not.toContain("status=200");
+  });
+
   test("where nothing tells the processes apart, it says so", () => {
     const bare = { ...of("XF-09"), stack: 0, reason: "expect(received).toBeTrue()" };
     expect(explain(bare, { calls: [] })).toMatchObject({

@@ -6,6 +6,7 @@
  * Each clue knows one way in which runs fail, and reads it from what was recorded. They are tried from the most certain
  * to the vaguest; where none speaks, the explanation says so instead of guessing.
  */
+import { withoutSpans } from "../harness.ts";
 import type { CallRecord, Mark, ProcessSpan, ScenarioResult, Verdict } from "./model.ts";
 import { isRed } from "./model.ts";
 import { clipped, markWords, offset, took } from "./text.ts";
@@ -622,12 +623,18 @@ const logOf = ({ logs }: ScenarioResult, who: string): string[] =>
 const isComplaint = (line: string): boolean =>
   /\b(?:ERROR|FATAL|WARN|panicked|panic|Error)\b|× |╰/.test(line);
 
+/** Lines of a log as they are shown where there is room for few: without spans, and without a gateway's every answer. */
+export const shortLog = (lines: string[]): string[] =>
+  lines.map(withoutSpans).filter((line) => !/\bmultiplex: response status=200\b/.test(line));
+
 /**
  * The last complaint of a log with what follows it, or else the last lines; without the frame that a failure puts around
  * them.
  */
 function logLines(lines: string[]): string[] {
-  const said = lines.map((line) => line.replace(/^\s*\|?\s*/, "").trimEnd()).filter(Boolean);
+  const said = shortLog(lines)
+    .map((line) => line.replace(/^\s*\|?\s*/, "").trimEnd())
+    .filter(Boolean);
   const last = said.findLastIndex(isComplaint);
   return last < 0 ? said.slice(-3) : said.slice(last, last + 3);
 }

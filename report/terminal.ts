@@ -11,6 +11,7 @@ import {
   explain,
   explainCase,
   messageOf,
+  shortLog,
 } from "./explain.ts";
 import type { CallRecord, Mark, ProcessSpan, Results, ScenarioResult } from "./model.ts";
 import { isRed } from "./model.ts";
@@ -75,7 +76,7 @@ export function explainOnTerminal(
   const { culprit, sentence, lines, advice } = explainCase(one);
   const red = isRed(scenario.verdict);
   const logOf = (who: "gateway" | "driver") =>
-    [who, "unclear", "harness"].includes(culprit) ? scenario.logs[who] : [];
+    [who, "unclear", "harness"].includes(culprit) ? shortLog(scenario.logs[who]) : [];
   const head = `${WORDS[scenario.verdict]} ${scenario.id}`;
   const said = [
     `${paint(red ? "red" : "yellow", head)} ${paint("bold", sentenceOf(scenario))}`,
