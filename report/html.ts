@@ -290,7 +290,7 @@ function proof(one: Case, room: number): string {
       kept.length < lines.length
         ? ` <span class="number">the last ${kept.length} of ${lines.length} lines</span>`
         : ` <span class="number">${lines.length}</span>`;
-    return `<details class="proof"><summary>${title}${note}</summary><pre>${content(kept.join("\n"))}</pre></details>`;
+    return `<details class="proof"><summary>${title}${note}</summary><pre tabindex="0" role="region" aria-label="${escaped(`${title}: ${scenario.id}`)}">${content(kept.join("\n"))}</pre></details>`;
   };
   return [
     calls,
