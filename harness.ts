@@ -26,6 +26,7 @@ import {
   type About,
   aboutCaller,
   excerpt,
+  isSelected,
   leaveOut,
   recordAbandoned,
   recorded,
@@ -266,14 +267,19 @@ export function readable(text: string): string {
 
 export const indent = (text: string, margin: string): string => text.replace(/^/gm, margin);
 
-/** A log line without its tracing spans, cut to what fits on a screen. */
-const clip = (line: string): string => line.replace(/[\w.]+\{[^}]*\}:?\s*/g, "").slice(0, 240);
+/** A log line without its tracing spans, which are longer than what it says. */
+export const withoutSpans = (line: string): string => line.replace(/[\w.]+\{[^}]*\}:?\s*/g, "");
 
 /** The last lines of a log file, readable. A gateway wraps its last words at 80 columns; here they are one line. */
 export function tailOf(log: string, lines: number): string {
   if (!existsSync(log)) return "";
   const text = readable(readFileSync(log, "utf8")).replace(/\n\s+│ (?=\S)/g, " ");
-  return text.trimEnd().split("\n").slice(-lines).map(clip).join("\n");
+  return text
+    .trimEnd()
+    .split("\n")
+    .slice(-lines)
+    .map((line) => withoutSpans(line).slice(0, 240))
+    .join("\n");
 }
 
 /** How `eventually` waits. Times are in milliseconds. */
@@ -457,6 +463,8 @@ export class Gateway {
   stack = 0;
   readonly #creating = new Set<Promise<Sandbox>>();
   #over = false;
+  /** Told when this user has created another one. */
+  onChange = (): void => {};
 
   constructor(
     readonly endpoint: Pick<StackInfo, "endpoint" | "tls">,
@@ -483,6 +491,7 @@ export class Gateway {
     this.sandboxes.add(created);
     this.created.push(created.id);
     allCreated.add(created.id);
+    this.onChange();
     await this.onCreated(created.id);
     return created;
   }
@@ -1134,7 +1143,7 @@ export function scenario(title: string, body: Body, options: ScenarioOptions = {
   const about = aboutCaller(title, import.meta.path);
   if (skip) return skipped(about, skip);
   const run = () => inTurn(() => recorded(about, (result) => prove(body, deadlineMs, result)));
-  register(() => test.concurrent(title, run, deadlineMs + BEFORE_AND_AFTER_MS));
+  register(title, () => test.concurrent(title, run, deadlineMs + BEFORE_AND_AFTER_MS));
 }
 
 /** The same for a scenario that looks at, or changes, what others would notice: it runs alone. */
@@ -1143,7 +1152,7 @@ scenario.alone = (title: string, body: Body, options: ScenarioOptions = {}): voi
   const about = aboutCaller(title, import.meta.path);
   if (skip) return skipped(about, skip);
   const run = () => recorded(about, (result) => prove(body, deadlineMs, result));
-  registerAlone(() => test(title, run, deadlineMs + BEFORE_AND_AFTER_MS));
+  registerAlone(title, () => test(title, run, deadlineMs + BEFORE_AND_AFTER_MS));
 };
 
 // Files as one
@@ -1154,13 +1163,15 @@ type Registration = () => unknown;
 let loading: { files: Registration[][]; alone: Registration[] } | undefined;
 
 /** Registers a test that runs beside others: at once, or when all files are loaded. */
-export function register(test: Registration): void {
+export function register(title: string, test: Registration): void {
+  isSelected(title);
   if (loading) loading.files.at(-1)!.push(test);
   else test();
 }
 
 /** Registers a test that runs alone: bun lets nothing run across it, so when files are loaded as one it comes last. */
-export function registerAlone(test: Registration): void {
+export function registerAlone(title: string, test: Registration): void {
+  isSelected(title);
   if (loading) loading.alone.push(test);
   else test();
 }
@@ -1183,9 +1194,10 @@ export async function asOneFile(paths: string[]): Promise<void> {
 }
 
 function skipped(about: About, reason: string): void {
-  recordSkip(about, reason);
+  const title = `${about.title} (skipped: ${reason})`;
+  if (isSelected(title)) recordSkip(about, reason);
   // Concurrent, though nothing runs: bun lets no scenario run across one that is not.
-  test.concurrent.skip(`${about.title} (skipped: ${reason})`, () => {});
+  test.concurrent.skip(title, () => {});
 }
 
 type Body = (given: Given) => Promise<void>;
@@ -1240,23 +1252,42 @@ async function attempt(body: Body, deadlineMs: number, result: ScenarioResult): 
   const own: RunningStack[] = [];
   const starting: Promise<RunningStack>[] = [];
   let over = false;
+  const borrowed = new Set<string>();
+  // Also while it runs: whoever kills the run leaves a report all the same.
+  const note = (changed?: RunningStack) => {
+    if (changed) changed.gateway.onChange = () => note();
+    result.stack = (own.at(-1) ?? used.at(-1) ?? stack).info.id;
+    result.sandboxes = [...[...own, ...used].flatMap(({ gateway }) => gateway.created), ...borrowed];
+    record({ kind: "running", scenario: result });
+  };
+  note(stack);
   const start = async (spec: StackSpec) => new RunningStack(keeper, await keeper.call("startStack", spec));
   const given: Given = {
     stack,
     gateway: stack.gateway,
     parts: found,
-    anySandbox: () => base.anySandbox(),
+    anySandbox: async () => {
+      const sandbox = await base.anySandbox();
+      borrowed.add(sandbox.id);
+      note();
+      return sandbox;
+    },
     startStack: (spec = {}) => {
       if (over) throw new HarnessError("The scenario is over: it starts no more stacks");
       const started = start(spec);
       starting.push(started);
-      return started.then((stack) => (own.push(stack), stack));
+      return started.then((stack) => {
+        own.push(stack);
+        note(stack);
+        return stack;
+      });
     },
     sharedStack: async (spec) => {
       const key = JSON.stringify(spec);
       if (!others.has(key)) others.set(key, start(spec));
       const other = (await others.get(key)!).forAnother();
       used.push(other);
+      note(other);
       return other;
     },
   };
@@ -1272,15 +1303,14 @@ async function attempt(body: Body, deadlineMs: number, result: ScenarioResult): 
   }
   over = true;
   await Promise.allSettled(starting);
-  result.stack = (own.at(-1) ?? used.at(-1) ?? stack).info.id;
-  result.sandboxes = [...own, ...used].flatMap(({ gateway }) => gateway.created);
+  note();
   const left: string[] = [];
-  const note = async (lines: Promise<string[]>) =>
+  const undo = async (lines: Promise<string[]>) =>
     void left.push(...(await lines.catch((error: Error) => [error.message])));
   // What a failed scenario leaves is no news.
   const settleMs = failure ? 0 : SETTLE_MS;
-  for (const each of own.toReversed()) await note(each.stop(settleMs));
-  for (const each of used) await note(each.cleanUp(settleMs));
+  for (const each of own.toReversed()) await undo(each.stop(settleMs));
+  for (const each of used) await undo(each.cleanUp(settleMs));
   // Of a stack of its own, which is gone, nothing more can be asked.
   if (!failure && left.length > 0 && own.length === 0)
     Object.assign(result, await (used.at(-1) ?? stack).excerpts(result.at).catch(() => ({})));

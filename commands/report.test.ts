@@ -20,6 +20,9 @@ beforeAll(() => {
   writeFileSync(path("large.json"), JSON.stringify(largeExample()));
   writeFileSync(path("half.json"), JSON.stringify(smallExample()).slice(0, 5000));
   writeFileSync(path("newer.json"), JSON.stringify({ ...smallExample(), schema: 2 }));
+  const wrong = smallExample();
+  Object.assign(wrong.calls[0]!, { events: [1] });
+  writeFileSync(path("wrong-events.json"), JSON.stringify(wrong));
   writeFileSync(path("other.json"), JSON.stringify({ ...smallExample(), calls: [1] }));
 });
 afterAll(() => rmSync(folder, { recursive: true }));
@@ -124,6 +127,11 @@ describe("report", () => {
       "something else",
       ["report", "other.json", "--format", "junit"],
       "`calls` has an item, number 1, that is none",
+    ],
+    [
+      "a stream with wrong events",
+      ["report", "wrong-events.json", "--format", "junit"],
+      "`calls` has one with `events` that are none",
     ],
     ["several runs for one report", ["report", ".", ".", "--format", "html"], "matrix takes several"],
     [

@@ -59,7 +59,7 @@ test.each([
   ["--minutes", "soon"],
   ["--seed", "-1"],
 ])("%s %s is refused in one line", async (flag, value) => {
-  const { code, errors } = await soak(`${flag}=${value}`);
+  const { code, errors } = await soak("--chaos", `${flag}=${value}`);
   expect(errors).toMatch(
     new RegExp(`^openshell-e2e: ${flag}: a number from 1 to \\d+ was expected: ${value}\\n$`),
   );

@@ -2,10 +2,11 @@
 
 /** `test` as a terminal and as a log see it. */
 import { expect, test } from "bun:test";
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 import { stripVTControlCharacters } from "node:util";
+import { XmlDocument, XsdValidator } from "libxml2-wasm";
 import type { Results } from "../report/model.ts";
 import { CLEAR } from "../report/progress.ts";
 
@@ -92,6 +93,63 @@ test("from another folder, its driver is found and its reports are left together
   expect(readdirSync(join(folder, "the", "reports"))).toContain("results.json");
   rmSync(folder, { recursive: true });
 }, 70_000);
+
+/** Runs scenarios in a log, with all faked. Resolves with what stands in it, how it ended, and its reports. */
+async function run(args: string[]) {
+  const reports = mkdtempSync(join(tmpdir(), "run-"));
+  const child = Bun.spawn([process.execPath, HARNESS, "test", "external-podman", ...args], {
+    env: {
+      PATH: process.env.PATH,
+      HOME: homedir(),
+      OPENSHELL_E2E_FAKE: "gateway,driver,engine,supervisor",
+      OPENSHELL_E2E_REPORTS: reports,
+    },
+    timeout: 60_000,
+    ...{ stdin: "ignore", stdout: "pipe", stderr: "pipe" },
+  });
+  const [out, err, code] = await Promise.all([child.stdout.text(), child.stderr.text(), child.exited]);
+  const read = (name: string) =>
+    existsSync(join(reports, name)) ? readFileSync(join(reports, name), "utf8") : "";
+  const [junit, json] = [read("junit.xml"), read("results.json")];
+  rmSync(reports, { recursive: true });
+  return { out, err, code, junit, results: json ? (JSON.parse(json) as Results) : undefined };
+}
+
+test("the JUnit report of scenarios is valid, and has each where it stands", async () => {
+  const { junit, code } = await run(["-t", "SM-0[12]"]);
+  expect(code).toBe(0);
+  using schema = XmlDocument.fromString(
+    readFileSync(join(import.meta.dir, "..", "report", "fixtures", "jenkins-junit.xsd"), "utf8"),
+  );
+  using document = XmlDocument.fromString(junit);
+  XsdValidator.fromDoc(schema).validate(document);
+  const names = document.find("//testcase/@classname").map(({ content }) => content);
+  expect(names).toEqual(["external-podman.smoke", "external-podman.smoke"]);
+});
+
+test("what -t leaves out is no skip, neither in the last line nor in the reports", async () => {
+  const { out, results } = await run(["-t", "SM-02|DI-52"]);
+  expect(out).toMatch(/^external-podman: 1 passed, 0 failed, 1 skipped \(\d+ not selected\)$/m);
+  expect(results?.scenarios.map(({ id, verdict }) => [id, verdict]).toSorted()).toEqual([
+    ["DI-52", "skip"],
+    ["SM-02", "pass"],
+  ]);
+  expect(Math.min(...results!.scenarios.map(({ at }) => at))).toBeGreaterThanOrEqual(0);
+  const unselected = Number(/(\d+) not selected/.exec(out)?.[1]);
+  expect(unselected).toBeGreaterThan(100);
+  expect(results!.run.unselected).toBe(unselected);
+});
+
+test.each([
+  ["a pattern that no title matches", "NOPE", "no scenario's title matches NOPE"],
+  ["a pattern that is none", "SM-(", "-t: a regular expression was expected: SM-("],
+  ["a scenario that is skipped", "DI-52", "all that was chosen is skipped, for the reasons above"],
+])("%s is one line, and exit code 2: nothing ran", async (_, pattern, line) => {
+  const { err, code } = await run(["-t", pattern]);
+  const ours = err.split("\n").filter((each) => each.startsWith("openshell-e2e: "));
+  expect(ours).toEqual([`openshell-e2e: ${line}`]);
+  expect(code).toBe(2);
+});
 
 test("a driver that does not start ends the run, which says so on the terminal and in the report", async () => {
   const reports = mkdtempSync(join(tmpdir(), "no-start-"));

@@ -4,10 +4,11 @@
  * `test [SUITE...] [-t PATTERN] [-- bun test's own arguments]`: the entry command of people, mise and CI.
  *
  * Runs the scenarios of the named suites, or without a name every test there is, live, and ends with one line
- * `<what>: N passed, N failed, N skipped`. A run that executed nothing is an error.
+ * `<what>: N passed, N failed, N skipped`. A run that executed nothing is an error (exit code 2).
  */
 import { Glob } from "bun";
-import { existsSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import {
   asEnvironment,
@@ -22,7 +23,10 @@ import {
 } from "../harness.ts";
 import { checkParts, describeParts, findParts } from "../keeper/places.ts";
 import { openReports } from "../keeper/reports.ts";
+import { junit } from "../report/junit.ts";
+import { isRed, type Results } from "../report/model.ts";
 import { liveProgress, type ProgressEvent } from "../report/progress.ts";
+import { readResults } from "../report/read.ts";
 import { inColour } from "../report/text.ts";
 
 const ROOT = join(import.meta.dir, "..");
@@ -43,18 +47,22 @@ export const command: Command = async (settings, args, { t: pattern }) => {
   const [first] = bunArgs;
   if (first && !first.startsWith("-"))
     throw new HarnessError(`test: there is no suite ${first}; there are ${SUITES.join(", ")}`);
+  if (pattern !== undefined && !isRegExp(pattern))
+    throw new HarnessError(`-t: a regular expression was expected: ${pattern}`);
 
   const parts = await checkParts(findParts(settings), settings);
   console.log(describeParts(parts));
   const reports = openReports(settings);
-  const junit = join(reports, "junit.xml");
-  rmSync(junit, { force: true });
+  rmSync(join(reports, "junit.xml"), { force: true });
+  const began = new Date().toISOString();
+  const folder = mkdtempSync(join(tmpdir(), "openshell-e2e-"));
+  const outfile = join(folder, "junit.xml");
   // On a terminal the last line is ours, so what bun prints goes through us.
   const progress = liveProgress();
   const output = progress ? "pipe" : "inherit";
   const child = Bun.spawn(
     [
-      ...[process.execPath, "test", "--reporter=junit", `--reporter-outfile=${junit}`],
+      ...[process.execPath, "test", "--reporter=junit", `--reporter-outfile=${outfile}`],
       `--max-concurrency=${atATime(suites, settings)}`,
       ...(pattern === undefined ? [] : ["-t", pattern]),
       ...bunArgs,
@@ -64,6 +72,7 @@ export const command: Command = async (settings, args, { t: pattern }) => {
       cwd: ROOT,
       env: {
         ...environment(settings, suites),
+        OPENSHELL_E2E_PATTERN: pattern,
         ...(progress && inColour(process.stderr) && { FORCE_COLOR: "1" }),
       },
       stdin: "ignore",
@@ -82,20 +91,40 @@ export const command: Command = async (settings, args, { t: pattern }) => {
   await within(2_000, "the rest of the output", Promise.all(printed)).catch(() => {});
   progress?.end();
 
-  const counts = readCounts(junit);
+  const bunReport = existsSync(outfile) ? readFileSync(outfile, "utf8") : "";
+  rmSync(folder, { recursive: true });
+  const counts = countsOf(bunReport);
+  const results = resultsSince(began, reports);
+  if (counts) writeFileSync(join(reports, "junit.xml"), junitOf(suites, bunReport, counts, results));
   const what = suites.join(" ") || "all";
   if (!counts && code === EXIT.error) return code;
   if (!counts || counts.passed + counts.failed === 0) {
-    const why = child.signalCode
-      ? `bun test was ended by ${child.signalCode}; what it had found by then is in ${shownPath(join(reports, "results.json"))}`
-      : `bun test ended with ${code} and ran no test`;
-    console.error(`openshell-e2e: ${why}`);
-    return code === EXIT.ok ? EXIT.error : code;
+    const why = () => {
+      if (child.signalCode)
+        return `bun test was ended by ${child.signalCode}; what it had found by then is in ${shownPath(join(reports, "results.json"))}`;
+      if (!counts) return `bun test ended with ${code} and ran no test`;
+      if (results?.counts.skip) return "all that was chosen is skipped, for the reasons above";
+      if (pattern === undefined) return `bun test ended with ${code} and ran no test`;
+      return `no ${suites.length > 0 ? "scenario" : "test"}'s title matches ${pattern}`;
+    };
+    console.error(`openshell-e2e: ${why()}`);
+    return child.signalCode ? code : EXIT.error;
   }
   if (code === EXIT.leftovers) console.log("Something was left behind; it is named above");
-  console.log(`${what}: ${counts.passed} passed, ${counts.failed} failed, ${counts.skipped} skipped`);
+  const { passed, failed, skipped } = counts;
+  console.log(
+    `${what}: ${passed} passed, ${failed} failed, ${skippedWords(skipped, suites, pattern, results)}`,
+  );
   return counts.failed > 0 && code === EXIT.ok ? EXIT.failed : code;
 };
+
+function isRegExp(pattern: string): boolean {
+  try {
+    return Boolean(new RegExp(pattern));
+  } catch {
+    return false;
+  }
+}
 
 /** As many as there are turns, so that the time that bun shows is a scenario's own, without its wait for one. */
 const atATime = (suites: string[], settings: Settings): number =>
@@ -127,11 +156,41 @@ function environment(settings: Settings, suites: string[]): Record<string, strin
   };
 }
 
+/** For bun what `-t` leaves out is skipped like the rest; of other tests than scenarios nobody knows which it was. */
+function skippedWords(skipped: number, suites: string[], pattern?: string, results?: Results): string {
+  if (pattern === undefined) return `${skipped} skipped`;
+  if (suites.length === 0) return `${skipped} skipped or not selected`;
+  const unselected = results?.run.unselected ?? 0;
+  return `${skipped - unselected} skipped${unselected > 0 ? ` (${unselected} not selected)` : ""}`;
+}
+
+interface Counts {
+  passed: number;
+  failed: number;
+  skipped: number;
+}
+
 /** bun's own totals, from the first line of its JUnit report. */
-function readCounts(junit: string): { passed: number; failed: number; skipped: number } | undefined {
-  const line = existsSync(junit) ? /<testsuites [^>]*>/.exec(readFileSync(junit, "utf8"))?.[0] : undefined;
+function countsOf(bunReport: string): Counts | undefined {
+  const line = /<testsuites [^>]*>/.exec(bunReport)?.[0];
   if (!line) return undefined;
   const count = (name: string) => Number(new RegExp(`${name}="(\\d+)"`).exec(line)?.[1] ?? 0);
   const [tests, failed, skipped] = [count("tests"), count("failures"), count("skipped")];
   return { passed: tests - failed - skipped, failed, skipped };
+}
+
+/** What a run that began after that has left; undefined without a scenario. */
+function resultsSince(began: string, reports: string): Results | undefined {
+  try {
+    const results = readResults(reports);
+    return results.run.startedAt >= began ? results : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/** Where all tests are scenarios our own report says more than bun's, which has them all in one file, without reasons. */
+function junitOf(suites: string[], bunReport: string, { failed }: Counts, results?: Results): string {
+  const hasFailures = failed === 0 || results?.scenarios.some(({ verdict }) => isRed(verdict));
+  return suites.length > 0 && results && hasFailures ? junit(results) : bunReport;
 }

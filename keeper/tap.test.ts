@@ -147,6 +147,20 @@ test("a watch's events can be doubled, and swapped where two come together", asy
   expect((await watched(3)).ids).toEqual(["b", "a", "c"]);
 });
 
+test("of a watch a report has the last events of each sandbox, with their times", async () => {
+  const before = performance.timeOrigin + performance.now();
+  events = [...Array<string>(60).fill("often"), "once"];
+  const seq = tap.seq;
+  await watched(61);
+  const records = tap.records(7).filter((call) => call.seq > seq);
+  expect(records).toMatchObject([{ stack: 7, method: "WatchSandboxes", responses: [] }]);
+  const told = records[0]!.events!;
+  expect(told.map(({ sandbox }) => sandbox)).toEqual([...Array<string>(20).fill("often"), "once"]);
+  expect(told.at(-1)!.event).toMatchObject({ deleted: { sandbox_id: "once" } });
+  const after = performance.timeOrigin + performance.now();
+  for (const { at } of told) expect(at >= before && at <= after).toBe(true);
+});
+
 test("a watch can be ended after some events, with OK or an error", async () => {
   faults("WatchSandboxes: end after 2 events");
   expect(await watched(9)).toEqual({ ids: ["a", "b"], ended: "OK" });

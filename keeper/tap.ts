@@ -11,7 +11,7 @@ import * as grpc from "@grpc/grpc-js";
 import type { MethodDefinition } from "@grpc/proto-loader";
 import { chmodSync, rmSync } from "node:fs";
 import { codeName, computeDriver } from "../proto/contract.ts";
-import type { CallRecord } from "../report/model.ts";
+import type { CallRecord, EventRecord } from "../report/model.ts";
 import type { ComputeDriverDefinition } from "../proto/v0.0/types/openshell/compute/v1/ComputeDriver.ts";
 
 /** One call as it crossed the socket. Times are in milliseconds, `at` since the tap was opened. */
@@ -125,9 +125,12 @@ const SECRET_FIELDS: ReadonlySet<string> = new Set(["sandbox_token", "token"]);
 /** How long a reordered event is held back for the next one, in milliseconds. */
 const REORDER_MS = 200;
 const KEPT_CALLS = 5_000;
-const KEPT_RESPONSES = 1_000;
-/** Of a stream; what comes after them is in no report. */
-const REPORTED_RESPONSES = 50;
+/** Of a stream: its last events for reports, and those that `calls` shows. */
+const KEPT_EVENTS = 10_000;
+const SHOWN_EVENTS = 1_000;
+/** In a report are the last events of a stream, and of each sandbox no more than its last few. */
+const REPORTED_EVENTS = 3_000;
+const REPORTED_OF_A_SANDBOX = 20;
 const UNLIMITED = { "grpc.max_receive_message_length": -1, "grpc.max_send_message_length": -1 };
 
 interface Cancellable {
@@ -268,7 +271,7 @@ export class Tap {
     return this.#records.map((record) => {
       const { seq, method, at, ms, status = "", details = "", request, responses } = decode(record);
       const sandbox = sandboxOf(request as SandboxRequest);
-      const first = responses.slice(0, REPORTED_RESPONSES);
+      const isStream = record.method.responseStream;
       return {
         stack,
         seq,
@@ -279,7 +282,8 @@ export class Tap {
         details,
         sandbox,
         request,
-        responses: first,
+        responses: isStream ? [] : responses,
+        ...(isStream && { events: reported(record, opened) }),
       };
     });
   }
@@ -437,7 +441,7 @@ export class Tap {
     const send = (item: Buffer) => {
       if (over) return;
       this.#answered(record, item);
-      if (record.responses.length > KEPT_RESPONSES) record.responses.shift();
+      if (record.responses.length > KEPT_EVENTS) record.responses.shift();
       if (!call.write(item)) upstream.pause();
     };
     const watch: TappedWatch = {
@@ -555,6 +559,16 @@ export interface SandboxRequest {
 /** The id of the sandbox that a call is about; empty if it is about none. */
 export const sandboxOf = ({ sandbox_id, sandbox }: SandboxRequest): string => sandbox_id ?? sandbox?.id ?? "";
 
+/** An event of a watch, of which one field is set. */
+interface WatchEvent {
+  sandbox?: { sandbox?: { id?: string } };
+  deleted?: { sandbox_id?: string };
+  platform_event?: { sandbox_id?: string };
+}
+
+const sandboxOfEvent = ({ sandbox, deleted, platform_event: event }: WatchEvent): string =>
+  sandbox?.sandbox?.id ?? deleted?.sandbox_id ?? event?.sandbox_id ?? "";
+
 function sandboxIdOf(request: object): string {
   return (request as { sandbox?: { id?: string } | null }).sandbox?.id ?? "";
 }
@@ -606,8 +620,25 @@ function decode(record: Crossing): Call {
     status: status === undefined ? undefined : codeName(status),
     details,
     request: shown(record.request, method.requestDeserialize),
-    responses: record.responses.map(({ bytes }) => shown(bytes, method.responseDeserialize)),
+    responses: record.responses
+      .slice(-SHOWN_EVENTS)
+      .map(({ bytes }) => shown(bytes, method.responseDeserialize)),
   };
+}
+
+/** The events of a stream that a report has; times since 1970. */
+function reported({ responses, method }: Crossing, opened: number): EventRecord[] {
+  const kept: EventRecord[] = [];
+  const counts = new Map<string, number>();
+  for (const { at, bytes } of responses.toReversed()) {
+    if (kept.length === REPORTED_EVENTS) break;
+    const event = shown(bytes, method.responseDeserialize);
+    const sandbox = sandboxOfEvent(event as WatchEvent);
+    const count = (counts.get(sandbox) ?? 0) + 1;
+    counts.set(sandbox, count);
+    if (count <= REPORTED_OF_A_SANDBOX) kept.push({ at: opened + at, sandbox, event });
+  }
+  return kept.toReversed();
 }
 
 /** What was decoded once: a scenario that waits for a call looks at all of them again and again. */

@@ -45,7 +45,12 @@ export function ctrf(results: Results): string {
         start,
         stop: Math.round(start + run.ms),
         duration: Math.round(run.ms),
-        extra: { counts: results.counts, cutOff: run.cutOff, leftovers: results.leftovers },
+        extra: {
+          counts: results.counts,
+          unselected: run.unselected ?? 0,
+          cutOff: run.cutOff,
+          leftovers: results.leftovers,
+        },
       },
       tests: scenarios.map((scenario) => test(scenario, results, start)),
       environment: {

@@ -103,6 +103,16 @@ class Recorder {
     phase("READY", at + 200);
     phase("DELETING", at + forMs - 92);
     phase("GONE", at + forMs - 5);
+    const watch = this.calls.find((call) => call.method === "WatchSandboxes" && call.stack === stack);
+    const conditions = [{ type: "Ready", status: "True" }];
+    watch?.events?.push(
+      {
+        at: at + 190,
+        sandbox,
+        event: { sandbox: { sandbox: { id: sandbox, name, status: { conditions } } } },
+      },
+      { at: at + forMs - 8, sandbox, event: { deleted: { sandbox_id: sandbox } } },
+    );
     return sandbox;
   }
 
@@ -115,6 +125,7 @@ class Recorder {
         ms,
         command: "bun harness.ts test external-podman",
         cutOff: false,
+        ...(real && { unselected: 167 }),
       },
       stack: {
         gateway: real
@@ -205,7 +216,11 @@ export function smallExample(): Results {
   );
   run.call("GetCapabilities", 430, 3, { responses: [{ driver_name: "podman", driver_version: "0.0.112" }] });
   run.call("GetGatewayListenerRequirements", 440, 12);
-  run.call("WatchSandboxes", 470, 15_700, { status: "CANCELLED", details: "Cancelled on client" });
+  run.call("WatchSandboxes", 470, 15_700, {
+    status: "CANCELLED",
+    details: "Cancelled on client",
+    events: [],
+  });
 
   passing(run);
   wrongCode(run);
@@ -589,6 +604,7 @@ export function largeExample(scenarios = 300, calls = 20_000, seed = 1): Results
   const run = new Recorder();
   const random = generator(seed);
   const lanes = [200, 200, 200, 200];
+  for (const stack of [1, 2, 3, 4]) run.call("WatchSandboxes", 190, 60_000, { stack, events: [] });
   const perScenario = Math.max(3, Math.floor((calls - 12) / scenarios));
   for (let index = 0; index < scenarios; index++) {
     const lane = lanes.indexOf(Math.min(...lanes));

@@ -7,6 +7,7 @@ import { largeExample, smallExample } from "./example.ts";
 import { caseOf, explain } from "./explain.ts";
 import { isRed, type Results, type ScenarioResult } from "./model.ts";
 import { explainAll, explainOnTerminal, SCREEN_LINES } from "./terminal.ts";
+import { finding } from "./scenario.ts";
 import { markWords } from "./text.ts";
 
 const results = smallExample();
@@ -264,6 +265,20 @@ describe("a failure points to the process that is at fault", () => {
     expect(explain(scenario, unclaimed).lines.join("\n")).toContain("CreateSandbox → INTERNAL");
   });
 
+  test("such a create of another scenario, on the same stack at the same time, is not this one's", () => {
+    const beside = structuredClone(results);
+    const missing = of("XF-06", beside);
+    missing.sandboxes = [];
+    const wrong = of("XF-01", beside);
+    const reason = 'expect(received).toBe(expected)\n\nExpected: "4"\nReceived: "3"';
+    Object.assign(wrong, { at: missing.at - 10, stack: missing.stack, sandboxes: [], reason });
+    expect(explain(missing, beside)).toMatchObject({ culprit: "engine" });
+    expect(explain(wrong, beside).culprit).not.toBe("engine");
+    expect(caseOf(wrong, beside).calls.filter(({ sandbox }) => sandbox !== "")).toEqual([]);
+    const text = explainAll({ ...beside, scenarios: [missing, wrong] }, false);
+    expect(text).not.toContain("The same:");
+  });
+
   test("a start that was answered with OK and a container that does not run do not go together", () => {
     const started = structuredClone(results);
     const scenario = of("XF-09", started);
@@ -278,6 +293,63 @@ describe("a failure points to the process that is at fault", () => {
     const found = explain(scenario, started);
     expect(found.culprit).toBe("unclear");
     expect(found.lines[0]).toContain("StartSandbox → OK after 4 ms");
+  });
+
+  describe("the finding of a comparison", () => {
+    const compared = (lines: string, counts: [number, number]) =>
+      `expect(received).toEqual(expected)\n\n  {\n${lines}\n  }\n\n- Expected  - ${counts[0]}\n+ Received  + ${counts[1]}`;
+    const both = compared(`    "stdout": "",\n-   "exitCode": 4,\n+   "exitCode": 3,`, [1, 1]);
+    const added = compared(`+   "extra": 1,\n+   "more": 2,\n+   "most": 3,`, [0, 3]);
+    const text = (reason: string) => {
+      const scenario = { ...of("XF-09"), stack: 0, reason, ...finding(reason) };
+      return { found: explain(scenario, { calls: [] }), screen: explainOnTerminal(scenario, []) };
+    };
+
+    test("is both sides, once", () => {
+      const { found, screen } = text(both);
+      expect(found.lines).toEqual(['-   "exitCode": 4,', '+   "exitCode": 3,']);
+      expect(screen.split('"exitCode": 4')).toHaveLength(2);
+    });
+
+    test("is what was seen where nothing was expected", () => {
+      const { found, screen } = text(added);
+      expect(found.lines).toEqual(['saw "extra": 1, "more": 2, "most": 3, which was not expected']);
+      expect(screen).toContain('+   "most": 3');
+    });
+
+    test("a gateway is not blamed for what was asked at its start, which is about no sandbox", () => {
+      const started = structuredClone(results);
+      const scenario = of("XF-09", started);
+      Object.assign(scenario, { reason: both, ...finding(both) });
+      started.calls = started.calls.filter(({ sandbox }) => sandbox === "");
+      const { at, stack } = scenario;
+      const call = { ...results.calls[0]!, method: "GetCapabilities", sandbox: "", status: "OK", at, stack };
+      started.calls.push({ ...call, ms: 2 });
+      expect(explain(scenario, started).culprit).toBe("unclear");
+    });
+  });
+
+  test("logs that are to be read are there, also where nobody is blamed", () => {
+    const logs = { gateway: ["INFO a gateway's line"], driver: ["INFO a driver's line"] };
+    const bare = { ...of("XF-09"), stack: 0, reason: "expect(received).toBeTrue()", logs };
+    const text = explainOnTerminal(bare, []);
+    expect(text).toContain("Read both logs");
+    expect(text).toContain("a gateway's line");
+    expect(text).toContain("a driver's line");
+    const none = explainOnTerminal({ ...bare, logs: { gateway: [], driver: [] } }, []);
+    expect(none).not.toContain("Read both logs");
+    expect(none).toContain("--verbose 1");
+  });
+
+  test("a log's last lines are what it says, not its spans nor that it answered", () => {
+    const span = 'request{method=POST path="/openshell.v1.OpenShell/GetSandbox" request_id=7}: ';
+    const answered = `INFO ${span}openshell_server::multiplex: response status=200 latency_ms=1`;
+    const gateway = [`INFO ${span}openshell_server: it begins`, ...Array<string>(9).fill(answered)];
+    const reason = "expect(received).toBeTrue()";
+    const text = explainOnTerminal({ ...of("XF-09"), stack: 0, reason, logs: { gateway, driver: [] } }, []);
+    expect(text).toContain("    INFO openshell_server: it begins");
+    expect(text).not.toContain("request{");
+    expect(text).not.toContain("status=200");
   });
 
   test("where nothing tells the processes apart, it says so", () => {
@@ -353,10 +425,14 @@ describe("on the terminal", () => {
     expect(text.split("FAIL ")).toHaveLength(2);
     expect(text).toContain("The same: EG-02, EG-03");
     expect(explainAll({ ...many, scenarios: [] }, false)).toBe("");
+    many.scenarios[2]!.reason = "it was late";
+    expect(explainAll(many, false)).not.toContain("The same: EG-02, EG-03");
     const unlike = many.scenarios.flatMap((one, index) =>
       ["a", "b", "c"].map((id) => ({ ...one, id: `${id}${index}`, stack: 0, reason: "?" })),
     );
-    expect(explainAll({ ...many, scenarios: unlike }, false)).toContain("4 more are not explained here.");
+    expect(explainAll({ ...many, scenarios: unlike }, false)).toContain(
+      "4 more are not explained here: c1, a2, b2, c2",
+    );
   });
 
   test("colours are there only when asked for, and change no word", () => {

@@ -6,6 +6,7 @@
  * Each clue knows one way in which runs fail, and reads it from what was recorded. They are tried from the most certain
  * to the vaguest; where none speaks, the explanation says so instead of guessing.
  */
+import { withoutSpans } from "../harness.ts";
 import type { CallRecord, Mark, ProcessSpan, ScenarioResult, Verdict } from "./model.ts";
 import { isRed } from "./model.ts";
 import { clipped, markWords, offset, took } from "./text.ts";
@@ -53,11 +54,20 @@ export const messageOf = ({ reason }: Pick<ScenarioResult, "reason">): string =>
 /** What belongs to a scenario: on its stack, in its time, about its sandboxes or about none. */
 export function caseOf(scenario: ScenarioResult, recorded: Recorded): Case {
   const { stack, at, ms, sandboxes } = scenario;
+  const message = messageOf(scenario);
   const inTime = (from: number, to = Infinity) => from <= at + ms && to >= at;
   const taken = (sandbox: string) => recorded.scenarios?.some((other) => other.sandboxes.includes(sandbox));
-  // Whose creation failed never learns the sandbox's id.
-  const mine = ({ sandbox, status }: CallRecord) =>
-    sandbox === "" || sandboxes.includes(sandbox) || (status !== "OK" && taken(sandbox) === false);
+  const wasAlone = !recorded.scenarios?.some(
+    (other) =>
+      other.id !== scenario.id && other.stack === stack && other.at < at + ms && other.at + other.ms > at,
+  );
+  // Whose creation failed never learns the sandbox's id; beside others only its message tells that it was its own.
+  const isUnclaimed = ({ sandbox, status, details }: CallRecord) =>
+    status !== "OK" &&
+    taken(sandbox) === false &&
+    (wasAlone || (details !== "" && message.includes(details)));
+  const mine = (call: CallRecord) =>
+    call.sandbox === "" || sandboxes.includes(call.sandbox) || isUnclaimed(call);
   const ours = <Of extends { stack: number }>(items: Of[] = []) =>
     items.filter((item) => item.stack === stack);
   const calls = stack
@@ -66,7 +76,7 @@ export function caseOf(scenario: ScenarioResult, recorded: Recorded): Case {
   const failed = at + (scenario.failedMs ?? Infinity);
   return {
     scenario,
-    message: messageOf(scenario),
+    message,
     calls: calls.filter((call) => call.at <= failed).map((call) => asOf(failed, call)),
     cleaning: calls.filter((call) => call.at > failed),
     processes: (recorded.processes ?? []).filter(
@@ -325,7 +335,9 @@ const leaked: Clue = ({ scenario, message, calls }) => {
     const line = logs[who].find((each) => FOUND_SECRET.test(each));
     return line ? [{ culprit: who, place: `in the ${who}'s log`, line }] : [];
   });
-  const answer = calls.find(({ responses }) => FOUND_SECRET.test(JSON.stringify(responses)));
+  const answer = calls.find(({ responses, events }) =>
+    FOUND_SECRET.test(JSON.stringify([responses, events])),
+  );
   const found =
     /\blog/i.test(message) && inLog[0]
       ? inLog[0]
@@ -482,7 +494,8 @@ const neverConnected: Clue = ({ scenario, message }) => {
 
 /** The driver did all that it was asked, and the public API still shows something else. */
 const gatewayAlone: Clue = ({ scenario, message, calls, marks }) => {
-  const asked = calls.filter(({ method }) => method !== "WatchSandboxes");
+  // What a gateway asks while it starts is about no sandbox, and says nothing of this scenario.
+  const asked = calls.filter((call) => !isWatch(call) && call.sandbox !== "");
   if (scenario.verdict !== "fail" || asked.length === 0) return undefined;
   if (asked.some(({ status }) => status !== "OK") || marks.length > 0) return undefined;
   const count = asked.length === 1 ? "The only call" : `All ${asked.length} calls`;
@@ -490,7 +503,7 @@ const gatewayAlone: Clue = ({ scenario, message, calls, marks }) => {
     culprit: "gateway",
     sentence: `${count} that crossed the socket ended with OK: look at the gateway first.`,
     lines: [...findingLines(scenario, message), callLine(asked.at(-1)!, scenario.at)],
-    advice: "Or the driver said OK too early: compare the engine's view with what the scenario expects",
+    advice: "Compare the engine's view with what the scenario expects: the driver may have said OK too early",
   };
 };
 
@@ -531,17 +544,21 @@ const CLUES: Clue[] = [
 
 function nothingFound({ scenario, message }: Case): Explanation {
   const harness = scenario.verdict === "error";
+  const hasLogs = scenario.logs.gateway.length + scenario.logs.driver.length > 0;
   return {
     culprit: harness ? "harness" : "unclear",
     sentence: harness
       ? "The harness or the machine failed, not the subject."
       : "What was recorded does not tell the processes apart.",
-    lines: message
-      .split("\n")
-      .filter((line) => line.trim() !== "")
+    lines: (diffOf(message) || scenario.expected
+      ? findingLines(scenario, message)
+      : message.split("\n").filter((line) => line.trim() !== "")
+    )
       .slice(0, 3)
       .map((line) => clipped(line)),
-    advice: "Read both logs for the scenario's time, below",
+    advice: hasLogs
+      ? "Read both logs for the scenario's time, below"
+      : "No log has a line of its time: run it again with `--verbose 1`, which shows all",
   };
 }
 
@@ -606,12 +623,18 @@ const logOf = ({ logs }: ScenarioResult, who: string): string[] =>
 const isComplaint = (line: string): boolean =>
   /\b(?:ERROR|FATAL|WARN|panicked|panic|Error)\b|× |╰/.test(line);
 
+/** Lines of a log as they are shown where there is room for few: without spans, and without a gateway's every answer. */
+export const shortLog = (lines: string[]): string[] =>
+  lines.map(withoutSpans).filter((line) => !/\bmultiplex: response status=200\b/.test(line));
+
 /**
  * The last complaint of a log with what follows it, or else the last lines; without the frame that a failure puts around
  * them.
  */
 function logLines(lines: string[]): string[] {
-  const said = lines.map((line) => line.replace(/^\s*\|?\s*/, "").trimEnd()).filter(Boolean);
+  const said = shortLog(lines)
+    .map((line) => line.replace(/^\s*\|?\s*/, "").trimEnd())
+    .filter(Boolean);
   const last = said.findLastIndex(isComplaint);
   return last < 0 ? said.slice(-3) : said.slice(last, last + 3);
 }
@@ -626,7 +649,12 @@ export function diffOf(message: string): string[] | undefined {
   return near.filter((line) => !/^\s*[[\]{}],?$/.test(line));
 }
 
-const findingLines = ({ expected, seen }: ScenarioResult, message: string): string[] =>
-  expected
-    ? [`expected ${expected}, saw ${seen}`]
-    : [message.split("\n").find((line) => line.trim() !== "") ?? ""];
+/** What an assertion found, in a line or two. */
+function findingLines({ expected, seen }: ScenarioResult, message: string): string[] {
+  const changed = diffOf(message)?.filter((line) => /^[-+] /.test(line)) ?? [];
+  if (changed.length === 1 || changed.length === 2) return changed;
+  if (expected && seen) return [`expected ${expected}, saw ${seen}`];
+  if (changed.length > 0) return [expected ? `missed ${expected}` : `saw ${seen}, which was not expected`];
+  if (expected) return [`expected ${expected}`];
+  return [message.split("\n").find((line) => line.trim() !== "") ?? "", seen && `last seen: ${seen}`];
+}

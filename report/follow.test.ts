@@ -33,6 +33,22 @@ test("lines of all programs come with one clock, and say who wrote them", () => 
   expect(printed.join("\n")).toMatch(/\d\d:\d\d:\d\d\.\d{3} engine     \| without a time/);
 });
 
+test("what was written later comes later, whichever log it is in, and without its spans", () => {
+  const end = following({ verbose: true });
+  const at = (ms: number) => `2026-11-24T13:02:11.${ms}Z  INFO`;
+  write("1/driver.log", `${at(300)} second\n      its other line\n${at(500)} fourth\n`);
+  const span = 'request{method=POST path="/openshell.v1.OpenShell/GetSandbox" request_id=7 otel.name="x"}: ';
+  write("1/gateway.log", `${at(100)} ${span}first\n${at(400)} third\n`);
+  end();
+  expect(printed.map((line) => line.split("| ")[1])).toEqual([
+    "INFO first",
+    "INFO second",
+    "      its other line",
+    "INFO third",
+    "INFO fourth",
+  ]);
+});
+
 test("calls are shown when they are asked for, logs when they are", () => {
   const end = following({ trace: true });
   write("1/gateway.log", "a log\n");

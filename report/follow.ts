@@ -3,6 +3,7 @@
 /** `--verbose` and `--trace`: what the programs of a run write, as they write it, with one clock for all. */
 import { closeSync, openSync, readdirSync, readSync, statSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
+import { withoutSpans } from "../harness.ts";
 
 const EVERY_MS = 100;
 const COLOURS = { gateway: 36, driver: 33, engine: 35, rpc: 32, keeper: 90 } as const;
@@ -27,14 +28,20 @@ export const TRACE_FILE = "rpc.log";
 export function follow(folder: string, following: Following): () => void {
   const read = new Map<string, number>();
   const tick = () => {
+    const lines: { file: string; time: string; text: string }[] = [];
     for (const file of logsBelow(folder)) {
       const isTrace = basename(file) === TRACE_FILE;
       if (isTrace ? !following.trace : !following.verbose) continue;
       const [text, end] = newLines(file, read.get(file) ?? 0);
       read.set(file, end);
-      for (const line of following.clean(text).split("\n").filter(Boolean))
-        following.print(prefixed(file, line, following.colour));
+      for (const line of following.clean(text).split("\n").filter(Boolean)) {
+        // A line without a time of its own belongs to the one before in its log.
+        const time = WRITTEN.exec(line)?.[1] ?? lines.findLast((each) => each.file === file)?.time ?? clock();
+        lines.push({ file, time, text: prefixed(file, line, time, following.colour) });
+      }
     }
+    // Logs are read one after the other, and what stands in them was written at the same time.
+    for (const { text } of lines.toSorted((a, b) => a.time.localeCompare(b.time))) following.print(text);
   };
   const timer = setInterval(tick, EVERY_MS);
   timer.unref();
@@ -84,13 +91,14 @@ function newLines(file: string, from: number): [text: string, end: number] {
 
 const WRITTEN = /^\s*(?:\d{4}-\d\d-\d\dT)?(\d\d:\d\d:\d\d(?:\.\d{1,3})?)\d*Z?\s*/;
 
+const clock = (): string => new Date().toISOString().slice(11, 23);
+
 /** "13:02:11.204 gateway/1 | text": when it was written, by its own word or when it was read, who wrote it, and what. */
-function prefixed(file: string, line: string, colour: boolean): string {
+function prefixed(file: string, line: string, time: string, colour: boolean): string {
   const name = basename(file, ".log");
   const stack = /^\d+$/.exec(basename(dirname(file)))?.[0];
   const who = (stack ? `${name}/${stack}` : name).padEnd(11);
-  const time = (WRITTEN.exec(line)?.[1] ?? new Date().toISOString().slice(11, 23)).padEnd(12);
   const code = COLOURS[name.split("-")[0] as keyof typeof COLOURS] ?? 37;
-  const head = colour ? `\x1b[${code}m${time} ${who}|\x1b[0m` : `${time} ${who}|`;
-  return `${head} ${line.replace(WRITTEN, "")}`;
+  const head = colour ? `\x1b[${code}m${time.padEnd(12)} ${who}|\x1b[0m` : `${time.padEnd(12)} ${who}|`;
+  return `${head} ${withoutSpans(line.replace(WRITTEN, ""))}`;
 }

@@ -9,6 +9,7 @@ import { ctrf } from "./ctrf.ts";
 import { describeDiff, diff } from "./diff.ts";
 import { largeExample, smallExample } from "./example.ts";
 import { ANNOTATIONS, annotations, stepSummary, SUMMARY_BYTES } from "./github.ts";
+import { html } from "./html.ts";
 import { junit } from "./junit.ts";
 import { markdown } from "./markdown.ts";
 import { matrix } from "./matrix.ts";
@@ -108,7 +109,9 @@ describe("CTRF", () => {
 describe("GitHub", () => {
   test("the summary begins with what it came to, and then has the failures", () => {
     const summary = stepSummary(example);
-    expect(summary.split("\n")[0]).toBe("## ❌ OpenShell driver harness: 12 failures in 24 scenarios");
+    expect(summary.split("\n")[0]).toBe(
+      "## ❌ OpenShell driver harness: 11 failures in 24 scenarios, 1 cut off",
+    );
     expect(summary.indexOf("### Failures")).toBeLessThan(summary.indexOf("### The driver's contract"));
     expect(summary).toContain("**driver**: The driver answered StopSandbox with INTERNAL.");
   });
@@ -157,6 +160,14 @@ describe("Markdown", () => {
       .find((line) => line.startsWith("| LC-09"))!;
     expect(row.replaceAll(String.raw`\|`, "").split("|")).toHaveLength(5);
     expect(row).not.toContain("<script>");
+  });
+
+  test("says how many scenarios -t left out, and nothing of it when there were none", () => {
+    expect(markdown(example)).toContain("(167 not selected by -t)");
+    expect(html(example)).toContain("<li>167 not selected by -t</li>");
+    expect(junit(example)).toContain(`name="not selected by -t" value="167"`);
+    const all = largeExample(3, 20);
+    for (const made of [markdown, html, junit]) expect(made(all).includes("not selected by -t")).toBe(false);
   });
 
   test("a run in which everything was faked claims no more than that", () => {

@@ -12,6 +12,7 @@ import js from "./html/page.js" with { type: "text" };
 import { imageName } from "./junit.ts";
 import {
   type CallRecord,
+  type EventRecord,
   isRed,
   type Results,
   type ScenarioResult,
@@ -28,6 +29,7 @@ import {
   plural,
   sentenceOf,
   took,
+  unselectedWords,
   WORDS,
 } from "./text.ts";
 
@@ -63,7 +65,7 @@ export function html(results: Results): string {
     `<meta http-equiv="Content-Security-Policy" content="${policy}">`,
     `<meta name="viewport" content="width=device-width, initial-scale=1">`,
     `<meta name="color-scheme" content="light dark">`,
-    `<title>${escaped(titleOf(results, red.length))}</title>`,
+    `<title>${escaped(titleOf(results))}</title>`,
     `<style>${css}</style>`,
     `</head>`,
     `<body>`,
@@ -101,9 +103,12 @@ function anchorsOf(scenarios: ScenarioResult[]): Map<ScenarioResult, string> {
 
 // Top
 
-function titleOf({ scenarios, counts, run }: Results, red: number): string {
-  if (red > 0) return `${red} of ${plural(scenarios.length, "scenario")} failed`;
-  if (run.cutOff) return "The run was cut off";
+function titleOf({ scenarios, counts, run }: Results): string {
+  const failed = counts.fail + counts.error;
+  // Nothing is known of what was cut off.
+  const cut = counts.cut > 0 ? `, ${counts.cut} cut off` : "";
+  if (failed > 0) return `${failed} of ${plural(scenarios.length, "scenario")} failed${cut}`;
+  if (run.cutOff || cut) return `The run was cut off${cut && `: ${counts.pass} passed${cut}`}`;
   if (counts.pass === 0) return "Nothing was proven";
   return counts.pass === scenarios.length
     ? `All ${plural(counts.pass, "scenario")} passed`
@@ -116,7 +121,7 @@ function header(results: Results, red: number): string {
   const bad = red > 0 || run.cutOff;
   return `<header class="top">
 <p class="over">OpenShell driver harness <span aria-hidden="true">·</span> <time datetime="${escaped(run.startedAt)}">${escaped(started)}</time> <span aria-hidden="true">·</span> ${took(run.ms)} <span aria-hidden="true">·</span> run ${escaped(run.id)}</p>
-<h1 class="${bad ? "bad" : results.counts.pass > 0 ? "good" : ""}">${escaped(titleOf(results, red))}</h1>
+<h1 class="${bad ? "bad" : results.counts.pass > 0 ? "good" : ""}">${escaped(titleOf(results))}</h1>
 ${run.cutOff ? `<p class="note warn"><strong>The run was cut off.</strong> This is what was known by then.</p>` : ""}
 ${proportions(results)}
 <ol class="stack" aria-label="What stood in each place">
@@ -128,13 +133,13 @@ ${leftovers.length > 0 ? leftoversNote(leftovers) : ""}
 <div><dt>Command</dt><dd><code>${escaped(run.command)}</code></dd></div>
 <div><dt>Contract</dt><dd>${escaped(contract)}</dd></div>
 <div><dt>Machine</dt><dd>${escaped(`${machine.os} ${machine.arch}, ${plural(machine.cpus, "CPU")}, ${Math.round(machine.memoryMb / 1024)} GB, bun ${machine.bun}`)}</dd></div>
-<div><dt>Recorded</dt><dd>${plural(results.calls.length, "call")}, ${plural(new Set(results.phases.map(({ sandbox }) => sandbox)).size, "sandbox", "sandboxes")}, ${plural(results.marks.length, "fault or restart", "faults and restarts")}</dd></div>
+<div><dt>Recorded</dt><dd>${plural(results.calls.length, "call")}, ${plural(sandboxNames(results).size, "sandbox", "sandboxes")}, ${plural(results.marks.length, "fault or restart", "faults and restarts")}</dd></div>
 </dl>
 </header>`;
 }
 
 /** The verdicts as one bar, and as words. */
-function proportions({ counts }: Results): string {
+function proportions({ counts, run }: Results): string {
   const used = VERDICTS.filter((verdict) => counts[verdict] > 0);
   const all = used.reduce((sum, verdict) => sum + counts[verdict], 0);
   let x = 0;
@@ -149,7 +154,7 @@ function proportions({ counts }: Results): string {
       `<li title="${MEANINGS[verdict]}"><span class="dot v-${verdict}" aria-hidden="true"></span> <b>${counts[verdict]}</b> ${WORDS[verdict]}<span class="sr">: ${MEANINGS[verdict]}</span></li>`,
   );
   return `<svg class="proportions" viewBox="0 0 1000 8" preserveAspectRatio="none" aria-hidden="true">${bars.join("")}</svg>
-<ul class="counts" aria-label="Verdicts">${words.join("")}</ul>`;
+<ul class="counts" aria-label="Verdicts">${words.join("")}${run.unselected ? `<li>${unselectedWords(run)}</li>` : ""}</ul>`;
 }
 
 function placeCard(place: (typeof PLACES)[number], { stack }: Results): string {
@@ -180,16 +185,27 @@ function footer({ run }: Results): string {
 
 // Filters
 
-function filters({ scenarios, phases }: Results, { calls }: Carried): string {
+/** The sandboxes of a run, by id: under the name that their user saw, or was to see. */
+function sandboxNames({ phases, calls }: Results): Map<string, string> {
+  const names = new Map(phases.map(({ sandbox, name }) => [sandbox, name]));
+  for (const { sandbox, request } of calls) {
+    const asked = (request as { sandbox?: { name?: unknown } } | null)?.sandbox?.name;
+    if (sandbox && typeof asked === "string" && !names.has(sandbox)) names.set(sandbox, asked);
+  }
+  for (const { sandbox } of calls) if (sandbox && !names.has(sandbox)) names.set(sandbox, sandbox);
+  return names;
+}
+
+function filters(results: Results, { calls }: Carried): string {
+  const { scenarios } = results;
   const used = VERDICTS.filter((verdict) => scenarios.some((scenario) => scenario.verdict === verdict));
   const methods = [...new Set(calls.map(({ method }) => method))].toSorted();
-  const names = new Map(phases.map(({ sandbox, name }) => [sandbox, name]));
-  const sandboxes = [...new Set([...names.keys(), ...calls.map(({ sandbox }) => sandbox)])].filter(Boolean);
+  const names = sandboxNames(results);
   const option = (value: string, label: string) =>
     `<option value="${escaped(value)}">${escaped(label)}</option>`;
   return `<form class="filters" id="filters" aria-label="Filters" hidden>
 <label class="grow"><span>Scenario</span><input type="search" name="scenario" placeholder="id or words" autocomplete="off" spellcheck="false"></label>
-<label><span>Sandbox</span><select name="sandbox"><option value="">all ${sandboxes.length}</option>${sandboxes.map((id) => option(id, names.get(id) ?? id)).join("")}</select></label>
+<label><span>Sandbox</span><select name="sandbox"><option value="">all ${names.size}</option>${[...names].map(([id, name]) => option(id, name)).join("")}</select></label>
 <label><span>Method</span><select name="method"><option value="">all ${methods.length}</option>${methods.map((method) => option(method, method)).join("")}</select></label>
 <fieldset><legend>Verdict</legend>${used
     .map(
@@ -240,12 +256,8 @@ ${proof(one, room)}
 function findings(scenario: ScenarioResult, { sentence, lines }: Explanation, message: string): string {
   const { expected, seen, source, harm } = scenario;
   const rows = [
-    ...(expected
-      ? [
-          ["Expected", `<code>${escaped(clipped(expected, 600))}</code>`],
-          ["Saw", `<code>${escaped(clipped(seen, 600))}</code>`],
-        ]
-      : []),
+    ...(expected ? [["Expected", `<code>${escaped(clipped(expected, 600))}</code>`]] : []),
+    ...(seen ? [["Saw", `<code>${escaped(clipped(seen, 600))}</code>`]] : []),
     ...(source ? [["Source", link(source)]] : []),
     ...(harm ? [["Users", escaped(harm)]] : []),
   ];
@@ -278,7 +290,7 @@ function proof(one: Case, room: number): string {
       kept.length < lines.length
         ? ` <span class="number">the last ${kept.length} of ${lines.length} lines</span>`
         : ` <span class="number">${lines.length}</span>`;
-    return `<details class="proof"><summary>${title}${note}</summary><pre>${content(kept.join("\n"))}</pre></details>`;
+    return `<details class="proof"><summary>${title}${note}</summary><pre tabindex="0" role="region" aria-label="${escaped(`${title}: ${scenario.id}`)}">${content(kept.join("\n"))}</pre></details>`;
   };
   return [
     calls,
@@ -314,6 +326,9 @@ function callTable({ scenario, calls, cleaning, marks }: Case, room: number): st
         ]
       : []),
     ...[...calls, ...cleaning].map((call) => ({ at: call.at, row: callRow(call, scenario.at) })),
+    ...calls.flatMap((call) =>
+      eventsOf(call, scenario).map((event) => ({ at: event.at, row: eventRow(call, event, scenario.at) })),
+    ),
     ...marks.map(({ at, what }) => ({
       at,
       row: `<tr class="mark"><td>${offset(at - scenario.at)}</td><td colspan="4">${escaped(clipped(markWords(what), 300))}</td></tr>`,
@@ -346,13 +361,21 @@ function callRow(call: CallRecord, since: number): string {
       .map((each) => `← ${bodyText(each)}`),
     ...(call.responses.length > 5 ? [`← … ${call.responses.length - 5} more`] : []),
   ];
-  const folded =
-    bodies.length > 0
-      ? `<details><summary>${content(clipped(bodies[0]!, 72))}</summary><pre>${content(bodies.join("\n"))}</pre></details>`
-      : "";
   const time = call.ms === undefined ? "" : took(call.ms);
-  return `<tr><td>${offset(call.at - since)}</td><td>${escaped(call.method)}</td><td class="s-${kind}">${escaped(status)}</td><td>${time}</td><td>${call.details ? `<span>${escaped(clipped(call.details, 300))}</span>` : ""}${folded}</td></tr>`;
+  return `<tr><td>${offset(call.at - since)}</td><td>${escaped(call.method)}</td><td class="s-${kind}">${escaped(status)}</td><td>${time}</td><td>${call.details ? `<span>${escaped(clipped(call.details, 300))}</span>` : ""}${folded(bodies)}</td></tr>`;
 }
+
+const folded = (bodies: string[]): string =>
+  bodies.length > 0
+    ? `<details><summary>${content(clipped(bodies[0]!, 72))}</summary><pre>${content(bodies.join("\n"))}</pre></details>`
+    : "";
+
+/** What a watch told of a scenario's sandboxes in its time. */
+const eventsOf = ({ events = [] }: CallRecord, { at, ms, sandboxes }: ScenarioResult): EventRecord[] =>
+  events.filter((event) => sandboxes.includes(event.sandbox) && event.at >= at && event.at <= at + ms);
+
+const eventRow = ({ method }: CallRecord, { at, event }: EventRecord, since: number): string =>
+  `<tr><td>${offset(at - since)}</td><td>${escaped(method)}</td><td class="s-open">event</td><td></td><td>${folded([`← ${bodyText(event)}`])}</td></tr>`;
 
 const isEmpty = (body: unknown): boolean =>
   body === undefined || body === null || (typeof body === "object" && Object.keys(body).length === 0);
@@ -408,7 +431,7 @@ function carriedCalls(calls: CallRecord[]): Carried {
 function pageData(results: Results, { calls }: Carried, anchors: Map<ScenarioResult, string>) {
   const texts = indexer();
   const tenth = (ms: number | undefined) => (ms === undefined ? -1 : Math.round(ms * 10) / 10);
-  const names = new Map(results.phases.map(({ sandbox, name }) => [sandbox, name]));
+  const names = sandboxNames(results);
   return {
     ms: results.run.ms,
     scenarios: results.scenarios.map((each) => [

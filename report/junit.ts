@@ -64,6 +64,7 @@ function properties({ run, stack, machine, contract }: Results): [string, string
     ["command", run.command],
     ["contract", contract],
     ["cut off", String(run.cutOff)],
+    ...(run.unselected ? ([["not selected by -t", String(run.unselected)]] as [string, string][]) : []),
     ...PLACES.flatMap((place): [string, string][] => [
       [place, stack[place].label],
       [`${place}.real`, String(stack[place].real)],

@@ -21,16 +21,18 @@ export function markdown(results: Results): string {
 
 /** Whether it is well, in one word and one line, and what ran. */
 export function summary(results: Results): string[] {
-  const { run, machine, stack, leftovers } = results;
-  const red = results.scenarios.filter(({ verdict }) => isRed(verdict)).length;
-  const passed = results.counts.pass;
-  const mark = red > 0 || run.cutOff || leftovers.length > 0 ? "❌" : passed === 0 ? "⚠️" : "✅";
+  const { run, machine, stack, leftovers, counts } = results;
+  const failed = counts.fail + counts.error;
+  const isBad = failed + counts.cut > 0 || run.cutOff || leftovers.length > 0;
+  const mark = isBad ? "❌" : counts.pass === 0 ? "⚠️" : "✅";
+  // Nothing is known of what was cut off.
+  const cut = counts.cut > 0 ? `, ${counts.cut} cut off` : "";
   const headline =
-    red > 0
-      ? `${plural(red, "failure")} in ${plural(results.scenarios.length, "scenario")}`
-      : passed === 0
+    failed > 0
+      ? `${plural(failed, "failure")} in ${plural(results.scenarios.length, "scenario")}${cut}`
+      : counts.pass + counts.cut === 0
         ? "nothing was proven"
-        : `${passed} passed`;
+        : `${counts.pass} passed${cut}`;
   return [
     `## ${mark} OpenShell driver harness: ${headline}`,
     "",

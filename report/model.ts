@@ -26,6 +26,8 @@ export interface Results {
     command: string;
     /** The run was killed: what is here is what was known by then. */
     cutOff: boolean;
+    /** How many scenarios `-t` left out; they are not among `scenarios`. Unset for none. */
+    unselected?: number;
   };
   stack: Record<"gateway" | "driver" | "engine" | "supervisor", Standing>;
   machine: { os: string; arch: string; cpus: number; memoryMb: number; bun: string };
@@ -83,7 +85,7 @@ export interface ScenarioResult {
   seen: string;
   /** The number of the stack on which it ran; 0 for none. */
   stack: number;
-  /** The ids of the sandboxes that it made. */
+  /** The ids of the sandboxes that it made, or shared with others. */
   sandboxes: string[];
   /** Lines of the logs within its time, only for what did not pass. */
   logs: { gateway: string[]; driver: string[] };
@@ -124,9 +126,19 @@ export interface CallRecord {
   details: string;
   /** The id of the sandbox that it was about; empty if it was about none. */
   sandbox: string;
-  /** Redacted, without unset fields. Of a stream, the first responses. */
+  /** Redacted, without unset fields. */
   request: unknown;
   responses: unknown[];
+  /** What a stream sent: the last few of each sandbox. Unset for other calls; older results have them as responses. */
+  events?: EventRecord[];
+}
+
+/** What a stream sent about a sandbox. */
+export interface EventRecord {
+  at: number;
+  /** Its id; empty if the event names none. */
+  sandbox: string;
+  event: unknown;
 }
 
 /** A sandbox came into a phase. */

@@ -54,6 +54,28 @@ test("what the results hold cannot become markup or script", () => {
   expect(page).not.toContain('href="javascript');
 });
 
+test("a failure has what the driver told of its sandboxes, when it did, and of no others", () => {
+  const results = smallExample();
+  const [scenario] = results.scenarios.filter(({ id }) => id === "XF-09");
+  const watch = results.calls.find(({ method }) => method === "WatchSandboxes")!;
+  const at = scenario!.at + 250;
+  watch.events!.push({ at, sandbox: scenario!.sandboxes[0]!, event: { platform_event: { reason: "MINE" } } });
+  watch.events!.push({ at, sandbox: "another", event: { platform_event: { reason: "OTHERS" } } });
+  const page = html(results);
+  const card = page.slice(page.indexOf('id="XF-09"')).split("</tbody>")[0]!;
+  const row = card.split("<tr>").find((each) => each.includes("MINE"));
+  expect(row).toStartWith('<td>+0.25 s</td><td>WatchSandboxes</td><td class="s-open">event</td>');
+  expect(page.includes("OTHERS")).toBe(false);
+});
+
+test("of older results, whose streams have responses without times, those are shown", () => {
+  const results = smallExample();
+  const watch = results.calls.find(({ method }) => method === "WatchSandboxes")!;
+  delete watch.events;
+  watch.responses = [{ deleted: { sandbox_id: "OLDER" } }];
+  expect(html(results).includes("OLDER")).toBe(true);
+});
+
 test("the page fetches nothing", () => {
   const page = html(smallExample());
   expect(page).toContain("default-src 'none'");
@@ -113,7 +135,7 @@ describe.skipIf(!CHROMIUM)(
 
     test("says first what it came to, with the stack, and unfolds the first failure", async () => {
       const page = await open(smallExample());
-      expect(await page.locator("h1").textContent()).toBe("12 of 24 scenarios failed");
+      expect(await page.locator("h1").textContent()).toBe("11 of 24 scenarios failed, 1 cut off");
       expect(await page.locator(".stack strong").allTextContents()).toEqual([
         "openshell-gateway 0.0.112",
         "openshell-driver-podman 0.0.112",
@@ -198,6 +220,60 @@ describe.skipIf(!CHROMIUM)(
       expect(await page.locator("table.scenarios tbody tr:visible").count()).toBe(14);
     });
 
+    test("what no scenario made belongs to those that ran beside it, and the rest is not in the way", async () => {
+      const results = smallExample();
+      const own = results.scenarios.find(({ id }) => id === "LC-02")!;
+      const request = { sandbox: { id: "unowned", name: "half-made" } };
+      const { stack, at } = own;
+      const made = results.calls.find(({ method }) => method === "CreateSandbox")!;
+      results.calls.push({ ...made, seq: 999, stack, at: at + 1, ms: 3, sandbox: "unowned", request });
+      const page = await open(results);
+      const shown = () => page.locator("#shown").textContent();
+      const sandboxes = page.locator("[name=sandbox]");
+      const names = await sandboxes.locator("option").allTextContents();
+      expect(names[0]).toBe(`all ${names.length - 1}`);
+      expect(await page.locator(".facts").textContent()).toContain(`${names.length - 1} sandboxes`);
+      await sandboxes.selectOption({ label: "half-made" });
+      expect(await shown()).toBe("1 scenario, 1 call");
+      await page.getByRole("button", { name: "Clear" }).click();
+      await page.locator("[name=method]").selectOption("WatchSandboxes");
+      expect(await shown()).toMatch(/^[1-9]\d scenarios, 1 call$/);
+      await page.getByRole("button", { name: "Clear" }).click();
+      expect(await page.locator("#chart .flag").count()).toBe(results.marks.length);
+      await page.getByRole("searchbox", { name: "Scenario" }).fill("LC-02");
+      const near = (from: number, to = Infinity) => from <= at + own.ms && to >= at;
+      const marks = results.marks.filter((mark) => mark.stack === stack && near(mark.at, mark.at));
+      const processes = results.processes.filter(
+        (each) => [0, stack].includes(each.stack) && near(each.at, each.at + (each.ms ?? Infinity)),
+      );
+      expect(await page.locator("#chart .flag").count()).toBe(marks.length);
+      expect(await page.locator("#chart .process").count()).toBe(processes.length);
+      expect(processes.length).toBeLessThan(results.processes.length);
+    });
+
+    test("a sandbox is stopping from the call on, and no longer there when its gateway is not", async () => {
+      const results = smallExample();
+      const gateway = results.processes.find(({ name, stack }) => name === "gateway" && stack === 2)!;
+      gateway.ms = 2_000;
+      const at = gateway.at + 500;
+      const [stack, sandbox] = [2, "stuck"];
+      const phase = (what: string, when: number) =>
+        results.phases.push({ stack, sandbox, name: "stuck", phase: what, at: when });
+      phase("READY", at);
+      phase("STOPPED", at + 700);
+      const made = results.calls.find(({ method }) => method === "CreateSandbox")!;
+      results.calls.push({ ...made, method: "StopSandbox", seq: 999, stack, sandbox, at: at + 100, ms: 600 });
+      const page = await open(results);
+      const bands = await page
+        .locator('#chart .band[aria-label^="sandbox stuck:"]')
+        .evaluateAll((all) => all.map((each) => each.getAttribute("aria-label")!));
+      expect(bands.map((band) => /: (\w+), .* for (.*?)(?: ·|,|$)/.exec(band)?.slice(1))).toEqual([
+        ["ready", "100 ms"],
+        ["stopping", "600 ms"],
+        ["stopped", "800 ms"],
+      ]);
+    });
+
     test("a mark tells under the pointer, and under the keyboard, what it is", async () => {
       const page = await open(smallExample());
       await page.locator("#chart .call.bad").first().hover();
@@ -271,7 +347,13 @@ describe.skipIf(!CHROMIUM)(
     test.each(["light", "dark"] as const)(
       "axe finds nothing to complain about in %s",
       async (scheme) => {
-        const page = await open(smallExample(), { scheme });
+        const results = smallExample();
+        const lines = Array<string>(60).fill(
+          "a line of a log that is long enough to be folded somewhere ".repeat(2),
+        );
+        for (const { verdict, logs } of results.scenarios)
+          if (isRed(verdict)) Object.assign(logs, { gateway: lines, driver: lines });
+        const page = await open(results, { scheme });
         await page.evaluate(
           "for (const details of document.querySelectorAll('details')) details.open = true",
         );
@@ -296,6 +378,7 @@ describe.skipIf(!CHROMIUM)(
     test("a run that went well says so, and one that was cut off does too", async () => {
       const well = smallExample();
       well.scenarios = well.scenarios.filter(({ verdict }) => !isRed(verdict));
+      well.counts = count(well.scenarios);
       const page = await open(well);
       expect(await page.locator("h1").textContent()).toBe("9 scenarios passed, none failed");
       await context?.close();
@@ -310,6 +393,12 @@ describe.skipIf(!CHROMIUM)(
       });
       const empty = await open(well);
       expect(await empty.locator("h1").textContent()).toBe("The run was cut off");
+      await context?.close();
+      const killed = smallExample();
+      killed.scenarios = killed.scenarios.filter(({ verdict }) => verdict === "cut" || !isRed(verdict));
+      killed.counts = count(killed.scenarios);
+      const half = await open(killed);
+      expect(await half.locator("h1").textContent()).toBe("The run was cut off: 9 passed, 1 cut off");
     });
   },
 );

@@ -40,8 +40,10 @@ export class Progress {
   }
 
   note(event: ProgressEvent): void {
-    if ("begun" in event) this.#running.set(event.begun, this.clock());
-    else {
+    if ("begun" in event) {
+      // A scenario says so again when more is known of it.
+      if (!this.#running.has(event.begun)) this.#running.set(event.begun, this.clock());
+    } else {
       this.#running.delete(event.ended);
       this.#counts.set(event.verdict, (this.#counts.get(event.verdict) ?? 0) + 1);
     }

@@ -65,7 +65,11 @@ function problemOf(found: unknown): string | undefined {
     const wrong = items.findIndex((item) => !isOne(item));
     if (wrong >= 0) return `\`${list}\` has an item, number ${wrong + 1}, that is none`;
   }
-  const { run, machine, counts, stack, scenarios } = results as Partial<Results>;
+  const { run, machine, counts, stack, scenarios, calls } = results as Partial<Results>;
+  const isEvents = (events: unknown) =>
+    Array.isArray(events) && events.every((event) => hasFields(event, { at: "number", sandbox: "string" }));
+  if (calls?.some(({ events }) => events !== undefined && !isEvents(events)))
+    return "`calls` has one with `events` that are none";
   if (!hasFields(run, { id: "string", startedAt: "string", ms: "number", command: "string" }))
     return "its `run` is none";
   if (Number.isNaN(Date.parse(run!.startedAt))) return `its \`run\` started at no time: ${run!.startedAt}`;

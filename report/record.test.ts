@@ -1,7 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { appendFileSync, existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import {
+  appendFileSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { CallRecord, Results, ScenarioResult } from "./model.ts";
@@ -70,6 +78,38 @@ test("a run that was killed is cut off, and so is the scenario in whose midst it
   ]);
 });
 
+test("of a scenario that was cut off it says how long it ran, on which stack, and what the logs had of it", () => {
+  mkdirSync(join(folder, "3"));
+  const line = (ms: number, text: string) => `${new Date(T0 + ms).toISOString()} INFO ${text}\n`;
+  writeFileSync(join(folder, "3", "gateway.log"), line(100, "before") + line(1_500, "after"));
+  const recorder = new Recorder();
+  recorder.to(folder, "test");
+  recorder.add(begin);
+  const running = scenario("LC-01", { ms: 0, stack: 0, sandboxes: [] });
+  recorder.add({ kind: "running", scenario: running });
+  recorder.add({ kind: "running", scenario: { ...running, stack: 3, sandboxes: ["s"] } });
+  recorder.add({ kind: "ended", pid: 7, at: T0 + 4_000, ending: "signal SIGKILL", told: false });
+  const results = assemble(readRecords(folder));
+  expect(results?.run.ms).toBe(4_000);
+  expect(results?.scenarios).toMatchObject([
+    { verdict: "cut", at: 1_000, ms: 3_000, stack: 3, sandboxes: ["s"] },
+  ]);
+  expect(results?.scenarios[0]?.logs.gateway.join("\n")).toEndWith("INFO after");
+  expect(results?.scenarios[0]?.logs.gateway).toHaveLength(1);
+});
+
+test("what -t leaves out is counted, each once, and nothing is before the run", () => {
+  const results = assemble([
+    { kind: "unselected", title: "LC-02 b" },
+    { kind: "unselected", title: "LC-02 b" },
+    { kind: "unselected", title: "LC-03 c" },
+    { kind: "scenario", scenario: scenario("LC-01", { verdict: "skip", at: T0 - 50 }) },
+    begin,
+    { kind: "end", at: T0 + 5_000 },
+  ]);
+  expect(results).toMatchObject({ run: { unselected: 2 }, scenarios: [{ id: "LC-01", at: 0 }] });
+});
+
 test("of a scenario that ran more than once, a failure stays, with how often it was", () => {
   const runs = [{}, { verdict: "fail" as const, reason: "it was late" }, {}];
   const results = assemble([
@@ -100,6 +140,14 @@ test("of a stack that others used before, only this run's calls count", () => {
   const calls: Entry = { kind: "calls", calls: [call(1, T0 + 100), call(2, T0 + 2_000)] };
   const results = assemble([begin, calls, { kind: "scenario", scenario: scenario("LC-01") }], T0 + 1_000);
   expect(results?.calls.map(({ seq, at }) => [seq, at])).toEqual([[2, 1_000]]);
+});
+
+test("and what was told since then on a watch that was open before", () => {
+  const events = [T0 + 500, T0 + 2_000].map((at) => ({ at, sandbox: "s", event: {} }));
+  const watch = { ...call(1, T0 + 100), ms: undefined, method: "WatchSandboxes", events };
+  const calls: Entry = { kind: "calls", calls: [watch] };
+  const results = assemble([begin, calls, { kind: "scenario", scenario: scenario("LC-01") }], T0 + 1_000);
+  expect(results?.calls[0]?.events).toMatchObject([{ at: 1_000, sandbox: "s" }]);
 });
 
 test("without a scenario there is nothing to report", () => {

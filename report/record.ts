@@ -18,6 +18,8 @@ import {
   type ScenarioResult,
   type Standing,
 } from "./model.ts";
+import { readable } from "../harness.ts";
+import { excerpt, leaveOut } from "./scenario.ts";
 import { tell } from "./progress.ts";
 import { redactResults, secretsIn } from "./redact.ts";
 
@@ -27,6 +29,8 @@ export type Entry =
   /** A scenario has begun; it is `cut` if nothing more is heard of it. */
   | { kind: "running"; scenario: ScenarioResult }
   | { kind: "scenario"; scenario: ScenarioResult }
+  /** `-t` leaves that one out. */
+  | { kind: "unselected"; title: string }
   | { kind: "process"; process: ProcessSpan }
   | { kind: "ready"; pid: number; at: number }
   | { kind: "ended"; pid: number; at: number; ending: string; told: boolean }
@@ -84,19 +88,36 @@ export const recordTo = (folder: string, who: string): void => ours.to(folder, w
 export const waitingEntries = (): Entry[] => ours.waiting;
 
 /**
- * Everything that was recorded in a run's folder, by all or by those. The last line of a process that was killed may be
- * half a line.
+ * Everything that was recorded in a run's folder, by all or by those; what a scenario in whose midst the run ended could
+ * not say itself, the logs of its stack do. The last line of a process that was killed may be half a line.
  */
 export function readRecords(folder: string, who?: string[]): Entry[] {
   const names = who?.map((name) => `records-${name}.jsonl`);
   const files = readdirSync(folder).filter((name) =>
     names ? names.includes(name) : /^records-.*\.jsonl$/.test(name),
   );
-  return files.flatMap((name) =>
+  const entries = files.flatMap((name) =>
     readFileSync(join(folder, name), "utf8")
       .split("\n")
       .flatMap((line) => parsed(line) ?? []),
   );
+  const known = new Set(entries.flatMap((entry) => ("scenario" in entry ? entry.scenario.sandboxes : [])));
+  for (const scenario of unfinished(entries)) {
+    const { stack, at, logs } = scenario;
+    const lines = (who: string) => excerpt(join(folder, String(stack), `${who}.log`), at, Infinity, readable);
+    if (stack === 0) continue;
+    Object.assign(logs, { gateway: lines("gateway"), driver: lines("driver") });
+    leaveOut(known.difference(new Set(scenario.sandboxes)), scenario);
+  }
+  return entries;
+}
+
+/** The scenarios that have begun and not ended, as they were last heard of. */
+function unfinished(entries: Entry[]): ScenarioResult[] {
+  const underWay = new Map<string, ScenarioResult>();
+  for (const entry of entries) if (entry.kind === "running") underWay.set(entry.scenario.id, entry.scenario);
+  for (const entry of entries) if (entry.kind === "scenario") underWay.delete(entry.scenario.id);
+  return [...underWay.values()];
 }
 
 function parsed(line: string): Entry | undefined {
@@ -122,10 +143,13 @@ export function assemble(entries: Entry[], since = 0): Results | undefined {
     of("scenario").map(({ scenario }) => scenario),
     ({ id }) => id,
   );
+  const end = of("end").at(-1)?.at;
+  const ended = end ?? lastOf(entries);
   const scenarios = [...done.values()].map(oneOf);
-  for (const { scenario } of of("running"))
-    if (!done.has(scenario.id))
-      scenarios.push({ ...scenario, verdict: "cut", reason: "the run was cut off" });
+  for (const scenario of unfinished(entries)) {
+    const ms = round(Math.max(0, ended - scenario.at));
+    scenarios.push({ ...scenario, verdict: "cut", reason: "the run was cut off", ms });
+  }
   if (!begin || scenarios.length === 0) return undefined;
 
   const relative = <Timed extends { at: number }>(item: Timed): Timed => ({
@@ -144,25 +168,27 @@ export function assemble(entries: Entry[], since = 0): Results | undefined {
       ...(ended && { ms: round(ended.at - process.at), ending: ended.ending, told: ended.told }),
     };
   });
-  const end = of("end").at(-1);
   // A tap that stays is recorded more than once: each time with all that it has.
   const known = new Map(
     of("calls").flatMap(({ calls }) => calls.map((call) => [`${call.stack}.${call.seq}`, call])),
   );
-  const calls = recent([...known.values()]);
-  const last = Math.max(
-    0,
-    ...calls.map(({ at, ms = 0 }) => at + ms),
-    ...scenarios.map(({ at, ms }) => at - begun + ms),
-  );
+  // A watch that was open before is one of this run too, with what it sent since.
+  const isRecent = ({ at, ms = Infinity, events }: CallRecord) =>
+    at >= since || (events !== undefined && at + ms >= since);
+  const calls = [...known.values()]
+    .filter(isRecent)
+    .map(relative)
+    .map((call) => (call.events ? { ...call, events: recent(call.events) } : call));
+  const unselected = new Set(of("unselected").map(({ title }) => title)).size;
   return {
     schema: 1,
     run: {
       id: begin.run,
       startedAt: new Date(begun).toISOString(),
-      ms: round(end ? end.at - begun : last),
+      ms: round(Math.max(0, ended - begun)),
       command: begin.command,
       cutOff: !end,
+      ...(unselected > 0 && { unselected }),
     },
     stack: {
       gateway: begin.stack.gateway ?? NOTHING,
@@ -180,12 +206,26 @@ export function assemble(entries: Entry[], since = 0): Results | undefined {
     contract: "0.0",
     counts: count(scenarios),
     leftovers: of("leftovers").flatMap(({ lines }) => lines),
-    scenarios: scenarios.map(relative),
+    // The first ones begin before the run: they wait for what all share.
+    scenarios: scenarios.map(relative).map((each) => ({ ...each, at: Math.max(0, each.at) })),
     processes,
     calls: calls.toSorted((a, b) => a.at - b.at),
     phases: recent(of("phase").map(({ phase }) => phase)),
     marks: recent(of("mark").map(({ mark }) => mark)),
   };
+}
+
+/** When something was last heard of a run that was killed. */
+function lastOf(entries: Entry[]): number {
+  const times = entries.flatMap((entry) => {
+    if (entry.kind === "running" || entry.kind === "scenario")
+      return [entry.scenario.at + (entry.kind === "scenario" ? entry.scenario.ms : 0)];
+    if (entry.kind === "calls") return entry.calls.map(({ at, ms = 0 }) => at + ms);
+    if (entry.kind === "phase") return [entry.phase.at];
+    if (entry.kind === "mark") return [entry.mark.at];
+    return "at" in entry ? [entry.at] : [];
+  });
+  return times.reduce((a, b) => Math.max(a, b), 0);
 }
 
 /** Of a scenario that ran more than once, the first time that it failed: a later success does not undo it. */

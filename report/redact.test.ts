@@ -93,13 +93,14 @@ test("a secret that only the caller knows is redacted too", () => {
 
 test("an environment has secrets where its names say so", () => {
   const environment = {
-    GITHUB_TOKEN: "one",
-    AWS_SECRET_ACCESS_KEY: "two",
+    GITHUB_TOKEN: "one-secret",
+    AWS_SECRET_ACCESS_KEY: "two-secret",
+    CI_TOKEN: "true",
     PATH: "/bin",
     TOKEN_FILE: "/x",
     EMPTY_TOKEN: "",
   };
-  expect(secretsIn(environment)).toEqual(["one", "two"]);
+  expect(secretsIn(environment)).toEqual(["one-secret", "two-secret"]);
 });
 
 test.each([

@@ -46,9 +46,10 @@ const LEARNT_LENGTH = 8;
  */
 export function redactResults(results: Results, known: string[] = []): Results {
   const learnt = new Set(known.filter((secret) => secret.length >= LEARNT_LENGTH));
-  for (const { request, responses } of results.calls) {
+  for (const { request, responses, events } of results.calls) {
     learn(request, learnt);
     learn(responses, learnt);
+    learn(events, learnt);
   }
   const values = [...learnt].toSorted((a, b) => b.length - a.length);
   return redacted(results, textRedactor(values)) as Results;

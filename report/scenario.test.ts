@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import { expect, test } from "bun:test";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { finding, leaveOut } from "./scenario.ts";
 
 test.each([
@@ -33,4 +36,27 @@ test("lines about the sandboxes of other scenarios are left out, and about unkno
   const kept = lines().filter((_, index) => index !== 2);
   expect(result.logs).toEqual({ gateway: kept, driver: kept });
   expect(result.engine).toEqual([`openshell-default--b-${mine} running`]);
+});
+
+test("a token that an assertion holds is neither printed nor written to bun's own report", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "token-"));
+  const token = ["eyJhbGciOiJFZERTQSJ9", "eyJzdWIiOiJ4In0", "c2lnbmF0dXJl"];
+  // Put together where it runs: bun prints the source around what fails.
+  const source = `
+    import { expect, test } from "bun:test";
+    import { recorded } from "${join(import.meta.dir, "scenario.ts")}";
+    const about = { suite: "s", id: "XX-01", title: "XX-01 t", file: "f", line: 1 };
+    const token = ${JSON.stringify(token)}.join(".");
+    test("XX-01 fails", () => recorded(about, async () => expect(token).toBe("")));
+    test("XX-02 fails", () => recorded(about, async () => expect({ token }).toEqual({ token: "" })));`;
+  writeFileSync(join(folder, "x.test.ts"), source);
+  const args = ["test", "--reporter=junit", "--reporter-outfile=junit.xml"];
+  const child = Bun.spawn([process.execPath, ...args], { cwd: folder, stdout: "pipe", stderr: "pipe" });
+  const [out, err] = await Promise.all([child.stdout.text(), child.stderr.text(), child.exited]);
+  const written = readFileSync(join(folder, "junit.xml"), "utf8");
+  rmSync(folder, { recursive: true });
+  expect(out + err).toContain(" 2 fail");
+  expect(out + err + written).not.toContain(token.join("."));
+  expect(out + err).toContain("<token>");
+  expect(written).toContain("&lt;token&gt;");
 });

@@ -3,6 +3,7 @@
 /** A scenario as it is recorded: who it is, what came of it, and what a reader needs when it did not pass. */
 import { existsSync, readFileSync } from "node:fs";
 import { basename, dirname, join, relative } from "node:path";
+import { readable } from "../harness.ts";
 import { diffOf } from "./explain.ts";
 import type { ScenarioResult } from "./model.ts";
 import { now, record } from "./record.ts";
@@ -66,6 +67,14 @@ export function begun(about: About): ScenarioResult {
   };
 }
 
+/** Whether the pattern of `-t`, as `bun harness.ts test` hands it on, chooses a test; of one that it leaves out, records that. */
+export function isSelected(title: string): boolean {
+  const { OPENSHELL_E2E_PATTERN: pattern } = process.env;
+  const selected = !pattern || new RegExp(pattern).test(title);
+  if (!selected) record({ kind: "unselected", title });
+  return selected;
+}
+
 /** Records a scenario that is not run. */
 export function recordSkip(about: About, reason: string): void {
   record({ kind: "scenario", scenario: { ...begun(about), verdict: "skip", reason } });
@@ -81,8 +90,11 @@ export async function recorded(about: About, work: (result: ScenarioResult) => P
   record({ kind: "running", scenario: result });
   try {
     await work(result);
-  } catch (error) {
-    const message = error instanceof Error ? error.message : String(error);
+  } catch (thrown) {
+    const error = thrown instanceof Error ? thrown : new Error(String(thrown));
+    const message = readable(error.message);
+    // What is thrown on is printed, and written to bun's own report, as it is. (A DOMException's message has no setter.)
+    Object.defineProperty(error, "message", { value: message });
     Object.assign(result, { verdict: "fail", reason: message, ...finding(message) });
     throw error;
   } finally {

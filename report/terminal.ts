@@ -11,6 +11,7 @@ import {
   explain,
   explainCase,
   messageOf,
+  shortLog,
 } from "./explain.ts";
 import { shellQuoted } from "../keeper/command.ts";
 import type { CallRecord, Mark, ProcessSpan, Results, ScenarioResult } from "./model.ts";
@@ -34,21 +35,31 @@ export interface TerminalOptions {
 /** After so many one looks at the report. */
 const EXPLAINED = 5;
 
+/** What stands before the details in the line of a call. */
+const CALL = /^[+−][\d.]+ s {2}\w+ → (?:\w+ after [^:]*|no answer|open)(?:: )?/;
+
+/** Of a sandbox or a container: it alone makes no other cause. */
+const ID = /\b[\da-f]{8}[\da-f-]{4,}\b/g;
+
 /** All failures of a run: a screen for each, but for those that have the same cause as one before; empty without any. */
 export function explainAll(results: Results, colour: boolean): string {
   const red = results.scenarios.filter(({ verdict }) => isRed(verdict));
   const causes = Map.groupBy(red, (scenario) => {
-    const { culprit, sentence } = explain(scenario, results);
-    // Where nothing is known of the cause, it may be another one.
-    return culprit === "unclear" ? scenario.id : `${culprit} ${sentence}`;
+    const { culprit, sentence, lines } = explain(scenario, results);
+    const [evidence = ""] = lines.map((line) => line.replace(CALL, ""));
+    // Where nothing is known of the cause, or what shows it is no word of the scenario's own, it may be another one.
+    const isItsOwn = evidence !== "" && messageOf(scenario).includes(evidence);
+    if (culprit === "unclear" || !isItsOwn) return scenario.id;
+    return `${culprit} ${sentence} ${evidence.replace(ID, "ID")}`;
   });
   const screens = [...causes.values()].slice(0, EXPLAINED).map(([first, ...same]) => {
     const screen = explainOnTerminal(first!, results.calls, { ...results, colour });
     const ids = same.map(({ id }) => id).join(", ");
     return same.length > 0 ? `${screen}\n  The same: ${ids}` : screen;
   });
-  const more = [...causes.values()].slice(EXPLAINED).flat().length;
-  return [...screens, ...(more > 0 ? [`${more} more are not explained here.`] : [])].join("\n\n");
+  const more = [...causes.values()].slice(EXPLAINED).flat();
+  const rest = `${more.length} more are not explained here: ${more.map(({ id }) => id).join(", ")}`;
+  return [...screens, ...(more.length > 0 ? [wrapped(rest, 0).join("\n")] : [])].join("\n\n");
 }
 
 /**
@@ -65,6 +76,8 @@ export function explainOnTerminal(
   const one = caseOf(scenario, { scenarios, calls, processes, marks });
   const { culprit, sentence, lines, advice } = explainCase(one);
   const red = isRed(scenario.verdict);
+  const logOf = (who: "gateway" | "driver") =>
+    [who, "unclear", "harness"].includes(culprit) ? shortLog(scenario.logs[who]) : [];
   const head = `${WORDS[scenario.verdict]} ${scenario.id}`;
   const said = [
     `${paint(red ? "red" : "yellow", head)} ${paint("bold", sentenceOf(scenario))}`,
@@ -82,8 +95,8 @@ export function explainOnTerminal(
     ...section("Calls between gateway and driver", callLines(one), SHOWN.calls, paint),
     ...section("Containers, as the engine has them", scenario.engine, SHOWN.engine, paint),
     ...section("Calls from driver to engine", scenario.engineCalls, SHOWN.engineCalls, paint),
-    ...section("Gateway's log", culprit === "gateway" ? scenario.logs.gateway : [], SHOWN.log, paint),
-    ...section("Driver's log", culprit === "driver" ? scenario.logs.driver : [], SHOWN.log, paint),
+    ...section("Gateway's log", logOf("gateway"), SHOWN.log, paint),
+    ...section("Driver's log", logOf("driver"), SHOWN.log, paint),
   ];
   const toDo = [
     "",
@@ -118,8 +131,10 @@ const NAMES: Record<Exclude<Culprit, "unclear">, string> = {
 function finding(scenario: ScenarioResult, shown: string[]): string[] {
   const { expected, seen, verdict } = scenario;
   if (verdict === "cut") return [];
-  const diff = diffOf(messageOf(scenario))?.filter((line) => !shown.some((each) => each === line.trim()));
-  if (diff && diff.length > 0) return ["", ...diff.slice(0, SHOWN.message).map((line) => `  ${line}`)];
+  const diff = diffOf(messageOf(scenario));
+  const isNews = (line: string) => /^[-+] /.test(line) && !shown.includes(clipped(line));
+  if (diff?.some(isNews)) return ["", ...diff.slice(0, SHOWN.message).map((line) => `  ${line}`)];
+  if (diff) return [];
   if (shown.some((line) => expected && line.includes(expected))) return [];
   if (expected) return ["", `  expected  ${clipped(expected)}`, `  saw       ${clipped(seen)}`];
   const plain = (line: string) => line.replace(/^\s*\|?\s*/, "").trim();

@@ -102,13 +102,18 @@ export function caveat({ stack }: Results): string {
   return `Faked: ${fakes.join(", ")}. What this run shows holds for the real parts alone.`;
 }
 
-/** What a run came to, in one line: "86 scenarios: 74 pass, 12 FAIL". */
-export function countsLine({ counts, scenarios }: Results): string {
+/** What a run came to, in one line: "86 scenarios: 74 pass, 12 FAIL (106 not selected by -t)". */
+export function countsLine({ counts, scenarios, run }: Results): string {
   const parts = Object.entries(counts).flatMap(([verdict, count]) =>
     count > 0 ? [`${count} ${WORDS[verdict as Verdict]}`] : [],
   );
-  return `${plural(scenarios.length, "scenario")}${parts.length > 0 ? `: ${parts.join(", ")}` : ""}`;
+  const left = unselectedWords(run);
+  return `${plural(scenarios.length, "scenario")}${parts.length > 0 ? `: ${parts.join(", ")}` : ""}${left && ` (${left})`}`;
 }
+
+/** "106 not selected by -t"; empty where all were. */
+export const unselectedWords = ({ unselected = 0 }: Results["run"]): string =>
+  unselected > 0 ? `${unselected.toLocaleString("en")} not selected by -t` : "";
 
 /** Text as content or attribute of XML and HTML, without the characters that XML 1.0 cannot hold. */
 export function escaped(text: string): string {

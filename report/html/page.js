@@ -62,19 +62,37 @@ const processes = data.processes.map(([name, stack, at, readyMs, ms, ending, pid
 
 const marks = data.marks.map(([stack, at, what]) => ({ kind: "mark", stack, at, end: at, what }));
 
-/** From one phase of a sandbox to the next; it ends when it is GONE, or else its last DeleteSandbox is answered. */
+/** When the last gateway of a stack ended: after that nobody has its sandboxes. */
+const endOfStack = (stack) => {
+  const gateways = processes.filter((each) => each.name === "gateway" && each.stack === stack);
+  return gateways.length > 0 ? Math.max(...gateways.map(({ end }) => end)) : data.ms;
+};
+
+/** What a call begins, long before its user sees a phase of that name. */
+const BEGINS = { StopSandbox: "STOPPING", DeleteSandbox: "DELETING" };
+
+/**
+ * From one phase of a sandbox to the next; it ends when it is GONE, or else its last DeleteSandbox is answered, or its
+ * gateway ends.
+ */
 const phases = (() => {
   const bySandbox = Map.groupBy(data.phases, ([, sandbox]) => sandbox);
-  const deleted = new Map();
-  for (const call of calls)
-    if (call.method === "DeleteSandbox")
-      deleted.set(call.sandbox, Math.max(call.end, deleted.get(call.sandbox) ?? 0));
+  const began = Map.groupBy(
+    calls.filter((call) => BEGINS[call.method] && call.look !== "bad"),
+    ({ sandbox }) => sandbox,
+  );
   return [...bySandbox].flatMap(([sandbox, of]) => {
-    const ordered = of.toSorted((a, b) => a[3] - b[3]);
-    const gone = ordered.find(([, , phase]) => phase === "GONE")?.[3];
-    const lived = ordered.filter(([, , phase]) => phase !== "GONE");
+    const asked = began.get(sandbox) ?? [];
+    const deletions = asked.filter(({ method }) => method === "DeleteSandbox");
+    const begun = asked.map(({ stack, method, at }) => [stack, sandbox, BEGINS[method], at]);
+    const gone = of.find(([, , phase]) => phase === "GONE")?.[3];
+    const lived = [...of, ...begun]
+      .filter(([, , phase, at]) => phase !== "GONE" && at < (gone ?? Infinity))
+      .toSorted((a, b) => a[3] - b[3])
+      .filter(([, , phase], index, all) => phase !== all[index - 1]?.[2]);
     if (lived.length === 0) return [];
-    const end = Math.max(lived.at(-1)[3], gone ?? deleted.get(sandbox) ?? data.ms);
+    const deleted = deletions.length > 0 ? Math.max(...deletions.map(({ end }) => end)) : data.ms;
+    const end = Math.max(lived.at(-1)[3], Math.min(gone ?? deleted, endOfStack(lived[0][0])));
     const bands = lived.map(([stack, , phase, at], index) => ({
       kind: "phase",
       stack,
@@ -89,13 +107,27 @@ const phases = (() => {
 
 for (const scenario of scenarios)
   for (const sandbox of scenario.sandboxes) scenariosOf(sandbox).push(scenario);
-for (const call of calls) for (const scenario of scenariosOf(call.sandbox)) scenario.methods.add(call.method);
 
-/** The scenarios that made a sandbox; usually one. */
+/** The scenarios that made or shared a sandbox; usually one. */
 function scenariosOf(sandbox) {
   const known = (scenariosOf.all ??= new Map());
   if (!known.has(sandbox)) known.set(sandbox, []);
   return known.get(sandbox);
+}
+
+/** Those that ran on a stack at that time: what none of them made belongs to them all. */
+const byStack = Map.groupBy(scenarios, ({ stack }) => stack);
+const during = ({ stack, at, end }) =>
+  (byStack.get(stack) ?? []).filter((scenario) => at <= scenario.end && end >= scenario.at);
+
+for (const call of calls) {
+  const makers = scenariosOf(call.sandbox);
+  call.owners = makers.length > 0 ? makers : during(call);
+  for (const scenario of call.owners) {
+    scenario.methods.add(call.method);
+    // Whose creation failed never learnt the sandbox's id.
+    if (texts[call.sandbox]) scenario.sandboxes.add(call.sandbox);
+  }
 }
 
 const nameOf = (sandbox) => names[sandbox] ?? texts[sandbox];
@@ -103,7 +135,7 @@ const nameOf = (sandbox) => names[sandbox] ?? texts[sandbox];
 // Filters
 
 const form = document.querySelector("#filters");
-const filter = { words: [], sandbox: -1, method: "", verdicts: new Set(), all: true };
+const filter = { words: [], sandbox: -1, method: "", verdicts: new Set(), all: true, none: true };
 /** What the filters leave. */
 let visible = { scenarios: new Set(scenarios), calls };
 
@@ -115,6 +147,7 @@ function readFilters() {
   filter.method = fields.get("method");
   filter.verdicts = new Set(fields.getAll("verdict"));
   filter.all = filter.words.length === 0 && filter.verdicts.size === boxes.length;
+  filter.none = filter.all && filter.sandbox < 0 && !filter.method;
 }
 
 const matches = (scenario) =>
@@ -123,15 +156,18 @@ const matches = (scenario) =>
   (filter.sandbox < 0 || scenario.sandboxes.has(filter.sandbox)) &&
   (!filter.method || scenario.methods.has(filter.method));
 
-/** A call about no sandbox belongs to the scenarios of its stack and time. */
 function belongs(call, shown) {
   if (filter.method && call.method !== filter.method) return false;
   if (filter.sandbox >= 0 && call.sandbox !== filter.sandbox) return false;
-  if (filter.all) return true;
-  const makers = scenariosOf(call.sandbox);
-  if (makers.length > 0) return makers.some((scenario) => shown.has(scenario));
-  return [...shown].some(({ stack, at, end }) => stack === call.stack && call.at <= end && call.end >= at);
+  return filter.all || call.owners.some((scenario) => shown.has(scenario));
 }
+
+/** Whether something is on the stack, and in the time, of what the filters leave; the engine is on all stacks. */
+const isNear = ({ stack, at, end }) =>
+  filter.none ||
+  [...visible.scenarios].some(
+    (each) => (stack === 0 || stack === each.stack) && at <= each.end && end >= each.at,
+  );
 
 function applyFilters() {
   readFilters();
@@ -295,12 +331,11 @@ function chosenCalls() {
 
 const isShown = {
   scenario: (item) => visible.scenarios.has(item),
-  process: () => true,
-  mark: () => true,
-  phase: ({ sandbox }) => {
-    if (filter.sandbox >= 0) return sandbox === filter.sandbox;
-    const makers = scenariosOf(sandbox);
-    return filter.all || makers.length === 0 || makers.some((scenario) => visible.scenarios.has(scenario));
+  process: isNear,
+  phase: (band) => {
+    if (filter.sandbox >= 0) return band.sandbox === filter.sandbox;
+    const makers = scenariosOf(band.sandbox);
+    return makers.length > 0 ? makers.some((scenario) => visible.scenarios.has(scenario)) : isNear(band);
   },
 };
 
@@ -367,7 +402,7 @@ function niceStep(rough) {
 /** Faults and restarts: a flag above all lanes, and a line through them. */
 function flags() {
   return marks
-    .filter(inView)
+    .filter((mark) => inView(mark) && isNear(mark))
     .map((mark) => {
       const x = xOf(mark.at);
       mark.lane = 0;

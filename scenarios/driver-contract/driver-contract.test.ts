@@ -34,6 +34,6 @@ for (const check of checks) {
       console.log(`(${outcome.verdict}) ${check.id}: ${outcome.reason}`);
     else expect(outcome.verdict, explanation(outcome)).toBe("pass");
   };
-  if (check.alone) registerAlone(() => test(title, prove));
-  else register(() => test.concurrent(title, () => inTurn(prove)));
+  if (check.alone) registerAlone(title, () => test(title, prove));
+  else register(title, () => test.concurrent(title, () => inTurn(prove)));
 }

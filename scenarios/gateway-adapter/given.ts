@@ -98,7 +98,9 @@ export function ownLab(title: string, body: (lab: Lab) => Promise<void>): void {
 const inTurn = turns(() => GATEWAYS_AT_A_TIME);
 
 const inItsTurn = (about: About, prove: () => Promise<void>): void =>
-  register(() => test.concurrent(about.title, () => inTurn(() => recorded(about, prove)), TEST_DEADLINE_MS));
+  register(about.title, () =>
+    test.concurrent(about.title, () => inTurn(() => recorded(about, prove)), TEST_DEADLINE_MS),
+  );
 
 /** A failure shows what the driver was asked, and the gateway's last words. */
 async function judged(body: (bench: Bench) => Promise<void>, bench: Bench): Promise<void> {

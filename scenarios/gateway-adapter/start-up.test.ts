@@ -5,6 +5,8 @@ import { linkSync, renameSync, rmSync, symlinkSync, writeFileSync } from "node:f
 import { createServer, type Server } from "node:net";
 import { status } from "@grpc/grpc-js";
 import { afterAll, beforeAll, expect, test } from "bun:test";
+import { register } from "../../harness.ts";
+import { aboutCaller, recorded } from "../../report/scenario.ts";
 import { fail, ownGateway, ownLab, sharedGateway, until } from "./given.ts";
 import { isReal, Lab, type Outcome } from "./gateway-process.ts";
 
@@ -169,18 +171,17 @@ for (const [id, what] of [
   ["GA-119", "a dead socket"],
 ] as const) {
   const title = `${id} a gateway that finds ${what} where its driver should be gives up after 30 s, with exit code 1`;
-  test.concurrent(
-    title,
-    async () => {
-      const { lab, ended } = waits[what]!;
-      const { exitCode, message } = await ended;
-      expect(message).toBe(
-        `${RUNTIME}failed to connect to remote compute driver socket '${lab.socketPath}' within ${SECONDS}s: transport error`,
-      );
-      expect(exitCode).toBe(1);
-    },
-    90_000,
-  );
+  const about = aboutCaller(title, "");
+  const prove = async () => {
+    const { lab, ended } = waits[what]!;
+    const { exitCode, message } = await ended;
+    expect(message).toBe(
+      `${RUNTIME}failed to connect to remote compute driver socket '${lab.socketPath}' within ${SECONDS}s: transport error`,
+    );
+    expect(exitCode).toBe(1);
+  };
+  // No turn: all three wait for the same 30 s, and do nothing else.
+  register(title, () => test.concurrent(title, () => recorded(about, prove), 90_000));
 }
 
 /** A socket file whose server is gone. */
