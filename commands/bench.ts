@@ -2,7 +2,6 @@
 
 /** `bench`: what the harness itself costs, with the programs that the settings name. Prints medians; times nothing else. */
 import * as grpc from "@grpc/grpc-js";
-import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import {
   asEnvironment,
@@ -15,6 +14,7 @@ import {
   withKeeper,
 } from "../harness.ts";
 import { describeParts } from "../keeper/places.ts";
+import { residentMegabytes } from "../keeper/run.ts";
 import { type CallError, computeDriver, streaming, unary } from "../proto/contract.ts";
 import type { ComputeDriverClient } from "../proto/v0.0/types/openshell/compute/v1/ComputeDriver.ts";
 
@@ -163,14 +163,4 @@ async function benchProcesses(settings: Settings): Promise<void> {
     await kept.exited;
   }
   report("the whole suite external-podman", [await timed(["harness.ts", "test", "external-podman"])]);
-}
-
-function residentMegabytes(pid: number): number {
-  const status = `/proc/${pid}/status`;
-  const kilobytes = existsSync(status)
-    ? /VmRSS:\s+(\d+)/.exec(readFileSync(status, "utf8"))?.[1]
-    : Bun.spawnSync(["ps", "-o", "rss=", "-p", String(pid)])
-        .stdout.toString()
-        .trim();
-  return Math.round(Number(kilobytes) / 1024);
 }

@@ -5,7 +5,7 @@
  * some at a time, until there were enough or the time is over. With chaos, calls between gateway and driver go wrong and
  * the driver dies now and then. At the end: latencies, memory, file descriptors, and every promise that was broken.
  */
-import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { existsSync, readdirSync } from "node:fs";
 import {
   type Command,
   eventually,
@@ -19,6 +19,7 @@ import {
   withKeeper,
 } from "../harness.ts";
 import { describeParts } from "../keeper/places.ts";
+import { residentMegabytes } from "../keeper/run.ts";
 import { parseFault } from "../keeper/faults.ts";
 import { codeName } from "../proto/contract.ts";
 
@@ -373,11 +374,8 @@ function usage({ info }: RunningStack): Usage[] {
   return (["gateway", "driver", "keeper"] as const).map((who) => {
     const pid = info.pids[who];
     const folder = `/proc/${pid}`;
-    const kilobytes = existsSync(folder)
-      ? /VmRSS:\s+(\d+)/.exec(readFileSync(`${folder}/status`, "utf8"))?.[1]
-      : Bun.spawnSync(["ps", "-o", "rss=", "-p", String(pid)]).stdout.toString();
     const descriptors = existsSync(`${folder}/fd`) ? readdirSync(`${folder}/fd`).length : undefined;
-    return { who, pid, megabytes: Math.round(Number(kilobytes) / 1_024), descriptors };
+    return { who, pid, megabytes: residentMegabytes(pid), descriptors };
   });
 }
 

@@ -8,7 +8,7 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { type Command, connectable, eventually, EXIT, HarnessError } from "../harness.ts";
 import { Child } from "../keeper/process.ts";
-import { processesOf, Run, RUN_MARK } from "../keeper/run.ts";
+import { kill, processesOf, Run, RUN_MARK } from "../keeper/run.ts";
 import { readRecords, writeResults } from "../report/record.ts";
 import { belongings, describeBelonging, Engine, removeBelongings } from "../keeper/engine.ts";
 
@@ -70,14 +70,6 @@ export async function sweepRun(run: Run, reports: string): Promise<{ removed: st
     return { removed };
   } catch (error) {
     return { removed, problem: (error as Error).message };
-  }
-}
-
-function kill(pid: number): void {
-  try {
-    process.kill(pid, "SIGKILL");
-  } catch {
-    // It ended between the look and the kill.
   }
 }
 

@@ -20,7 +20,7 @@ import { bringsEngine, checkParts, findParts, type Parts } from "./places.ts";
 import { Child, cleanEnvironment } from "./process.ts";
 import { compiledFake } from "./programs.ts";
 import { saveLogs } from "./reports.ts";
-import { processesOf, type Run, RUN_MARK } from "./run.ts";
+import { kill, processesOf, type Run, RUN_MARK } from "./run.ts";
 import { type DriverContext, type Setup, Stack, type StackInfo, type StackSpec } from "./stack.ts";
 import type { Call, Rule } from "./tap.ts";
 
@@ -430,7 +430,7 @@ export class Keeper {
     await this.#engineProcess?.stop(2_000);
     for (const { pid, command } of processesOf(run)) {
       left.push(`process ${pid} (${command})`);
-      signal(pid, "SIGKILL");
+      kill(pid);
     }
     return left;
   }
@@ -468,14 +468,6 @@ async function importFakeSupervisor(engine: Engine, run: Run): Promise<string> {
 
 function recordCalls({ tap, id }: Stack): void {
   if (tap) record({ kind: "calls", calls: tap.records(id) });
-}
-
-function signal(pid: number, name: NodeJS.Signals): void {
-  try {
-    process.kill(pid, name);
-  } catch {
-    // Gone already.
-  }
 }
 
 // Control socket: one JSON object a line, `{id, method, args}` and back `{id, result}` or `{id, error}`

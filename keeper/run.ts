@@ -199,3 +199,21 @@ export function processTable(): { pid: number; command: string; environment: str
       }
     });
 }
+
+/** Kills (SIGKILL) a process, unless it ended between the look and the kill. */
+export function kill(pid: number): void {
+  try {
+    process.kill(pid, "SIGKILL");
+  } catch {
+    // That is what was wanted.
+  }
+}
+
+/** A process' resident memory, in megabytes; NaN when it is gone. */
+export function residentMegabytes(pid: number): number {
+  const status = `/proc/${pid}/status`;
+  const kilobytes = existsSync("/proc/self")
+    ? existsSync(status) && /VmRSS:\s+(\d+)/.exec(readFileSync(status, "utf8"))?.[1]
+    : Bun.spawnSync(["ps", "-o", "rss=", "-p", String(pid)]).stdout.toString();
+  return Math.round(Number(kilobytes || Number.NaN) / 1_024);
+}
