@@ -98,6 +98,8 @@ mkdir -p "$0" || exit
  * children that it knows when a test times out; it does not know this one.
  */
 export async function startKeeper(run: Run, settings: Settings): Promise<Connection> {
+  // What the settings contradict is said here, not by a keeper that ends.
+  findParts(settings);
   const shell = Bun.spawn(["sh", "-c", keeperAndGuard(process.pid), run.folder, process.execPath, HARNESS], {
     // What flags said, too.
     env: { ...process.env, ...asEnvironment(settings) },
