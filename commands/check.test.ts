@@ -125,6 +125,13 @@ test("the table for a driver's README says what was not asked, and is gone when 
   expect(existsSync(join(some.reports, "contract.md"))).toBe(false);
 });
 
+test("a driver that cannot be started as it is named is one line", async () => {
+  const driver = "my-driver {socket} {supervisor_image}";
+  const { code, errors } = await start(["check", "--driver", driver]).ended();
+  expect(errors).toMatch(/^openshell-e2e: The driver's command has \{supervisor_image\}, [^\n]+\n$/);
+  expect(code).toBe(2);
+});
+
 test("a failed check is asked again of the same driver", async () => {
   const { output } = await start([
     "check",

@@ -18,7 +18,7 @@ import {
   unless,
   withKeeper,
 } from "../harness.ts";
-import { driverProblem, fromHere, shellQuoted } from "../keeper/command.ts";
+import { driverProblem, fromHere } from "../keeper/command.ts";
 import { bringsEngine, describeParts } from "../keeper/places.ts";
 import { openReports } from "../keeper/reports.ts";
 import type { Check } from "../contract/check.ts";
@@ -33,6 +33,7 @@ import { identify } from "../contract/versions.ts";
 import type { Standing } from "../report/model.ts";
 import { liveProgress } from "../report/progress.ts";
 import { now, record, recordTo, waitingEntries, writeResults } from "../report/record.ts";
+import { shellQuoted } from "../report/text.ts";
 
 /** Most of a check is waiting; but a real Podman that does several things at a time now and then loses a mounted image. */
 const AT_A_TIME = { fake: 4, real: 1 };
@@ -70,9 +71,8 @@ async function check(settings: Settings, own: Record<string, string>, stop: Abor
   }
   const known = readKnown("check", new Set(all.map(({ id }) => id)));
   const choice = own as BackendChoice;
-  const flags = shellQuoted(
-    SUBJECT_FLAGS.flatMap((flag) => (own[flag] === undefined ? [] : [`--${flag}`, own[flag]])),
-  );
+  const said = SUBJECT_FLAGS.flatMap((flag) => (own[flag] === undefined ? [] : [`--${flag}`, own[flag]]));
+  const flags = said.map(shellQuoted).join(" ");
   // An earlier run's says nothing of a driver that does not come up.
   rmSync(join(openReports(settings), CONFORMANCE), { force: true });
   if (socket) {
@@ -176,7 +176,7 @@ const recordBegin = (run: string, stack: Record<string, Standing>): void =>
     kind: "begin",
     at: now(),
     run,
-    command: ["bun", "harness.ts", ...process.argv.slice(2)].join(" "),
+    command: ["bun", "harness.ts", ...process.argv.slice(2)].map(shellQuoted).join(" "),
     stack,
   });
 

@@ -3,7 +3,7 @@
 /** `doctor`: what is here, what is missing, and the command or setting that gets it. Starts nothing. */
 import { existsSync, readFileSync } from "node:fs";
 import { type Command, EXIT, HarnessError, PLACES, type Settings } from "../harness.ts";
-import { findCli, findParts, HOW_TO_NAME } from "../keeper/places.ts";
+import { bringsEngine, findCli, findParts, HOW_TO_NAME } from "../keeper/places.ts";
 import { Run } from "../keeper/run.ts";
 import { Engine } from "../keeper/engine.ts";
 
@@ -47,7 +47,11 @@ function reportPlaces(settings: Settings, say: Say): void {
     const parts = findParts(settings);
     for (const place of PLACES) {
       const { real, label, command } = parts[place];
-      if (real) say("ok", `${place}: ${label} (${command.join(" ")})`);
+      const [program = ""] = command;
+      if (place === "driver" && real && !Bun.which(program))
+        say("missing", `driver: no such program: ${program}`, "OPENSHELL_DRIVER_CMD names it");
+      else if (place === "engine" && bringsEngine(settings)) say("ok", `engine: ${label}`);
+      else if (real) say("ok", `${place}: ${label} (${command.join(" ")})`);
       else say("fake", `${place}: the fake will be used`, `For the real one: ${HOW_TO_NAME[place]}`);
     }
   } catch (error) {

@@ -59,6 +59,13 @@ test.each([
   expect(new Bun.Glob("*").scanSync(path).next().done).toBe(false);
 });
 
+test("an empty folder that is only named like a run is refused, and stays", async () => {
+  const path = join(folder, "0badcafd");
+  mkdirSync(path);
+  expect((await harness(["sweep", "--run", path])).code).toBe(2);
+  expect(existsSync(path)).toBe(true);
+});
+
 test("the folder one is in is refused, and stays", async () => {
   const path = made(join(folder, "here"));
   const { code, errors } = await harness(["sweep", "--run", "."], path);

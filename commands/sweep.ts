@@ -34,7 +34,7 @@ export const command: Command = async (settings, _args, { run: folder, guard }) 
 async function deadRun(folder: string): Promise<Run> {
   if (!existsSync(folder)) throw new HarnessError(`--run: no such folder: ${folder}`);
   const run = await Promise.try(Run.open, folder).catch(() => undefined);
-  if (!run?.isOurs)
+  if (!run?.isMarked)
     throw new HarnessError(`--run: ${folder} is not the folder of a run. \`doctor\` lists them`);
   if (await run.isLive())
     throw new HarnessError(`--run: run ${run.id} is alive: end it first, then nothing is left`);

@@ -5,7 +5,8 @@
  * workload, remove it behind the driver's back, and, where it can, tell what the workload was given.
  */
 import { HarnessError } from "../harness.ts";
-import { commandProblem, shellQuoted, words } from "../keeper/command.ts";
+import { commandProblem, words } from "../keeper/command.ts";
+import { shellQuoted } from "../report/text.ts";
 import { Engine, removeBelongings, type Belonging } from "../keeper/engine.ts";
 import { Violation } from "./check.ts";
 
@@ -135,7 +136,7 @@ export async function commands(given: { list?: string; kill?: string; remove?: s
     const [output, errors] = await Promise.all([child.stdout.text(), child.stderr.text()]);
     if ((await child.exited) !== 0) {
       const end = child.signalCode ?? `exit code ${child.exitCode}`;
-      throw new Error(`${shellQuoted(argv)}: ${end}: ${errors.trim()}`);
+      throw new Error(`${argv.map(shellQuoted).join(" ")}: ${end}: ${errors.trim()}`);
     }
     return output;
   };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/** Command lines that users give, of drivers above all: how they are read, what is wrong with one, and how one is shown. */
+/** Command lines that users give, of drivers above all: how they are read, and what is wrong with one. */
 import { resolve } from "node:path";
 import type { DriverContext } from "./stack.ts";
 
@@ -57,7 +57,3 @@ export function fromHere(line: string): string {
   const quote = path.includes('"') ? "'" : '"';
   return `${/[\s"']/.test(path) ? `${quote}${path}${quote}` : path}${line.slice(first.length)}`;
 }
-
-/** Words as a shell takes them. */
-export const shellQuoted = (argv: string[]): string =>
-  argv.map((word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`)).join(" ");

@@ -11,6 +11,7 @@ import {
   HarnessError,
   isAlive,
   PLACES,
+  SETTINGS,
   type Settings,
   tailOf,
   within,
@@ -87,6 +88,10 @@ export class Connection {
   }
 }
 
+/** What a sweep does without: a program that is gone by then, or a socket, must not keep it from its work. */
+const needless = (): string[] =>
+  SETTINGS.map(([, variable]) => variable).filter((name) => name !== "OPENSHELL_E2E_REPORTS");
+
 /**
  * What a shell does with a run's folder ($0) and our own command line ($@): it makes the folder, starts the keeper, and
  * beside it the guard, which waits for the keeper's end and then sweeps what is left. The guard learns of the end from
@@ -97,7 +102,7 @@ const keeperAndGuard = (starter: number): string => `
 umask 077
 mkdir -p "$0" || exit
 { sh -c 'echo $$ >"$0/keeper.pid"; exec "$@" 3>&1 </dev/null >>"$0/keeper.log" 2>&1' "$0" "$@" keep "$0" ${starter} |
-  { trap "" INT TERM HUP; read -r _; [ ! -d "$0" ] || exec "$@" sweep --guard --run "$0"; }
+  { trap "" INT TERM HUP; unset ${needless().join(" ")}; read -r _; [ ! -d "$0" ] || exec "$@" sweep --guard --run "$0"; }
 } >/dev/null 2>&1 &`;
 
 /**
@@ -105,6 +110,8 @@ mkdir -p "$0" || exit
  * children that it knows when a test times out; it does not know this one.
  */
 export async function startKeeper(run: Run, settings: Settings): Promise<Connection> {
+  // What the settings contradict is said here, not by a keeper that ends.
+  findParts(settings);
   const shell = Bun.spawn(["sh", "-c", keeperAndGuard(process.pid), run.folder, process.execPath, HARNESS], {
     // What flags said, too.
     env: { ...process.env, ...asEnvironment(settings) },

@@ -2,7 +2,7 @@
 
 /** Nothing is left behind, whoever is killed, and whenever. */
 import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { existsSync, mkdtempSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { basename, dirname, join } from "node:path";
@@ -31,17 +31,21 @@ const VICTIMS = ["the test process", "the keeper", "both"] as const;
 
 type Held = StackInfo & { sandboxId: string };
 
-const startFixture = <Output extends "pipe" | "ignore">(stdout: Output, name: "hold" | "over" = "hold") =>
+const startFixture = <Output extends "pipe" | "ignore">(
+  stdout: Output,
+  more: Record<string, string> = {},
+  name: "hold" | "over" = "hold",
+) =>
   Bun.spawn([process.execPath, "test", "--timeout=600000", `./keeper/${name}.fixture.ts`], {
     cwd: ROOT,
-    env: environment,
+    env: { ...environment, ...more },
     stdout,
     stderr: stdout,
   });
 
 /** Starts a test process that holds a Ready sandbox, and waits until it does. */
-async function hold() {
-  const child = startFixture("pipe");
+async function hold(more?: Record<string, string>) {
+  const child = startFixture("pipe", more);
   let printed = "";
   for await (const chunk of child.stdout as unknown as AsyncIterable<Uint8Array>) {
     printed += Buffer.from(chunk).toString();
@@ -116,6 +120,17 @@ test("a sweep that starts a dead engine again leaves neither it nor the folder",
   await nothingLeft();
   // What ends after the folder was removed could make it again.
   expect(findEngines()).toEqual([]);
+  await ended(held.pids);
+});
+
+test("a guard does its work though a program that the settings name is gone by then", async () => {
+  const cli = join(runs, "openshell");
+  writeFileSync(cli, "", { mode: 0o755 });
+  const { child, held } = await hold({ OPENSHELL_BIN: cli });
+  rmSync(cli);
+  kill(held.pids.keeper);
+  kill(child.pid);
+  await nothingLeft();
   await ended(held.pids);
 });
 
@@ -230,7 +245,7 @@ test("a terminated test process leaves nothing", async () => {
 });
 
 test("scenarios that end badly fail with their own reason, and leave nothing to those that come after", async () => {
-  const child = startFixture("pipe", "over");
+  const child = startFixture("pipe", {}, "over");
   const said = (await Promise.all([child.stdout.text(), child.stderr.text()])).join("");
   for (const reason of ["the reason of OV-01", "not within 10 ms", "not within 1 ms", "the reason of OV-05"])
     expect(said).toContain(`rror: ${reason.startsWith("not") ? `The scenario: ${reason}` : reason}`);

@@ -79,14 +79,17 @@ export class Run {
   static all(settings: Settings): Run[] {
     const root = Run.root(settings);
     if (!existsSync(root)) return [];
-    return readdirSync(root)
-      .map((name) => new Run(name, join(root, name)))
-      .filter((run) => isNamedFolder(run.folder) && run.isOurs);
+    return (
+      readdirSync(root)
+        .map((name) => new Run(name, join(root, name)))
+        // A run that was killed before it wrote anything leaves its folder empty.
+        .filter((run) => isNamedFolder(run.folder) && (run.isMarked || isEmpty(run.folder)))
+    );
   }
 
-  /** Whether a run made that folder. One that was killed before it wrote anything leaves it empty. */
-  get isOurs(): boolean {
-    return existsSync(join(this.folder, KEEPER_PID)) || isEmpty(this.folder);
+  /** Whether a run wrote what is in the folder. */
+  get isMarked(): boolean {
+    return existsSync(join(this.folder, KEEPER_PID));
   }
 
   /** Whether its keeper is there, or is only just starting. */

@@ -13,10 +13,9 @@ import {
   messageOf,
   shortLog,
 } from "./explain.ts";
-import { shellQuoted } from "../keeper/command.ts";
 import type { CallRecord, Mark, ProcessSpan, Results, ScenarioResult } from "./model.ts";
 import { isRed } from "./model.ts";
-import { clipped, markWords, offset, sentenceOf, took, WORDS } from "./text.ts";
+import { clipped, markWords, offset, sentenceOf, shellQuoted, took, WORDS } from "./text.ts";
 
 /** The height of a screen, in lines. */
 export const SCREEN_LINES = 40;
@@ -112,7 +111,7 @@ export function explainOnTerminal(
 /** The setting without which another driver would be tried again, as a shell takes it. */
 function driverOf({ suite }: ScenarioResult): string {
   const command = process.env.OPENSHELL_DRIVER_CMD;
-  return command && suite !== "gateway-adapter" ? `OPENSHELL_DRIVER_CMD=${shellQuoted([command])} ` : "";
+  return command && suite !== "gateway-adapter" ? `OPENSHELL_DRIVER_CMD=${shellQuoted(command)} ` : "";
 }
 
 /** " · failed 2 of 20 times", of a scenario that ran more than once. */
