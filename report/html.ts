@@ -258,7 +258,7 @@ function findings(scenario: ScenarioResult, { sentence, lines }: Explanation, me
   const rows = [
     ...(expected ? [["Expected", `<code>${escaped(clipped(expected, 600))}</code>`]] : []),
     ...(seen ? [["Saw", `<code>${escaped(clipped(seen, 600))}</code>`]] : []),
-    ...(source ? [["Source", link(source)]] : []),
+    ...(source ? [["Source", linked(source)]] : []),
     ...(harm ? [["Users", escaped(harm)]] : []),
   ];
   const list = rows.map(([term, text]) => `<div><dt>${term}</dt><dd>${text}</dd></div>`).join("");
@@ -271,10 +271,14 @@ function findings(scenario: ScenarioResult, { sentence, lines }: Explanation, me
 const block = (lines: string[]): string =>
   lines.some(Boolean) ? `<pre class="evidence">${content(lines.join("\n"))}</pre>` : "";
 
-const link = (text: string): string =>
-  /^https:\/\/[\w./#?=&%~+:-]+$/.test(text)
-    ? `<a href="${escaped(text)}" rel="noreferrer">${escaped(text)}</a>`
-    : escaped(text);
+/** Text whose addresses are links. One that was cut off would lead nowhere. */
+const linked = (text: string): string =>
+  text
+    .split(/(https:\/\/[\w./#?=&%~+:-]+(?![\w./#?=&%~+:…-]))/)
+    .map((part, index) =>
+      index % 2 === 1 ? `<a href="${escaped(part)}" rel="noreferrer">${escaped(part)}</a>` : escaped(part),
+    )
+    .join("");
 
 /** Words with `code` in them. */
 const inline = (text: string): string => escaped(text).replace(/`([^`]+)`/g, "<code>$1</code>");
@@ -283,14 +287,14 @@ const inline = (text: string): string => escaped(text).replace(/`([^`]+)`/g, "<c
 function proof(one: Case, room: number): string {
   const { scenario, message } = one;
   const calls = callTable(one, room / 2);
-  const part = (title: string, lines: string[], characters: number) => {
+  const part = (title: string, lines: string[], characters: number, kind = "lines") => {
     if (lines.length === 0) return "";
     const kept = lastThatFit(lines, characters);
     const note =
       kept.length < lines.length
         ? ` <span class="number">the last ${kept.length} of ${lines.length} lines</span>`
         : ` <span class="number">${lines.length}</span>`;
-    return `<details class="proof"><summary>${title}${note}</summary><pre tabindex="0" role="region" aria-label="${escaped(`${title}: ${scenario.id}`)}">${content(kept.join("\n"))}</pre></details>`;
+    return `<details class="proof ${kind}"><summary>${title}${note}</summary><pre tabindex="0" role="region" aria-label="${escaped(`${title}: ${scenario.id}`)}">${content(kept.join("\n"))}</pre></details>`;
   };
   return [
     calls,
@@ -298,7 +302,7 @@ function proof(one: Case, room: number): string {
     part("Calls from driver to engine", scenario.engineCalls, room / 10),
     part("Gateway’s log", scenario.logs.gateway, room / 6),
     part("Driver’s log", scenario.logs.driver, room / 6),
-    part("The whole message", message.split("\n"), room / 10),
+    part("The whole message", message.split("\n"), room / 10, "message"),
   ].join("\n");
 }
 
@@ -514,5 +518,5 @@ function scenarioRow(scenario: ScenarioResult, anchor: string, longest: number):
 
 function reasonAside(verdict: Verdict, reason: string): string {
   if (verdict === "pass" || isRed(verdict) || !reason) return "";
-  return `<small>${escaped(clipped(reason))}</small>`;
+  return `<small>${linked(clipped(reason))}</small>`;
 }

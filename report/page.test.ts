@@ -366,13 +366,44 @@ describe.skipIf(!CHROMIUM)(
       60_000,
     );
 
-    test("printed, everything is unfolded and nothing is cut off", async () => {
-      const page = await open(smallExample());
+    test.each([400, 1280])("nothing is wider than a window of %i px", async (width) => {
+      const results = smallExample();
+      const known = results.scenarios.find(({ verdict }) => verdict === "known")!;
+      known.reason = `it is known, https://github.com/NVIDIA/OpenShell/issues/${"2352".repeat(20)}`;
+      const page = await open(results);
+      await page.setViewportSize({ width, height: 900 });
+      await page.evaluate("for (const details of document.querySelectorAll('details')) details.open = true");
+      expect(await page.evaluate("document.documentElement.scrollWidth - innerWidth")).toBe(0);
+      expect(await page.locator(`#${known.id} small a`).getAttribute("href")).toStartWith(
+        "https://github.com/",
+      );
+    });
+
+    test("printed, the timeline comes first, failures are unfolded, and logs are their last lines", async () => {
+      const results = smallExample();
+      const lines = Array.from(
+        { length: 60 },
+        (_, line) => `line ${line} of a log that says what a program does`,
+      );
+      for (const { verdict, logs } of results.scenarios)
+        if (isRed(verdict)) Object.assign(logs, { gateway: lines, driver: lines });
+      const page = await open(results);
+      const log = page.locator("#XF-01 .lines pre").filter({ hasText: "line 59" }).first();
       await page.evaluate("dispatchEvent(new Event('beforeprint'))");
       await page.emulateMedia({ media: "print" });
       expect(await page.locator(".card:not([open])").count()).toBe(0);
       expect(await page.locator("#filters").isVisible()).toBe(false);
-      expect((await page.pdf()).length).toBeGreaterThan(20_000);
+      expect(await page.locator(".calls details[open]").count()).toBe(0);
+      expect((await log.textContent())!.split("\n")).toEqual(lines.slice(-15));
+      const order = await page.locator("main > section").evaluateAll((all) => all.map(({ id }) => id));
+      expect(order).toEqual(["timeline", "failures", "scenarios"]);
+      const pages = (await page.pdf()).toString("latin1").match(/\/Type\s*\/Page\b(?!s)/g);
+      // A page for each of the twelve failures, and some for the rest.
+      expect(pages?.length).toBeGreaterThan(3);
+      expect(pages?.length).toBeLessThanOrEqual(17);
+      await page.evaluate("dispatchEvent(new Event('afterprint'))");
+      expect(await page.locator(".card:not([open])").count()).toBe(11);
+      expect((await log.textContent())!.split("\n")).toHaveLength(60);
     });
 
     test("a run that went well says so, and one that was cut off does too", async () => {

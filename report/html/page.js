@@ -626,14 +626,30 @@ form.addEventListener("reset", () => requestAnimationFrame(applyFilters));
 form.addEventListener("submit", (event) => event.preventDefault());
 addEventListener("hashchange", unfold);
 
-/** On paper everything is unfolded, and folded again after that. */
-let folded = [];
+/** So many lines of a log are printed. */
+const PRINTED_LINES = 15;
+/**
+ * On paper the timeline comes first, and a failure is unfolded with its calls and the end of each log: all of the bodies
+ * and logs would be dozens of pages. What takes it back is done after that.
+ */
+let undo = [];
 addEventListener("beforeprint", () => {
-  folded = [...document.querySelectorAll("details:not([open])")];
-  for (const details of folded) details.open = true;
+  if (undo.length > 0) return;
+  const [failures, timeline] = ["#failures", "#timeline"].map((name) => document.querySelector(name));
+  failures.before(timeline);
+  undo = [() => failures.after(timeline)];
+  for (const details of document.querySelectorAll(".card:not([open]), .card .proof:not(.message, [open])")) {
+    details.open = true;
+    undo.push(() => (details.open = false));
+  }
+  for (const log of document.querySelectorAll(".card .lines > pre")) {
+    const text = log.textContent;
+    log.textContent = text.split("\n").slice(-PRINTED_LINES).join("\n");
+    undo.push(() => (log.textContent = text));
+  }
 });
 addEventListener("afterprint", () => {
-  for (const details of folded) details.open = false;
+  for (const step of undo.splice(0)) step();
 });
 
 for (const element of document.querySelectorAll("#filters, #tools, #keys, .show")) element.hidden = false;
