@@ -312,7 +312,7 @@ function lastThatFit(lines: string[], characters: number): string[] {
   for (const line of lines.toReversed()) {
     room -= line.length + 1;
     if (room < 0 && kept.length > 0) break;
-    kept.unshift(room < 0 ? clipped(line, 400) : line);
+    kept.unshift(room < 0 ? clipped(line, 240) : line);
   }
   return kept;
 }
@@ -369,10 +369,14 @@ function callRow(call: CallRecord, since: number): string {
   return `<tr><td>${offset(call.at - since)}</td><td>${escaped(call.method)}</td><td class="s-${kind}">${escaped(status)}</td><td>${time}</td><td>${call.details ? `<span>${escaped(clipped(call.details, 300))}</span>` : ""}${folded(bodies)}</td></tr>`;
 }
 
-const folded = (bodies: string[]): string =>
-  bodies.length > 0
-    ? `<details><summary>${content(clipped(bodies[0]!, 72))}</summary><pre>${content(bodies.join("\n"))}</pre></details>`
-    : "";
+/** Bodies of a call, folded unless they are one short line. */
+function folded(bodies: string[]): string {
+  const [first] = bodies;
+  if (first === undefined) return "";
+  const short = clipped(first, 72);
+  if (bodies.length === 1 && short === first) return `<small>${content(first)}</small>`;
+  return `<details><summary>${content(short)}</summary><pre>${content(bodies.join("\n"))}</pre></details>`;
+}
 
 /** What a watch told of a scenario's sandboxes in its time. */
 const eventsOf = ({ events = [] }: CallRecord, { at, ms, sandboxes }: ScenarioResult): EventRecord[] =>
