@@ -31,7 +31,7 @@ import {
   recorded,
   recordSkip,
 } from "./report/scenario.ts";
-import { inColour, offset } from "./report/text.ts";
+import { inColour, offset, shellQuoted } from "./report/text.ts";
 import type { EngineRule } from "./keeper/engine-proxy.ts";
 import {
   findKnown,
@@ -889,7 +889,7 @@ export function sharedKeeper(): Promise<SharedKeeper> {
 
 /** As it was typed, as far as we know. */
 const commandLine = (): string =>
-  process.env.OPENSHELL_E2E_COMMAND ?? ["bun", "test", ...process.argv.slice(2)].join(" ");
+  process.env.OPENSHELL_E2E_COMMAND ?? ["bun", "test", ...process.argv.slice(2)].map(shellQuoted).join(" ");
 
 /** What stands in each place, as a report has it: no path of this machine. */
 export const standings = (parts: Parts): Record<Place, Standing> =>

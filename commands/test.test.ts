@@ -106,6 +106,7 @@ test("what -t leaves out is no skip, neither in the last line nor in the reports
     ["SM-02", "pass"],
   ]);
   expect(Math.min(...results!.scenarios.map(({ at }) => at))).toBeGreaterThanOrEqual(0);
+  expect(results?.run.command).toBe("bun harness.ts test external-podman -t 'SM-02|DI-52'");
   const unselected = Number(/(\d+) not selected/.exec(out)?.[1]);
   expect(unselected).toBeGreaterThan(100);
   expect(results!.run.unselected).toBe(unselected);

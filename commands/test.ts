@@ -25,7 +25,7 @@ import { junit } from "../report/junit.ts";
 import { isRed, type Results } from "../report/model.ts";
 import { liveProgress, type ProgressEvent } from "../report/progress.ts";
 import { readResults } from "../report/read.ts";
-import { inColour } from "../report/text.ts";
+import { inColour, shellQuoted } from "../report/text.ts";
 
 const ROOT = join(import.meta.dir, "..");
 /** The scenarios of the suites that OPENSHELL_E2E_SUITES names, as one test file. */
@@ -140,7 +140,7 @@ function environment(settings: Settings, suites: string[]): Record<string, strin
     ...asEnvironment(settings),
     OPENSHELL_E2E_ANNOUNCED: "1",
     OPENSHELL_E2E_SUITES: suites.join(","),
-    OPENSHELL_E2E_COMMAND: ["bun", "harness.ts", ...process.argv.slice(2)].join(" "),
+    OPENSHELL_E2E_COMMAND: ["bun", "harness.ts", ...process.argv.slice(2)].map(shellQuoted).join(" "),
   };
 }
 

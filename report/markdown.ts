@@ -44,7 +44,7 @@ export function summary(results: Results): string[] {
     ...PLACES.map((place) => {
       const { real, label, image } = stack[place];
       const what = real ? `**${cell(label)}**` : `_${cell(label)}_`;
-      return `| ${place} | ${what} | ${image ? code(imageName(image)) : ""} |`;
+      return `| ${place} | ${what} | ${image ? code(imageName(image)).replaceAll("|", String.raw`\|`) : ""} |`;
     }),
     "",
     ...(caveat(results) ? [`> ${caveat(results)}`, ""] : []),
@@ -146,7 +146,7 @@ export const cell = (plain: string): string => text(plain);
 
 /** Code in a line, though it may hold backticks. */
 function code(plain: string): string {
-  const line = plain.replaceAll("\n", " ").replaceAll("|", "¦");
+  const line = plain.replaceAll("\n", " ");
   const ticks = "`".repeat(longestRun(line) + 1);
   return line.includes("`") ? `${ticks} ${line} ${ticks}` : `${ticks}${line}${ticks}`;
 }

@@ -44,6 +44,10 @@ export function took(ms: number): string {
 /** "+1.20 s" since a scenario's start; a call may have begun before it. */
 export const offset = (ms: number): string => `${ms < 0 ? "−" : "+"}${(Math.abs(ms) / 1000).toFixed(2)} s`;
 
+/** An argument as a shell takes it, so that a command line can be copied. */
+export const shellQuoted = (argument: string): string =>
+  /^[\w@%+=:,./-]+$/.test(argument) ? argument : `'${argument.replaceAll("'", String.raw`'\''`)}'`;
+
 /** "3 scenarios", "1 scenario". */
 export const plural = (count: number, one: string, many = `${one}s`): string =>
   `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
