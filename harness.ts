@@ -31,7 +31,7 @@ import {
   recorded,
   recordSkip,
 } from "./report/scenario.ts";
-import { inColour, offset, shellQuoted } from "./report/text.ts";
+import { inColour, offset, shellQuoted, widthOf } from "./report/text.ts";
 import type { EngineRule } from "./keeper/engine-proxy.ts";
 import {
   findKnown,
@@ -933,7 +933,8 @@ async function abandon(error: unknown, run?: SharedKeeper): Promise<never> {
   const { explainOnTerminal } = await import("./report/terminal.ts");
   const { settings } = readSettings();
   console.error(`openshell-e2e: the run cannot go on: what all scenarios share did not start\n`);
-  console.error(explainOnTerminal(scenario, [], { colour: inColour(process.stderr) }));
+  const shown = { colour: inColour(process.stderr), width: widthOf(process.stderr) };
+  console.error(explainOnTerminal(scenario, [], shown));
   console.error(`\nAll of it: bun harness.ts report ${settings.reports} --format html`);
   process.exit(EXIT.error);
 }

@@ -402,6 +402,20 @@ describe("on the terminal", () => {
     },
   );
 
+  test.each(red(results).map((scenario) => [scenario.id, scenario] as const))(
+    "%s fits on a narrow one",
+    (_, scenario) => {
+      const text = explainOnTerminal(scenario, results.calls, { ...results, width: 72 });
+      expect(Math.max(...text.split("\n").map((line) => line.length))).toBeLessThanOrEqual(72);
+    },
+  );
+
+  test("a failure long before the end says after how long it was", () => {
+    const long = { ...of("XF-09"), ms: 64_000, failedMs: 4_000 };
+    expect(explainOnTerminal(long, [])).toContain("failed after 4.0 s, cleaning up 1 min 00 s");
+    expect(explainOnTerminal({ ...long, ms: 4_200 }, [])).not.toContain("cleaning up");
+  });
+
   test("however much there is to say", () => {
     const large = largeExample(30, 3_000);
     const scenario = red(large)[0]!;

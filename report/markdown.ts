@@ -6,7 +6,7 @@ import { again, explain } from "./explain.ts";
 import { imageName } from "./junit.ts";
 import { isRed, type Results, type ScenarioResult, type Verdict, VERDICTS } from "./model.ts";
 import { explainOnTerminal } from "./terminal.ts";
-import { caveat, clipped, countsLine, MEANINGS, plural, sentenceOf, took, WORDS } from "./text.ts";
+import { caveat, clipped, countsLine, MEANINGS, plural, sentenceOf, startOf, took, WORDS } from "./text.ts";
 
 /** Summary, failures, and what did not pass for another reason; then the driver's contract, rule by rule. */
 export function markdown(results: Results): string {
@@ -36,7 +36,7 @@ export function summary(results: Results): string[] {
   return [
     `## ${mark} OpenShell driver harness: ${headline}`,
     "",
-    `${countsLine(results)} · ${took(run.ms)} · ${run.startedAt.slice(0, 16).replace("T", " ")} UTC · contract ${results.contract}`,
+    `${countsLine(results)} · ${took(run.ms)} · ${startOf(run)} · contract ${results.contract}`,
     ...(run.cutOff ? ["", "**The run was cut off**: this is what was known by then."] : []),
     "",
     "| place | what stood there | image |",

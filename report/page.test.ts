@@ -76,6 +76,19 @@ test("of older results, whose streams have responses without times, those are sh
   expect(html(results).includes("OLDER")).toBe(true);
 });
 
+test("what is known to fail has its logs, and the engine's card says whose image it names", () => {
+  const results = smallExample();
+  const known = results.scenarios.find(({ verdict }) => verdict === "known")!;
+  known.logs.gateway = ["a line of the gateway"];
+  known.engineCalls = ["+0.10 s  GET info → 200"];
+  results.stack.engine.image = { reference: "localhost/sandbox:1", digest: "" };
+  const page = html(results);
+  const row = page.slice(page.indexOf(`id="${known.id}"`)).split("</tr>\n<tr ")[0]!;
+  expect(row).toContain("a line of the gateway");
+  expect(row).toContain("GET info → 200");
+  expect(page).toContain(">sandboxes: localhost/sandbox:1</small>");
+});
+
 test("the page fetches nothing", () => {
   const page = html(smallExample());
   expect(page).toContain("default-src 'none'");
@@ -272,6 +285,28 @@ describe.skipIf(!CHROMIUM)(
         ["stopping", "600 ms"],
         ["stopped", "800 ms"],
       ]);
+    });
+
+    test("times can be found in the logs, and those of the axis be read to the end", async () => {
+      const results = smallExample();
+      results.run.ms = 31_600;
+      const page = await open(results);
+      expect(await page.locator(".over").textContent()).toContain("2026-11-24 12:00:00 UTC");
+      const call = results.calls.find(({ status }) => status === "INTERNAL")!;
+      const clock = new Date(Date.parse(results.run.startedAt) + call.at).toISOString().slice(11, 23);
+      await page.locator("#chart .call.bad").first().hover();
+      expect(await page.locator(".tip").textContent()).toContain(`(${clock} UTC)`);
+      const axis = page.locator("#chart svg > text[y='13']");
+      expect(await axis.first().textContent()).toBe("0 s");
+      const chart = (await page.locator("#chart").boundingBox())!;
+      for (let times = 0; times < 4; times++) {
+        for (const text of await axis.all()) {
+          expect(await text.textContent()).toMatch(/^[\d.]+ s$/);
+          const box = (await text.boundingBox())!;
+          expect(box.x + box.width).toBeLessThanOrEqual(chart.x + chart.width);
+        }
+        await page.getByRole("button", { name: "Zoom in" }).click();
+      }
     });
 
     test("a mark tells under the pointer, and under the keyboard, what it is", async () => {
