@@ -279,6 +279,20 @@ describe("a failure points to the process that is at fault", () => {
     expect(text).not.toContain("The same:");
   });
 
+  test("a fault of another scenario's calls was not done to this one, unless it makes such calls too", () => {
+    const beside = structuredClone(results);
+    const scenario = of("XF-09", beside);
+    const { stack, at, ms } = scenario;
+    beside.scenarios.push({ ...scenario, id: "XX-01", at: at + 1, ms: ms - 1, sandboxes: ["x"] });
+    const told = (method: string) => {
+      const marks = [{ stack, at: at + 2, what: `fault ${method}: {"fail":{"code":13}}` }];
+      return explain(scenario, { ...beside, marks }).sentence;
+    };
+    expect(told("StopSandbox")).not.toContain("on purpose");
+    expect(told("CreateSandbox")).toContain("on purpose");
+    expect(told("WatchSandboxes")).toContain("on purpose");
+  });
+
   test("a start that was answered with OK and a container that does not run do not go together", () => {
     const started = structuredClone(results);
     const scenario = of("XF-09", started);
