@@ -64,7 +64,7 @@ export const command: Command = async (settings, args, { t: pattern }) => {
         ...environment(settings, suites),
         OPENSHELL_E2E_PATTERN: pattern,
         ...(progress && inColour(process.stderr) && { FORCE_COLOR: "1" }),
-        ...(progress && { COLUMNS: String(process.stderr.columns) }),
+        ...(progress && { OPENSHELL_E2E_COLUMNS: String(process.stderr.columns) }),
       },
       stdin: "ignore",
       stdout: output,

@@ -35,7 +35,7 @@ export const inColour = ({ isTTY }: { isTTY?: boolean }): boolean =>
 
 /** The columns of the terminal to which a stream leads, by its own word or by that of the process that hands it on. */
 export const widthOf = ({ columns }: { columns?: number }): number | undefined =>
-  columns || Number(process.env.COLUMNS) || undefined;
+  columns || Number(process.env.OPENSHELL_E2E_COLUMNS) || undefined;
 
 /** A duration as a person says it: "12 ms", "1.3 s", "4 min 05 s". */
 export function took(ms: number): string {
