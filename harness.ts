@@ -25,10 +25,10 @@ import {
   type About,
   aboutCaller,
   excerpt,
-  isSelected,
   leaveOut,
   recordAbandoned,
   recorded,
+  recordSelection,
   recordSkip,
 } from "./report/scenario.ts";
 import { inColour, offset, shellQuoted, widthOf } from "./report/text.ts";
@@ -1031,14 +1031,14 @@ let loading: { files: Registration[][]; alone: Registration[] } | undefined;
 
 /** Registers a test that runs beside others: at once, or when all files are loaded. */
 export function register(title: string, test: Registration): void {
-  isSelected(title);
+  recordSelection(title);
   if (loading) loading.files.at(-1)!.push(test);
   else test();
 }
 
 /** Registers a test that runs alone: bun lets nothing run across it, so when files are loaded as one it comes last. */
 export function registerAlone(title: string, test: Registration): void {
-  isSelected(title);
+  recordSelection(title);
   if (loading) loading.alone.push(test);
   else test();
 }
@@ -1062,7 +1062,7 @@ export async function asOneFile(paths: string[]): Promise<void> {
 
 function skipped(about: About, reason: string): void {
   const title = `${about.title} (skipped: ${reason})`;
-  if (isSelected(title)) recordSkip(about, reason);
+  if (recordSelection(title)) recordSkip(about, reason);
   // Concurrent, though nothing runs: bun lets no scenario run across one that is not.
   test.concurrent.skip(title, () => {});
 }

@@ -7,8 +7,7 @@
  * `<what>: N passed, N failed, N skipped`. A run that executed nothing is an error (exit code 2).
  */
 import { Glob } from "bun";
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
 import {
   asEnvironment,
@@ -45,8 +44,7 @@ export const command: Command = async (settings, args, { t: pattern }) => {
   mkdirSync(reports, { recursive: true });
   rmSync(join(reports, "junit.xml"), { force: true });
   const began = new Date().toISOString();
-  const folder = mkdtempSync(join(tmpdir(), "openshell-e2e-"));
-  const outfile = join(folder, "junit.xml");
+  const outfile = join(reports, "junit.xml.new");
   // On a terminal the last line is ours, so what bun prints goes through us.
   const progress = liveProgress();
   const output = progress ? "pipe" : "inherit";
@@ -83,7 +81,7 @@ export const command: Command = async (settings, args, { t: pattern }) => {
   progress?.end();
 
   const bunReport = existsSync(outfile) ? readFileSync(outfile, "utf8") : "";
-  rmSync(folder, { recursive: true });
+  rmSync(outfile, { force: true });
   const counts = countsOf(bunReport);
   const results = resultsSince(began, reports);
   if (counts) writeFileSync(join(reports, "junit.xml"), junitOf(suites, bunReport, counts, results));

@@ -453,6 +453,10 @@ describe("on the terminal", () => {
     expect(text.split("FAIL ")).toHaveLength(2);
     expect(text).toContain("The same: EG-02, EG-03");
     expect(explainAll({ ...many, scenarios: [] }, false)).toBe("");
+    const details = `Cannot connect to Podman at ${"a/very/long/path/".repeat(20)}podman.sock`;
+    const long = many.scenarios.map((one) => ({ ...one, reason: `engine on x.sock: connect: ${details}` }));
+    const calls = many.calls.map((call) => (call.details ? { ...call, details } : call));
+    expect(explainAll({ ...many, calls, scenarios: long }, false)).toContain("The same: EG-02, EG-03");
     many.scenarios[2]!.reason = "it was late";
     expect(explainAll(many, false)).not.toContain("The same: EG-02, EG-03");
     const unlike = many.scenarios.flatMap((one, index) =>

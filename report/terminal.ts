@@ -47,7 +47,7 @@ export function explainAll(results: Results, colour: boolean, width = WIDTH): st
   const red = results.scenarios.filter(({ verdict }) => isRed(verdict));
   const causes = Map.groupBy(red, (scenario) => {
     const { culprit, sentence, lines } = explain(scenario, results);
-    const [evidence = ""] = lines.map((line) => line.replace(CALL, ""));
+    const [evidence = ""] = lines.map((line) => line.replace(CALL, "").replace(/…$/, ""));
     // Where nothing is known of the cause, or what shows it is no word of the scenario's own, it may be another one.
     const isItsOwn = evidence !== "" && messageOf(scenario).includes(evidence);
     if (culprit === "unclear" || !isItsOwn) return scenario.id;
