@@ -26,13 +26,13 @@ import {
   type About,
   aboutCaller,
   excerpt,
-  isSelected,
   leaveOut,
   recordAbandoned,
   recorded,
+  recordSelection,
   recordSkip,
 } from "./report/scenario.ts";
-import { inColour, offset } from "./report/text.ts";
+import { inColour, offset, shellQuoted, widthOf } from "./report/text.ts";
 import type { EngineRule } from "./keeper/engine-proxy.ts";
 import {
   findKnown,
@@ -1021,7 +1021,7 @@ export function sharedKeeper(): Promise<SharedKeeper> {
 
 /** As it was typed, as far as we know. */
 const commandLine = (): string =>
-  process.env.OPENSHELL_E2E_COMMAND ?? ["bun", "test", ...process.argv.slice(2)].join(" ");
+  process.env.OPENSHELL_E2E_COMMAND ?? ["bun", "test", ...process.argv.slice(2)].map(shellQuoted).join(" ");
 
 /** What stands in each place, as a report has it: no path of this machine. */
 export const standings = (parts: Parts): Record<Place, Standing> =>
@@ -1065,7 +1065,8 @@ async function abandon(error: unknown, run?: SharedKeeper): Promise<never> {
   const { explainOnTerminal } = await import("./report/terminal.ts");
   const { settings } = readSettings();
   console.error(`openshell-e2e: the run cannot go on: what all scenarios share did not start\n`);
-  console.error(explainOnTerminal(scenario, [], { colour: inColour(process.stderr) }));
+  const shown = { colour: inColour(process.stderr), width: widthOf(process.stderr) };
+  console.error(explainOnTerminal(scenario, [], shown));
   console.error(`\nAll of it: bun harness.ts report ${shownPath(settings.reports)} --format html`);
   process.exit(EXIT.error);
 }
@@ -1164,14 +1165,14 @@ let loading: { files: Registration[][]; alone: Registration[] } | undefined;
 
 /** Registers a test that runs beside others: at once, or when all files are loaded. */
 export function register(title: string, test: Registration): void {
-  isSelected(title);
+  recordSelection(title);
   if (loading) loading.files.at(-1)!.push(test);
   else test();
 }
 
 /** Registers a test that runs alone: bun lets nothing run across it, so when files are loaded as one it comes last. */
 export function registerAlone(title: string, test: Registration): void {
-  isSelected(title);
+  recordSelection(title);
   if (loading) loading.alone.push(test);
   else test();
 }
@@ -1195,7 +1196,7 @@ export async function asOneFile(paths: string[]): Promise<void> {
 
 function skipped(about: About, reason: string): void {
   const title = `${about.title} (skipped: ${reason})`;
-  if (isSelected(title)) recordSkip(about, reason);
+  if (recordSelection(title)) recordSkip(about, reason);
   // Concurrent, though nothing runs: bun lets no scenario run across one that is not.
   test.concurrent.skip(title, () => {});
 }

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** `test` as a terminal and as a log see it. */
+import { Glob } from "bun";
 import { expect, test } from "bun:test";
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 import { stripVTControlCharacters } from "node:util";
 import { XmlDocument, XsdValidator } from "libxml2-wasm";
+import { eventually } from "../harness.ts";
 import type { Results } from "../report/model.ts";
 import { CLEAR } from "../report/progress.ts";
 
@@ -135,6 +137,7 @@ test("what -t leaves out is no skip, neither in the last line nor in the reports
     ["SM-02", "pass"],
   ]);
   expect(Math.min(...results!.scenarios.map(({ at }) => at))).toBeGreaterThanOrEqual(0);
+  expect(results?.run.command).toBe("bun harness.ts test external-podman -t 'SM-02|DI-52'");
   const unselected = Number(/(\d+) not selected/.exec(out)?.[1]);
   expect(unselected).toBeGreaterThan(100);
   expect(results!.run.unselected).toBe(unselected);
@@ -150,6 +153,41 @@ test.each([
   expect(ours).toEqual([`openshell-e2e: ${line}`]);
   expect(code).toBe(2);
 });
+
+test("of a scenario that is killed the report has the stack, the sandbox and the logs", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "kill-"));
+  const child = Bun.spawn([process.execPath, HARNESS, "test", "external-podman", "-t", "LC-03"], {
+    env: {
+      PATH: process.env.PATH,
+      HOME: homedir(),
+      OPENSHELL_E2E_FAKE: "gateway,driver,engine,supervisor",
+      OPENSHELL_E2E_REPORTS: join(folder, "reports"),
+      OPENSHELL_E2E_RUN_DIR: folder,
+    },
+    timeout: 60_000,
+    ...{ stdin: "ignore", stdout: "ignore", stderr: "ignore" },
+  });
+  const find = (pattern: string) => [...new Glob(pattern).scanSync({ cwd: folder, absolute: true })];
+  const recorded = () => {
+    const [records = ""] = find("**/records-test-*.jsonl");
+    if (!/"sandboxes":\["/.test(readFileSync(records, "utf8"))) throw new Error("no sandbox yet");
+    return records;
+  };
+  const records = await eventually(recorded, { what: "a sandbox", deadlineMs: 20_000 });
+  process.kill(Number(/records-test-(\d+)/.exec(records)![1]), "SIGKILL");
+  const written = () => JSON.parse(readFileSync(join(folder, "reports", "results.json"), "utf8")) as Results;
+  const { scenarios } = await eventually(written, { what: "a report", deadlineMs: 20_000 });
+  expect(await child.exited).toBe(137);
+  expect(scenarios).toMatchObject([
+    { id: "LC-03", verdict: "cut", stack: 1, sandboxes: [expect.any(String)] },
+  ]);
+  expect(scenarios[0]!.ms).toBeGreaterThan(0);
+  expect(scenarios[0]!.logs.gateway.length).toBeGreaterThan(0);
+  // The keeper's last act.
+  const over = () => expect(find("**/records-*")).toEqual([]);
+  await eventually(over, { what: "the end of the run", deadlineMs: 20_000 });
+  rmSync(folder, { recursive: true });
+}, 70_000);
 
 test("a driver that does not start ends the run, which says so on the terminal and in the report", async () => {
   const reports = mkdtempSync(join(tmpdir(), "no-start-"));

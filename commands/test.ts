@@ -7,8 +7,7 @@
  * `<what>: N passed, N failed, N skipped`. A run that executed nothing is an error (exit code 2).
  */
 import { Glob } from "bun";
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import {
   asEnvironment,
@@ -27,7 +26,7 @@ import { junit } from "../report/junit.ts";
 import { isRed, type Results } from "../report/model.ts";
 import { liveProgress, type ProgressEvent } from "../report/progress.ts";
 import { readResults } from "../report/read.ts";
-import { inColour } from "../report/text.ts";
+import { inColour, shellQuoted } from "../report/text.ts";
 
 const ROOT = join(import.meta.dir, "..");
 /** The scenarios of the suites that OPENSHELL_E2E_SUITES names, as one test file. */
@@ -55,8 +54,7 @@ export const command: Command = async (settings, args, { t: pattern }) => {
   const reports = openReports(settings);
   rmSync(join(reports, "junit.xml"), { force: true });
   const began = new Date().toISOString();
-  const folder = mkdtempSync(join(tmpdir(), "openshell-e2e-"));
-  const outfile = join(folder, "junit.xml");
+  const outfile = join(reports, "junit.xml.new");
   // On a terminal the last line is ours, so what bun prints goes through us.
   const progress = liveProgress();
   const output = progress ? "pipe" : "inherit";
@@ -74,6 +72,7 @@ export const command: Command = async (settings, args, { t: pattern }) => {
         ...environment(settings, suites),
         OPENSHELL_E2E_PATTERN: pattern,
         ...(progress && inColour(process.stderr) && { FORCE_COLOR: "1" }),
+        ...(progress && { OPENSHELL_E2E_COLUMNS: String(process.stderr.columns) }),
       },
       stdin: "ignore",
       stdout: output,
@@ -92,7 +91,7 @@ export const command: Command = async (settings, args, { t: pattern }) => {
   progress?.end();
 
   const bunReport = existsSync(outfile) ? readFileSync(outfile, "utf8") : "";
-  rmSync(folder, { recursive: true });
+  rmSync(outfile, { force: true });
   const counts = countsOf(bunReport);
   const results = resultsSince(began, reports);
   if (counts) writeFileSync(join(reports, "junit.xml"), junitOf(suites, bunReport, counts, results));
@@ -152,7 +151,7 @@ function environment(settings: Settings, suites: string[]): Record<string, strin
     OPENSHELL_E2E_ATTACH: "0",
     OPENSHELL_E2E_ANNOUNCED: "1",
     OPENSHELL_E2E_SUITES: suites.join(","),
-    OPENSHELL_E2E_COMMAND: ["bun", "harness.ts", ...process.argv.slice(2)].join(" "),
+    OPENSHELL_E2E_COMMAND: ["bun", "harness.ts", ...process.argv.slice(2)].map(shellQuoted).join(" "),
   };
 }
 

@@ -279,6 +279,20 @@ describe("a failure points to the process that is at fault", () => {
     expect(text).not.toContain("The same:");
   });
 
+  test("a fault of another scenario's calls was not done to this one, unless it makes such calls too", () => {
+    const beside = structuredClone(results);
+    const scenario = of("XF-09", beside);
+    const { stack, at, ms } = scenario;
+    beside.scenarios.push({ ...scenario, id: "XX-01", at: at + 1, ms: ms - 1, sandboxes: ["x"] });
+    const told = (method: string) => {
+      const marks = [{ stack, at: at + 2, what: `fault ${method}: {"fail":{"code":13}}` }];
+      return explain(scenario, { ...beside, marks }).sentence;
+    };
+    expect(told("StopSandbox")).not.toContain("on purpose");
+    expect(told("CreateSandbox")).toContain("on purpose");
+    expect(told("WatchSandboxes")).toContain("on purpose");
+  });
+
   test("a start that was answered with OK and a container that does not run do not go together", () => {
     const started = structuredClone(results);
     const scenario = of("XF-09", started);
@@ -402,6 +416,20 @@ describe("on the terminal", () => {
     },
   );
 
+  test.each(red(results).map((scenario) => [scenario.id, scenario] as const))(
+    "%s fits on a narrow one",
+    (_, scenario) => {
+      const text = explainOnTerminal(scenario, results.calls, { ...results, width: 72 });
+      expect(Math.max(...text.split("\n").map((line) => line.length))).toBeLessThanOrEqual(72);
+    },
+  );
+
+  test("a failure long before the end says after how long it was", () => {
+    const long = { ...of("XF-09"), ms: 64_000, failedMs: 4_000 };
+    expect(explainOnTerminal(long, [])).toContain("failed after 4.0 s, cleaning up 1 min 00 s");
+    expect(explainOnTerminal({ ...long, ms: 4_200 }, [])).not.toContain("cleaning up");
+  });
+
   test("however much there is to say", () => {
     const large = largeExample(30, 3_000);
     const scenario = red(large)[0]!;
@@ -425,6 +453,10 @@ describe("on the terminal", () => {
     expect(text.split("FAIL ")).toHaveLength(2);
     expect(text).toContain("The same: EG-02, EG-03");
     expect(explainAll({ ...many, scenarios: [] }, false)).toBe("");
+    const details = `Cannot connect to Podman at ${"a/very/long/path/".repeat(20)}podman.sock`;
+    const long = many.scenarios.map((one) => ({ ...one, reason: `engine on x.sock: connect: ${details}` }));
+    const calls = many.calls.map((call) => (call.details ? { ...call, details } : call));
+    expect(explainAll({ ...many, calls, scenarios: long }, false)).toContain("The same: EG-02, EG-03");
     many.scenarios[2]!.reason = "it was late";
     expect(explainAll(many, false)).not.toContain("The same: EG-02, EG-03");
     const unlike = many.scenarios.flatMap((one, index) =>

@@ -74,6 +74,12 @@ export function caseOf(scenario: ScenarioResult, recorded: Recorded): Case {
     ? ours(recorded.calls).filter((call) => inTime(call.at, call.at + (call.ms ?? Infinity)) && mine(call))
     : [];
   const failed = at + (scenario.failedMs ?? Infinity);
+  // A fault of one method is the doing of one scenario, and does nothing to others that make no such call.
+  const concerns = ({ what }: Mark) => {
+    const [, method] = /^fault (\w+):/.exec(what) ?? [];
+    const isMade = calls.some((call) => call.method === method && (call.sandbox !== "" || isWatch(call)));
+    return wasAlone || !method || isMade;
+  };
   return {
     scenario,
     message,
@@ -84,7 +90,7 @@ export function caseOf(scenario: ScenarioResult, recorded: Recorded): Case {
         (process.stack === stack || process.stack === 0) &&
         inTime(process.at, process.at + (process.ms ?? Infinity)),
     ),
-    marks: stack ? ours(recorded.marks).filter((mark) => inTime(mark.at, mark.at)) : [],
+    marks: stack ? ours(recorded.marks).filter((mark) => inTime(mark.at, mark.at) && concerns(mark)) : [],
   };
 }
 

@@ -14,6 +14,7 @@ import { junit } from "./junit.ts";
 import { markdown } from "./markdown.ts";
 import { matrix } from "./matrix.ts";
 import { count, type Results, type ScenarioResult } from "./model.ts";
+import { shellQuoted } from "./text.ts";
 
 const example = smallExample();
 
@@ -26,6 +27,15 @@ function withScenario(id: string, change: Partial<ScenarioResult>, from = smallE
   from.counts = count(from.scenarios);
   return from;
 }
+
+test.each([
+  ["SM-|LC-|DI-1", "'SM-|LC-|DI-1'"],
+  ["it's", String.raw`'it'\''s'`],
+  ["", "''"],
+  ["--reports=/tmp/a-b_c", "--reports=/tmp/a-b_c"],
+])("%s is quoted as a shell wants it", (argument, quoted) => {
+  expect(shellQuoted(argument)).toBe(quoted);
+});
 
 describe("JUnit", () => {
   const validator = (() => {
@@ -168,6 +178,17 @@ describe("Markdown", () => {
     expect(junit(example)).toContain(`name="not selected by -t" value="167"`);
     const all = largeExample(3, 20);
     for (const made of [markdown, html, junit]) expect(made(all).includes("not selected by -t")).toBe(false);
+  });
+
+  test("a command can be copied, and is no column of a table", () => {
+    const run = smallExample();
+    run.run.command = "bun harness.ts test -t 'SM-|LC-'";
+    run.stack.supervisor.image!.reference = "a|b";
+    const lines = markdown(run).split("\n");
+    expect(lines.find((line) => line.includes("harness.ts test"))).toStartWith(
+      "`bun harness.ts test -t 'SM-|LC-'`",
+    );
+    expect(lines.find((line) => line.startsWith("| supervisor"))).toContain(String.raw`a\|b`);
   });
 
   test("a run in which everything was faked claims no more than that", () => {

@@ -28,7 +28,9 @@ import {
   offset,
   plural,
   sentenceOf,
+  startOf,
   took,
+  tookInAll,
   unselectedWords,
   WORDS,
 } from "./text.ts";
@@ -38,6 +40,9 @@ export const CALLS_CARRIED = 20_000;
 /** What all cards of failures may take together, and one at the most, in characters. */
 const ALL_CARDS = 400_000;
 const ONE_CARD = 50_000;
+/** The same of what is known to fail, which fewer will read. */
+const ALL_KNOWN = 60_000;
+const ONE_KNOWN = 15_000;
 /** Of a card: calls shown, and characters of one body. */
 const CARD_CALLS = 40;
 const BODY = 1200;
@@ -52,7 +57,7 @@ export function html(results: Results): string {
     filters(results, carried),
     failuresSection(red, results, anchors),
     timelineSection(results, carried),
-    scenariosSection(results.scenarios, anchors),
+    scenariosSection(results, anchors),
     `</main>`,
     footer(results),
   ].join("\n");
@@ -117,10 +122,9 @@ function titleOf({ scenarios, counts, run }: Results): string {
 
 function header(results: Results, red: number): string {
   const { run, machine, contract, leftovers } = results;
-  const started = `${run.startedAt.slice(0, 10)} ${run.startedAt.slice(11, 16)} UTC`;
   const bad = red > 0 || run.cutOff;
   return `<header class="top">
-<p class="over">OpenShell driver harness <span aria-hidden="true">·</span> <time datetime="${escaped(run.startedAt)}">${escaped(started)}</time> <span aria-hidden="true">·</span> ${took(run.ms)} <span aria-hidden="true">·</span> run ${escaped(run.id)}</p>
+<p class="over">OpenShell driver harness <span aria-hidden="true">·</span> <time datetime="${escaped(run.startedAt)}">${escaped(startOf(run))}</time> <span aria-hidden="true">·</span> ${took(run.ms)} <span aria-hidden="true">·</span> run ${escaped(run.id)}</p>
 <h1 class="${bad ? "bad" : results.counts.pass > 0 ? "good" : ""}">${escaped(titleOf(results))}</h1>
 ${run.cutOff ? `<p class="note warn"><strong>The run was cut off.</strong> This is what was known by then.</p>` : ""}
 ${proportions(results)}
@@ -159,7 +163,9 @@ function proportions({ counts, run }: Results): string {
 
 function placeCard(place: (typeof PLACES)[number], { stack }: Results): string {
   const { real, label, program, image } = stack[place];
-  const named = program && real && !label.includes(program) ? [`<small>${escaped(program)}</small>`] : [];
+  // Of the engine it is its socket, which says nothing.
+  const isNews = program && real && place !== "engine" && !label.includes(program);
+  const named = isNews ? [`<small>${escaped(program)}</small>`] : [];
   // A digest's first digits tell two images apart; the whole is for whoever wants to pull it.
   const short =
     image &&
@@ -167,7 +173,10 @@ function placeCard(place: (typeof PLACES)[number], { stack }: Results): string {
       .filter(Boolean)
       .join(" ");
   const small = image
-    ? [...named, `<small title="${escaped(imageName(image))}">${escaped(short!)}</small>`]
+    ? [
+        ...named,
+        `<small title="${escaped(imageName(image))}">${place === "engine" ? "sandboxes: " : ""}${escaped(short!)}</small>`,
+      ]
     : named;
   return `<li class="${real ? "real" : "fake"}"><span class="place">${place}</span> <span class="badge">${real ? "real" : "fake"}</span>
 <strong>${escaped(label)}</strong>${small.join("")}</li>`;
@@ -238,7 +247,7 @@ ${cards.join("\n")}
 
 function card(one: Case, anchor: string, room: number, open: boolean): string {
   const { scenario, message } = one;
-  const { verdict, id, file, line, ms } = scenario;
+  const { verdict, id, file, line } = scenario;
   const found = explainCase(one);
   const { culprit, sentence } = found;
   return `<details class="card v-${verdict}" id="${anchor}" data-scenario="${anchor}"${open ? " open" : ""}>
@@ -247,7 +256,7 @@ function card(one: Case, anchor: string, room: number, open: boolean): string {
 <div class="body">
 ${findings(scenario, found, message)}
 <p class="next"><b>Next</b> ${inline(found.advice)}</p>
-<p class="meta"><code>${escaped(again(scenario))}</code> <span>${escaped(`${file}:${line}`)}</span> <span>${took(ms)}</span> <a href="#${anchor}" aria-label="Link to ${escaped(id)}">#${anchor}</a> <button type="button" class="show" data-show="${anchor}" hidden>Show in the timeline</button></p>
+<p class="meta"><code>${escaped(again(scenario))}</code> <span>${escaped(`${file}:${line}`)}</span> <span>${tookInAll(scenario)}</span> <a href="#${anchor}" aria-label="Link to ${escaped(id)}">#${anchor}</a> <button type="button" class="show" data-show="${anchor}" hidden>Show in the timeline</button></p>
 ${proof(one, room)}
 </div>
 </details>`;
@@ -258,7 +267,7 @@ function findings(scenario: ScenarioResult, { sentence, lines }: Explanation, me
   const rows = [
     ...(expected ? [["Expected", `<code>${escaped(clipped(expected, 600))}</code>`]] : []),
     ...(seen ? [["Saw", `<code>${escaped(clipped(seen, 600))}</code>`]] : []),
-    ...(source ? [["Source", link(source)]] : []),
+    ...(source ? [["Source", linked(source)]] : []),
     ...(harm ? [["Users", escaped(harm)]] : []),
   ];
   const list = rows.map(([term, text]) => `<div><dt>${term}</dt><dd>${text}</dd></div>`).join("");
@@ -271,10 +280,14 @@ function findings(scenario: ScenarioResult, { sentence, lines }: Explanation, me
 const block = (lines: string[]): string =>
   lines.some(Boolean) ? `<pre class="evidence">${content(lines.join("\n"))}</pre>` : "";
 
-const link = (text: string): string =>
-  /^https:\/\/[\w./#?=&%~+:-]+$/.test(text)
-    ? `<a href="${escaped(text)}" rel="noreferrer">${escaped(text)}</a>`
-    : escaped(text);
+/** Text whose addresses are links. One that was cut off would lead nowhere. */
+const linked = (text: string): string =>
+  text
+    .split(/(https:\/\/[\w./#?=&%~+:-]+(?![\w./#?=&%~+:…-]))/)
+    .map((part, index) =>
+      index % 2 === 1 ? `<a href="${escaped(part)}" rel="noreferrer">${escaped(part)}</a>` : escaped(part),
+    )
+    .join("");
 
 /** Words with `code` in them. */
 const inline = (text: string): string => escaped(text).replace(/`([^`]+)`/g, "<code>$1</code>");
@@ -283,14 +296,14 @@ const inline = (text: string): string => escaped(text).replace(/`([^`]+)`/g, "<c
 function proof(one: Case, room: number): string {
   const { scenario, message } = one;
   const calls = callTable(one, room / 2);
-  const part = (title: string, lines: string[], characters: number) => {
+  const part = (title: string, lines: string[], characters: number, kind = "lines") => {
     if (lines.length === 0) return "";
     const kept = lastThatFit(lines, characters);
     const note =
       kept.length < lines.length
         ? ` <span class="number">the last ${kept.length} of ${lines.length} lines</span>`
         : ` <span class="number">${lines.length}</span>`;
-    return `<details class="proof"><summary>${title}${note}</summary><pre tabindex="0" role="region" aria-label="${escaped(`${title}: ${scenario.id}`)}">${content(kept.join("\n"))}</pre></details>`;
+    return `<details class="proof ${kind}"><summary>${title}${note}</summary><pre tabindex="0" role="region" aria-label="${escaped(`${title}: ${scenario.id}`)}">${content(kept.join("\n"))}</pre></details>`;
   };
   return [
     calls,
@@ -298,7 +311,7 @@ function proof(one: Case, room: number): string {
     part("Calls from driver to engine", scenario.engineCalls, room / 10),
     part("Gateway’s log", scenario.logs.gateway, room / 6),
     part("Driver’s log", scenario.logs.driver, room / 6),
-    part("The whole message", message.split("\n"), room / 10),
+    part("The whole message", message.split("\n"), room / 10, "message"),
   ].join("\n");
 }
 
@@ -308,7 +321,7 @@ function lastThatFit(lines: string[], characters: number): string[] {
   for (const line of lines.toReversed()) {
     room -= line.length + 1;
     if (room < 0 && kept.length > 0) break;
-    kept.unshift(room < 0 ? clipped(line, 400) : line);
+    kept.unshift(room < 0 ? clipped(line, 240) : line);
   }
   return kept;
 }
@@ -365,10 +378,14 @@ function callRow(call: CallRecord, since: number): string {
   return `<tr><td>${offset(call.at - since)}</td><td>${escaped(call.method)}</td><td class="s-${kind}">${escaped(status)}</td><td>${time}</td><td>${call.details ? `<span>${escaped(clipped(call.details, 300))}</span>` : ""}${folded(bodies)}</td></tr>`;
 }
 
-const folded = (bodies: string[]): string =>
-  bodies.length > 0
-    ? `<details><summary>${content(clipped(bodies[0]!, 72))}</summary><pre>${content(bodies.join("\n"))}</pre></details>`
-    : "";
+/** Bodies of a call, folded unless they are one short line. */
+function folded(bodies: string[]): string {
+  const [first] = bodies;
+  if (first === undefined) return "";
+  const short = clipped(first, 72);
+  if (bodies.length === 1 && short === first) return `<small>${content(first)}</small>`;
+  return `<details><summary>${content(short)}</summary><pre>${content(bodies.join("\n"))}</pre></details>`;
+}
 
 /** What a watch told of a scenario's sandboxes in its time. */
 const eventsOf = ({ events = [] }: CallRecord, { at, ms, sandboxes }: ScenarioResult): EventRecord[] =>
@@ -434,6 +451,7 @@ function pageData(results: Results, { calls }: Carried, anchors: Map<ScenarioRes
   const names = sandboxNames(results);
   return {
     ms: results.run.ms,
+    startedAt: Date.parse(results.run.startedAt),
     scenarios: results.scenarios.map((each) => [
       anchors.get(each),
       each.title,
@@ -485,7 +503,10 @@ function indexer() {
 
 // All scenarios
 
-function scenariosSection(scenarios: ScenarioResult[], anchors: Map<ScenarioResult, string>): string {
+function scenariosSection(results: Results, anchors: Map<ScenarioResult, string>): string {
+  const { scenarios } = results;
+  const known = scenarios.filter(({ verdict }) => verdict === "known").length;
+  const room = Math.min(ONE_KNOWN, ALL_KNOWN / Math.max(known, 1));
   const suites = [...Map.groupBy(scenarios, ({ suite }) => suite)];
   const longest = Math.max(1, ...scenarios.map(({ ms }) => ms));
   const tables = suites.map(
@@ -494,7 +515,7 @@ function scenariosSection(scenarios: ScenarioResult[], anchors: Map<ScenarioResu
       of,
     ]) => `<table class="scenarios"><caption>${escaped(suite)} <span class="number">${of.length}</span></caption>
 <thead><tr><th scope="col">verdict</th><th scope="col">id</th><th scope="col">requirement</th><th scope="col" class="right">took</th></tr></thead><tbody>
-${of.map((scenario) => scenarioRow(scenario, anchors.get(scenario)!, longest)).join("\n")}
+${of.map((scenario) => scenarioRow(scenario, anchors.get(scenario)!, longest, scenario.verdict === "known" ? proof(caseOf(scenario, results), room) : "")).join("\n")}
 </tbody></table>`,
   );
   return `<section id="scenarios" aria-labelledby="scenarios-title"><h2 id="scenarios-title">All scenarios <span class="number">${scenarios.length}</span></h2>
@@ -502,17 +523,17 @@ ${tables.join("\n")}
 </section>`;
 }
 
-function scenarioRow(scenario: ScenarioResult, anchor: string, longest: number): string {
+function scenarioRow(scenario: ScenarioResult, anchor: string, longest: number, recorded: string): string {
   const { verdict, id, ms, reason, file, line } = scenario;
   const red = isRed(verdict);
   // A failure's own card has the anchor.
   const own = red ? "" : ` id="${anchor}"`;
   const aside = reasonAside(verdict, reason);
   const width = ((ms / longest) * 60).toFixed(1);
-  return `<tr${own} data-scenario="${anchor}"><td><span class="verdict v-${verdict}">${WORDS[verdict]}</span></td><td class="id"><a href="#${anchor}">${escaped(id)}</a></td><td title="${escaped(`${file}:${line}`)}">${escaped(sentenceOf(scenario))}${aside}</td><td class="right">${took(ms)}<svg viewBox="0 0 60 3" class="bar" aria-hidden="true"><rect width="${width}" height="3"/></svg></td></tr>`;
+  return `<tr${own} data-scenario="${anchor}"><td><span class="verdict v-${verdict}">${WORDS[verdict]}</span></td><td class="id"><a href="#${anchor}">${escaped(id)}</a></td><td title="${escaped(`${file}:${line}`)}">${escaped(sentenceOf(scenario))}${aside}${recorded && `<details class="recorded"><summary>What was recorded</summary>${recorded}</details>`}</td><td class="right">${took(ms)}<svg viewBox="0 0 60 3" class="bar" aria-hidden="true"><rect width="${width}" height="3"/></svg></td></tr>`;
 }
 
 function reasonAside(verdict: Verdict, reason: string): string {
   if (verdict === "pass" || isRed(verdict) || !reason) return "";
-  return `<small>${escaped(clipped(reason))}</small>`;
+  return `<small>${linked(clipped(reason))}</small>`;
 }

@@ -6,7 +6,7 @@ import { again, explain } from "./explain.ts";
 import { imageName } from "./junit.ts";
 import { isRed, type Results, type ScenarioResult, type Verdict, VERDICTS } from "./model.ts";
 import { explainOnTerminal } from "./terminal.ts";
-import { caveat, clipped, countsLine, MEANINGS, plural, sentenceOf, took, WORDS } from "./text.ts";
+import { caveat, clipped, countsLine, MEANINGS, plural, sentenceOf, startOf, took, WORDS } from "./text.ts";
 
 /** Summary, failures, and what did not pass for another reason; then the driver's contract, rule by rule. */
 export function markdown(results: Results): string {
@@ -36,7 +36,7 @@ export function summary(results: Results): string[] {
   return [
     `## ${mark} OpenShell driver harness: ${headline}`,
     "",
-    `${countsLine(results)} · ${took(run.ms)} · ${run.startedAt.slice(0, 16).replace("T", " ")} UTC · contract ${results.contract}`,
+    `${countsLine(results)} · ${took(run.ms)} · ${startOf(run)} · contract ${results.contract}`,
     ...(run.cutOff ? ["", "**The run was cut off**: this is what was known by then."] : []),
     "",
     "| place | what stood there | image |",
@@ -44,7 +44,7 @@ export function summary(results: Results): string[] {
     ...PLACES.map((place) => {
       const { real, label, image } = stack[place];
       const what = real ? `**${cell(label)}**` : `_${cell(label)}_`;
-      return `| ${place} | ${what} | ${image ? code(imageName(image)) : ""} |`;
+      return `| ${place} | ${what} | ${image ? code(imageName(image)).replaceAll("|", String.raw`\|`) : ""} |`;
     }),
     "",
     ...(caveat(results) ? [`> ${caveat(results)}`, ""] : []),
@@ -146,7 +146,7 @@ export const cell = (plain: string): string => text(plain);
 
 /** Code in a line, though it may hold backticks. */
 function code(plain: string): string {
-  const line = plain.replaceAll("\n", " ").replaceAll("|", "¦");
+  const line = plain.replaceAll("\n", " ");
   const ticks = "`".repeat(longestRun(line) + 1);
   return line.includes("`") ? `${ticks} ${line} ${ticks}` : `${ticks}${line}${ticks}`;
 }

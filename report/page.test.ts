@@ -76,6 +76,19 @@ test("of older results, whose streams have responses without times, those are sh
   expect(html(results).includes("OLDER")).toBe(true);
 });
 
+test("what is known to fail has its logs, and the engine's card says whose image it names", () => {
+  const results = smallExample();
+  const known = results.scenarios.find(({ verdict }) => verdict === "known")!;
+  known.logs.gateway = ["a line of the gateway"];
+  known.engineCalls = ["+0.10 s  GET info → 200"];
+  results.stack.engine.image = { reference: "localhost/sandbox:1", digest: "" };
+  const page = html(results);
+  const row = page.slice(page.indexOf(`id="${known.id}"`)).split("</tr>\n<tr ")[0]!;
+  expect(row).toContain("a line of the gateway");
+  expect(row).toContain("GET info → 200");
+  expect(page).toContain(">sandboxes: localhost/sandbox:1</small>");
+});
+
 test("the page fetches nothing", () => {
   const page = html(smallExample());
   expect(page).toContain("default-src 'none'");
@@ -274,6 +287,28 @@ describe.skipIf(!CHROMIUM)(
       ]);
     });
 
+    test("times can be found in the logs, and those of the axis be read to the end", async () => {
+      const results = smallExample();
+      results.run.ms = 31_600;
+      const page = await open(results);
+      expect(await page.locator(".over").textContent()).toContain("2026-11-24 12:00:00 UTC");
+      const call = results.calls.find(({ status }) => status === "INTERNAL")!;
+      const clock = new Date(Date.parse(results.run.startedAt) + call.at).toISOString().slice(11, 23);
+      await page.locator("#chart .call.bad").first().hover();
+      expect(await page.locator(".tip").textContent()).toContain(`(${clock} UTC)`);
+      const axis = page.locator("#chart svg > text[y='13']");
+      expect(await axis.first().textContent()).toBe("0 s");
+      const chart = (await page.locator("#chart").boundingBox())!;
+      for (let times = 0; times < 4; times++) {
+        for (const text of await axis.all()) {
+          expect(await text.textContent()).toMatch(/^[\d.]+ s$/);
+          const box = (await text.boundingBox())!;
+          expect(box.x + box.width).toBeLessThanOrEqual(chart.x + chart.width);
+        }
+        await page.getByRole("button", { name: "Zoom in" }).click();
+      }
+    });
+
     test("a mark tells under the pointer, and under the keyboard, what it is", async () => {
       const page = await open(smallExample());
       await page.locator("#chart .call.bad").first().hover();
@@ -366,13 +401,46 @@ describe.skipIf(!CHROMIUM)(
       60_000,
     );
 
-    test("printed, everything is unfolded and nothing is cut off", async () => {
-      const page = await open(smallExample());
+    test.each([400, 1280])("nothing is wider than a window of %i px", async (width) => {
+      const results = smallExample();
+      const known = results.scenarios.find(({ verdict }) => verdict === "known")!;
+      const { at, ms, stack, sandboxes } = results.scenarios.find(({ id }) => id === "XF-01")!;
+      const reason = `it is known, https://github.com/NVIDIA/OpenShell/issues/${"2352".repeat(20)}`;
+      Object.assign(known, { reason, at, ms, stack, sandboxes });
+      const page = await open(results);
+      await page.setViewportSize({ width, height: 900 });
+      await page.evaluate("for (const details of document.querySelectorAll('details')) details.open = true");
+      expect(await page.evaluate("document.documentElement.scrollWidth - innerWidth")).toBe(0);
+      expect(await page.locator(`#${known.id} small a`).getAttribute("href")).toStartWith(
+        "https://github.com/",
+      );
+    });
+
+    test("printed, the timeline comes first, failures are unfolded, and logs are their last lines", async () => {
+      const results = smallExample();
+      const lines = Array.from(
+        { length: 60 },
+        (_, line) => `line ${line} of a log that says what a program does`,
+      );
+      for (const { verdict, logs } of results.scenarios)
+        if (isRed(verdict)) Object.assign(logs, { gateway: lines, driver: lines });
+      const page = await open(results);
+      const log = page.locator("#XF-01 .lines pre").filter({ hasText: "line 59" }).first();
       await page.evaluate("dispatchEvent(new Event('beforeprint'))");
       await page.emulateMedia({ media: "print" });
       expect(await page.locator(".card:not([open])").count()).toBe(0);
       expect(await page.locator("#filters").isVisible()).toBe(false);
-      expect((await page.pdf()).length).toBeGreaterThan(20_000);
+      expect(await page.locator(".calls details[open]").count()).toBe(0);
+      expect((await log.textContent())!.split("\n")).toEqual(lines.slice(-15));
+      const order = await page.locator("main > section").evaluateAll((all) => all.map(({ id }) => id));
+      expect(order).toEqual(["timeline", "failures", "scenarios"]);
+      const pages = (await page.pdf()).toString("latin1").match(/\/Type\s*\/Page\b(?!s)/g);
+      // A page for each of the twelve failures, and some for the rest.
+      expect(pages?.length).toBeGreaterThan(3);
+      expect(pages?.length).toBeLessThanOrEqual(17);
+      await page.evaluate("dispatchEvent(new Event('afterprint'))");
+      expect(await page.locator(".card:not([open])").count()).toBe(11);
+      expect((await log.textContent())!.split("\n")).toHaveLength(60);
     });
 
     test("a run that went well says so, and one that was cut off does too", async () => {

@@ -67,8 +67,8 @@ export function begun(about: About): ScenarioResult {
   };
 }
 
-/** Whether the pattern of `-t`, as `bun harness.ts test` hands it on, chooses a test; of one that it leaves out, records that. */
-export function isSelected(title: string): boolean {
+/** Records of a test that the pattern of `-t`, as `bun harness.ts test` hands it on, leaves it out. Returns whether it does not. */
+export function recordSelection(title: string): boolean {
   const { OPENSHELL_E2E_PATTERN: pattern } = process.env;
   const selected = !pattern || new RegExp(pattern).test(title);
   if (!selected) record({ kind: "unselected", title });

@@ -15,16 +15,18 @@ import {
 } from "./explain.ts";
 import type { CallRecord, Mark, ProcessSpan, Results, ScenarioResult } from "./model.ts";
 import { isRed } from "./model.ts";
-import { clipped, markWords, offset, sentenceOf, shellQuoted, took, WORDS } from "./text.ts";
+import { clipped, markWords, offset, sentenceOf, shellQuoted, tookInAll, WORDS } from "./text.ts";
 
 /** The height of a screen, in lines. */
 export const SCREEN_LINES = 40;
-/** Longer lines would wrap, and make a screen more than a screen. */
+/** Longer lines would wrap, and make a screen more than a screen. A terminal may be narrower. */
 const WIDTH = 160;
 const SHOWN = { message: 6, harm: 3, calls: 8, engine: 3, engineCalls: 4, log: 4 };
 
 export interface TerminalOptions {
   colour?: boolean;
+  /** Of the terminal, in columns. */
+  width?: number;
   /** What else ran, and what was done to it on purpose: with them more can be told. */
   scenarios?: ScenarioResult[];
   processes?: ProcessSpan[];
@@ -41,24 +43,24 @@ const CALL = /^[+−][\d.]+ s {2}\w+ → (?:\w+ after [^:]*|no answer|open)(?:: 
 const ID = /\b[\da-f]{8}[\da-f-]{4,}\b/g;
 
 /** All failures of a run: a screen for each, but for those that have the same cause as one before; empty without any. */
-export function explainAll(results: Results, colour: boolean): string {
+export function explainAll(results: Results, colour: boolean, width = WIDTH): string {
   const red = results.scenarios.filter(({ verdict }) => isRed(verdict));
   const causes = Map.groupBy(red, (scenario) => {
     const { culprit, sentence, lines } = explain(scenario, results);
-    const [evidence = ""] = lines.map((line) => line.replace(CALL, ""));
+    const [evidence = ""] = lines.map((line) => line.replace(CALL, "").replace(/…$/, ""));
     // Where nothing is known of the cause, or what shows it is no word of the scenario's own, it may be another one.
     const isItsOwn = evidence !== "" && messageOf(scenario).includes(evidence);
     if (culprit === "unclear" || !isItsOwn) return scenario.id;
     return `${culprit} ${sentence} ${evidence.replace(ID, "ID")}`;
   });
   const screens = [...causes.values()].slice(0, EXPLAINED).map(([first, ...same]) => {
-    const screen = explainOnTerminal(first!, results.calls, { ...results, colour });
+    const screen = explainOnTerminal(first!, results.calls, { ...results, colour, width });
     const ids = same.map(({ id }) => id).join(", ");
     return same.length > 0 ? `${screen}\n  The same: ${ids}` : screen;
   });
   const more = [...causes.values()].slice(EXPLAINED).flat();
   const rest = `${more.length} more are not explained here: ${more.map(({ id }) => id).join(", ")}`;
-  return [...screens, ...(more.length > 0 ? [wrapped(rest, 0).join("\n")] : [])].join("\n\n");
+  return [...screens, ...(more.length > 0 ? [wrapped(rest, width).join("\n")] : [])].join("\n\n");
 }
 
 /**
@@ -71,21 +73,20 @@ export function explainOnTerminal(
   options: TerminalOptions = {},
 ): string {
   const { scenarios, processes = [], marks = [] } = options;
+  const width = Math.min(options.width ?? WIDTH, WIDTH);
   const paint = options.colour ? painted : (_: Colour, text: string) => text;
   const one = caseOf(scenario, { scenarios, calls, processes, marks });
   const { culprit, sentence, lines, advice } = explainCase(one);
   const red = isRed(scenario.verdict);
   const logOf = (who: "gateway" | "driver") =>
     [who, "unclear", "harness"].includes(culprit) ? shortLog(scenario.logs[who]) : [];
+  const where = `${scenario.file}:${scenario.line} · ${tookInAll(scenario)}${timesOf(scenario)}${scenario.source && ` · ${scenario.source}`}`;
   const head = `${WORDS[scenario.verdict]} ${scenario.id}`;
   const said = [
-    `${paint(red ? "red" : "yellow", head)} ${paint("bold", sentenceOf(scenario))}`,
-    paint(
-      "dim",
-      `  ${scenario.file}:${scenario.line} · ${took(scenario.ms)}${timesOf(scenario)}${scenario.source && ` · ${scenario.source}`}`,
-    ),
+    `${paint(red ? "red" : "yellow", head)} ${paint("bold", cut(sentenceOf(scenario), width - head.length - 1))}`,
+    paint("dim", cut(`  ${where}`, width)),
     "",
-    ...wrapped(sentence, culprit === "unclear" ? 2 : NAMES[culprit].length + 5).map(
+    ...wrapped(sentence, width - (culprit === "unclear" ? 2 : NAMES[culprit].length + 5)).map(
       (line, index) =>
         `  ${culprit === "unclear" ? "" : index > 0 ? " ".repeat(NAMES[culprit].length + 3) : `${paint("inverse", ` ${NAMES[culprit]} `)} `}${paint("bold", line)}`,
     ),
@@ -99,11 +100,11 @@ export function explainOnTerminal(
   ];
   const toDo = [
     "",
-    ...(scenario.harm ? labelled("Users: ", scenario.harm).slice(0, SHOWN.harm) : []),
-    ...(advice ? labelled("Next:  ", advice) : []),
+    ...(scenario.harm ? labelled("Users: ", scenario.harm, width).slice(0, SHOWN.harm) : []),
+    ...(advice ? labelled("Next:  ", advice, width) : []),
   ];
   return [...said.slice(0, SCREEN_LINES - toDo.length - 1), ...toDo]
-    .map((line) => cut(line.split("\n", 1)[0]!))
+    .map((line) => cut(line.split("\n", 1)[0]!, width))
     .concat(`  Again: ${driverOf(scenario)}${again(scenario)}`)
     .join("\n");
 }
@@ -168,25 +169,25 @@ type Paint = (colour: Colour, text: string) => string;
 
 const painted: Paint = (colour, text) => `\u001b[${COLOURS[colour]}m${text}\u001b[0m`;
 
-/** A text in lines that leave room for a margin. */
-function wrapped(text: string, margin: number): string[] {
+/** A text in lines of at most that width. */
+function wrapped(text: string, width: number): string[] {
   const lines: string[] = [];
   for (const word of text.split(" ")) {
     const longer = `${lines.at(-1)} ${word}`;
-    if (lines.length > 0 && longer.length <= WIDTH - margin) lines[lines.length - 1] = longer;
+    if (lines.length > 0 && longer.length <= width) lines[lines.length - 1] = longer;
     else lines.push(word);
   }
   return lines;
 }
 
 /** A text behind a label. */
-const labelled = (label: string, text: string): string[] =>
-  wrapped(text, label.length + 2).map(
+const labelled = (label: string, text: string, width: number): string[] =>
+  wrapped(text, width - label.length - 2).map(
     (line, index) => `  ${index === 0 ? label : " ".repeat(label.length)}${line}`,
   );
 
 /** Cut to the width of a screen, so that a coloured line does not lose the code that ends its colour. */
-function cut(line: string): string {
-  if (line.length <= WIDTH || line.includes("\u001b")) return line;
-  return `${line.slice(0, WIDTH - 1)}…`;
+function cut(line: string, width: number): string {
+  if (line.length <= width || line.includes("\u001b")) return line;
+  return `${line.slice(0, width - 1)}…`;
 }

@@ -5,7 +5,7 @@ import { PLACES } from "../harness.ts";
 import type { EngineRule } from "../keeper/engine-proxy.ts";
 import type { Rule } from "../keeper/tap.ts";
 import { codeName } from "../proto/contract.ts";
-import type { Results, Verdict } from "./model.ts";
+import type { Results, ScenarioResult, Verdict } from "./model.ts";
 
 /** A verdict as a reader sees it: what asks for attention is in capitals. */
 export const WORDS: Record<Verdict, string> = {
@@ -33,6 +33,10 @@ export const MEANINGS: Record<Verdict, string> = {
 export const inColour = ({ isTTY }: { isTTY?: boolean }): boolean =>
   (isTTY === true || process.env.FORCE_COLOR === "1") && !process.env.NO_COLOR && !process.env.CI;
 
+/** The columns of the terminal to which a stream leads, by its own word or by that of the process that hands it on. */
+export const widthOf = ({ columns }: { columns?: number }): number | undefined =>
+  columns || Number(process.env.OPENSHELL_E2E_COLUMNS) || undefined;
+
 /** A duration as a person says it: "12 ms", "1.3 s", "4 min 05 s". */
 export function took(ms: number): string {
   if (ms < 1000) return `${Math.round(ms)} ms`;
@@ -40,6 +44,17 @@ export function took(ms: number): string {
   const seconds = Math.round(ms / 1000);
   return `${Math.floor(seconds / 60)} min ${String(seconds % 60).padStart(2, "0")} s`;
 }
+
+/** How long a scenario took; where it failed long before its end, after how long: "failed after 4.0 s, cleaning up 1 min 00 s". */
+export function tookInAll({ ms, failedMs = ms }: Pick<ScenarioResult, "ms" | "failedMs">): string {
+  return ms - failedMs < 1000
+    ? took(ms)
+    : `failed after ${took(failedMs)}, cleaning up ${took(ms - failedMs)}`;
+}
+
+/** "2026-11-24 12:00:07 UTC": with seconds, so that it can be found in a log. */
+export const startOf = ({ startedAt }: Results["run"]): string =>
+  `${startedAt.slice(0, 19).replace("T", " ")} UTC`;
 
 /** "+1.20 s" since a scenario's start; a call may have begun before it. */
 export const offset = (ms: number): string => `${ms < 0 ? "−" : "+"}${(Math.abs(ms) / 1000).toFixed(2)} s`;

@@ -7,7 +7,7 @@ import { openReports } from "../keeper/reports.ts";
 import type { Results } from "../report/model.ts";
 import { readResults } from "../report/read.ts";
 import { explainAll } from "../report/terminal.ts";
-import { inColour } from "../report/text.ts";
+import { inColour, widthOf } from "../report/text.ts";
 
 // Above every deadline of ours: when a test times out, bun kills all children of the test process.
 setDefaultTimeout(180_000);
@@ -40,7 +40,7 @@ function explain(): void {
     return;
   }
   if (results.run.startedAt < began) return;
-  const text = explainAll(results, inColour(process.stderr));
+  const text = explainAll(results, inColour(process.stderr), widthOf(process.stderr));
   if (!text) return;
   console.error(`\n${text}`);
   console.error(`\nAll of it, with a timeline: bun harness.ts report ${shownPath(reports)} --format html`);

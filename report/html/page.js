@@ -177,7 +177,7 @@ function applyFilters() {
   for (const element of document.querySelectorAll("[data-scenario]"))
     element.hidden = !anchors.has(element.dataset.scenario);
   for (const table of document.querySelectorAll("table.scenarios"))
-    table.hidden = !table.querySelector("tbody tr:not([hidden])");
+    table.hidden = !table.querySelector("tr[data-scenario]:not([hidden])");
   const many = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
   document.querySelector("#shown").textContent =
     `${many(shown.size, "scenario")}, ${many(visible.calls.length, "call")}`;
@@ -275,7 +275,9 @@ function took(ms) {
 
 /** What a mark says, line by line: shown beside the pointer, and read by a screen reader. */
 function describe(item) {
-  const when = `at ${took(item.at)}`;
+  // As the logs have it.
+  const clock = new Date(data.startedAt + item.at).toISOString().slice(11, 23);
+  const when = `at ${took(item.at)} (${clock} UTC)`;
   const stack = item.stack ? ` · stack ${item.stack}` : "";
   if (item.kind === "scenario")
     return [`${item.verdict}: ${item.title}`, `${when}, took ${took(item.end - item.at)}${stack}`];
@@ -385,12 +387,19 @@ function axis() {
   const out = [];
   for (let at = Math.ceil(view.from / step) * step; at <= view.to; at += step) {
     const x = f(xOf(at));
-    const text = step >= 1000 ? `${at / 1000} s` : step >= 1 ? `${Math.round(at)} ms` : `${at.toFixed(1)} ms`;
+    // In the middle below its line, unless that would cut it off.
+    const anchor = xOf(at) > width - 40 ? "end" : "middle";
     out.push(
-      `<line class="grid" x1="${x}" x2="${x}" y1="${AXIS - 4}" y2="${HEIGHT}"/><text x="${x}" y="13" text-anchor="middle">${text}</text>`,
+      `<line class="grid" x1="${x}" x2="${x}" y1="${AXIS - 4}" y2="${HEIGHT}"/><text x="${anchor === "end" ? width - 2 : x}" y="13" text-anchor="${anchor}">${timeOf(at, step)}</text>`,
     );
   }
   return out.join("");
+}
+
+/** A time on the axis, with as many digits as tell it from the next: "31.6 s", "250 ms". */
+function timeOf(at, step) {
+  if (view.to < 1000) return step >= 1 ? `${Math.round(at)} ms` : `${at.toFixed(1)} ms`;
+  return `${(at / 1000).toFixed(Math.max(0, Math.ceil(-Math.log10(step / 1000))))} s`;
 }
 
 /** 1, 2 or 5 times a power of ten. */
@@ -626,14 +635,30 @@ form.addEventListener("reset", () => requestAnimationFrame(applyFilters));
 form.addEventListener("submit", (event) => event.preventDefault());
 addEventListener("hashchange", unfold);
 
-/** On paper everything is unfolded, and folded again after that. */
-let folded = [];
+/** So many lines of a log are printed. */
+const PRINTED_LINES = 15;
+/**
+ * On paper the timeline comes first, and a failure is unfolded with its calls and the end of each log: all of the bodies
+ * and logs would be dozens of pages. What takes it back is done after that.
+ */
+let undo = [];
 addEventListener("beforeprint", () => {
-  folded = [...document.querySelectorAll("details:not([open])")];
-  for (const details of folded) details.open = true;
+  if (undo.length > 0) return;
+  const [failures, timeline] = ["#failures", "#timeline"].map((name) => document.querySelector(name));
+  failures.before(timeline);
+  undo = [() => failures.after(timeline)];
+  for (const details of document.querySelectorAll(".card:not([open]), .card .proof:not(.message, [open])")) {
+    details.open = true;
+    undo.push(() => (details.open = false));
+  }
+  for (const log of document.querySelectorAll(".card .lines > pre")) {
+    const text = log.textContent;
+    log.textContent = text.split("\n").slice(-PRINTED_LINES).join("\n");
+    undo.push(() => (log.textContent = text));
+  }
 });
 addEventListener("afterprint", () => {
-  for (const details of folded) details.open = false;
+  for (const step of undo.splice(0)) step();
 });
 
 for (const element of document.querySelectorAll("#filters, #tools, #keys, .show")) element.hidden = false;
