@@ -448,7 +448,7 @@ const IDLE = ["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1 & wait; done"
 const RPC_DEADLINE_MS = 15_000;
 /** Stop and delete include the driver's stop timeout. */
 const STOP_DEADLINE_MS = 60_000;
-const READY_DEADLINE_MS = 60_000;
+const READY_DEADLINE_MS = 45_000;
 
 /** The ids of all sandboxes that this process created. */
 const allCreated = new Set<string>();

@@ -20,6 +20,8 @@ afterAll(() => rmSync(runs, { recursive: true, force: true }));
 const environment = {
   ...process.env,
   OPENSHELL_E2E_RUN_DIR: runs,
+  // Whatever runs this file has a stack of its own.
+  OPENSHELL_E2E_ATTACH: "1",
   OPENSHELL_E2E_REPORTS: join(runs, "reports"),
 };
 const { settings } = readSettings([], environment);
