@@ -33,6 +33,26 @@ test("a run's logs replace those of the run before", () => {
   expect(readdirSync(join(reports, "logs"))).not.toContain("gateway.log");
 });
 
+test("runs that end at once leave one's logs, whole, and keep none from starting", async () => {
+  const reports = openReports(settingsFor(join(folder, "many")));
+  const code = `
+    const { saveLogs } = await import("./keeper/reports.ts");
+    const { Run } = await import("./keeper/run.ts");
+    const run = Run.open(process.argv[1]);
+    for (let i = 0; i < 100; i++) saveLogs(run, process.argv[2]);`;
+  const children = ["00000011", "00000012", "00000013"].map((id) => {
+    const { folder: path } = ranWith(id, id);
+    return Bun.spawn([process.execPath, "-e", code, path, reports], { cwd: ROOT, stderr: "inherit" });
+  });
+  const all = Promise.all(children.map(({ exited }) => exited));
+  const over = () => Promise.race([all.then(() => true), Bun.sleep(1).then(() => false)]);
+  do openReports(settingsFor(reports));
+  while (!(await over()));
+  expect(await all).toEqual([0, 0, 0]);
+  expect(readdirSync(reports)).toEqual(["logs"]);
+  expect(readdirSync(join(reports, "logs"))).toHaveLength(2);
+}, 30_000);
+
 test("an empty folder of logs is taken", () => {
   const reports = join(folder, "empty");
   mkdirSync(join(reports, "logs"), { recursive: true });

@@ -8,6 +8,7 @@ import {
   mkdirSync,
   readdirSync,
   readFileSync,
+  renameSync,
   rmSync,
   writeFileSync,
 } from "node:fs";
@@ -42,11 +43,12 @@ export function openReports({ reports }: Settings): string {
 
 /** Whether a run wrote that folder of logs, or nobody has written anything there yet. */
 function isReplaceable(logs: string): boolean {
-  if (!existsSync(logs)) return true;
   try {
-    return existsSync(join(logs, LOGS_MARK)) || readdirSync(logs).length === 0;
-  } catch {
-    return false;
+    // One look: another run may replace it between two.
+    const files = readdirSync(logs);
+    return files.length === 0 || files.includes(LOGS_MARK);
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === "ENOENT";
   }
 }
 
@@ -56,14 +58,31 @@ export function saveLogs(run: Run, reports: string): void {
   const withoutSecrets = textRedactor(secretsIn(process.env));
   // It was, when the run began.
   if (!isReplaceable(target)) return;
-  rmSync(target, { recursive: true, force: true });
+  const fresh = `${target}.${run.id}`;
+  mkdirSync(fresh);
+  writeFileSync(join(fresh, LOGS_MARK), "");
   for (const file of new Bun.Glob("**/*.{log,toml}").scanSync(run.folder)) {
     if (file.includes("home/")) continue;
-    mkdirSync(target, { recursive: true });
-    writeFileSync(join(target, LOGS_MARK), "");
-    writeFileSync(
-      join(target, file.replaceAll("/", "-")),
-      withoutSecrets(readable(readFileSync(join(run.folder, file), "utf8"))),
-    );
+    const text = withoutSecrets(readable(readFileSync(join(run.folder, file), "utf8")));
+    writeFileSync(join(fresh, file.replaceAll("/", "-")), text);
+  }
+  replace(target, fresh);
+}
+
+/** Puts `fresh` in the place of a folder, whole at every moment: runs may end, and others begin, at once. */
+function replace(target: string, fresh: string): void {
+  const old = `${fresh}.old`;
+  for (let attempt = 1; ; attempt++) {
+    try {
+      if (existsSync(target)) renameSync(target, old);
+      renameSync(fresh, target);
+      return;
+    } catch (error) {
+      // Another run has just done the same: its logs are those of the run before now.
+      if (!["ENOENT", "ENOTEMPTY", "EEXIST"].includes((error as NodeJS.ErrnoException).code ?? ""))
+        throw error;
+    } finally {
+      rmSync(old, { recursive: true, force: true });
+    }
   }
 }
