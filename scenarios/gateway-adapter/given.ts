@@ -234,15 +234,16 @@ export class Bench {
   };
 
   /**
-   * Makes a sandbox's record older, for the gateway's grace period of five minutes. The gateway must not run: it is done
-   * in its database, since nobody can wait that long.
+   * Makes a sandbox's record older, for the gateway's grace period of five minutes: its creation, its last change, or
+   * both. The gateway must not run: it is done in its database, since nobody can wait that long.
    */
-  age = (sandbox: TestSandbox, seconds: number): void => {
+  age = (sandbox: TestSandbox, seconds: number, ...columns: ("created_at_ms" | "updated_at_ms")[]): void => {
+    const older = (columns.length > 0 ? columns : ["created_at_ms", "updated_at_ms"]).map(
+      (column) => `${column} = ${column} - ?1`,
+    );
     const database = new Database(this.lab.databasePath);
     const { changes } = database
-      .query(
-        "UPDATE objects SET created_at_ms = created_at_ms - ?1, updated_at_ms = updated_at_ms - ?1 WHERE id = ?2",
-      )
+      .query(`UPDATE objects SET ${older.join(", ")} WHERE id = ?2`)
       .run(seconds * 1_000, sandbox.id);
     database.close();
     if (changes !== 1) throw new HarnessError(`The gateway's database has no row of sandbox ${sandbox.id}`);
@@ -316,6 +317,13 @@ export class TestSandbox {
     this.supervisor = new ScriptedSupervisor(client, this.id, made.spec!.sandbox_token, instanceId);
     await this.supervisor.accepted();
     return this.supervisor;
+  };
+
+  /** Its supervisor reports how the main process of an instance ended; resolves once the gateway has taken it in. */
+  exited = async (instance_id: string, exit_code: number): Promise<void> => {
+    const request = { sandbox_id: this.id, instance_id, exit_code };
+    const metadata = this.supervisor!.metadata();
+    await this.bench.call((client) => client.ReportMainProcessExit, request, { metadata });
   };
 
   /** Has the driver report a status, and resolves with the record once the gateway has taken it in. */

@@ -7,10 +7,22 @@
 import { status } from "@grpc/grpc-js";
 import { expect } from "bun:test";
 import type { DriverSandboxStatus } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandboxStatus.ts";
-import { type Bench, CAPABILITIES, fail, ownGateway, readyIs, type TestSandbox, until } from "./given.ts";
+import {
+  answer,
+  type Bench,
+  CAPABILITIES,
+  fail,
+  ownGateway,
+  readyIs,
+  type TestSandbox,
+  until,
+} from "./given.ts";
 
 /** Above the grace period of a record that the driver does not list. */
 const OLD = 400;
+
+/** With such a driver a gateway that starts leaves its sandboxes as they are. */
+const OWN_LIFECYCLE = { GetCapabilities: () => ({ ...CAPABILITIES, gateway_manages_lifecycle: false }) };
 
 ownGateway(
   "GA-730 a gateway that starts lists the driver's sandboxes and looks at each that it knows",
@@ -135,18 +147,58 @@ ownGateway("GA-742 an answer about another sandbox than the one asked for is ref
 });
 
 ownGateway(
-  "GA-743 a sandbox that is Ready by its session and not listed stays Ready",
+  "GA-743 a sandbox whose session came while the driver listed stays Ready, however old and unknown to it",
   async (given) => {
-    const sandbox = await given.readySandbox();
-    given.driver.hang("ListSandboxes");
-    await given.restart();
+    const [sandbox, other] = [await given.readySandbox(), await given.create()];
+    given.driver.on("GetSandbox", fail(status.NOT_FOUND, "gone"));
+    const release = given.driver.hang("ListSandboxes");
+    await restartLater(given, sandbox, other);
+    await until("the list", () => given.driver.called("ListSandboxes")[0]);
     await sandbox.supervise("instance-2");
-    await sandbox.reaches("READY");
-    given.driver.on("ListSandboxes", () => ({}));
-    expect(await sandbox.phase()).toBe("READY");
+    const renewed = async () => (await sandbox.get()).status!.main_process_instance_id === "instance-2";
+    await until("the session to be written down", renewed);
+    release();
+    // A sweep takes the oldest first: it has been at `sandbox` once `other` is gone.
+    await other.gone();
+    expect(await sandbox.state()).toBe("READY True/DependenciesReady");
   },
-  { GetCapabilities: () => ({ ...CAPABILITIES, gateway_manages_lifecycle: false }) },
+  OWN_LIFECYCLE,
 );
+
+ownGateway(
+  "GA-744 the five minutes count from the creation of a sandbox, not from its last change",
+  async (given) => {
+    const [old, young] = [await given.create(), await given.create()];
+    given.driver.on("GetSandbox", fail(status.NOT_FOUND, "gone"));
+    await given.gateway.stop();
+    given.age(old, OLD, "created_at_ms");
+    given.age(young, OLD, "updated_at_ms");
+    given.gateway = await given.lab.start();
+    await old.gone();
+    await swept(given);
+    expect(await young.phase()).toBe("PROVISIONING");
+  },
+);
+
+for (const [id, method, phase] of [
+  ["GA-745", "StopSandbox", "STOPPING"],
+  ["GA-746", "StartSandbox", "STARTING"],
+] as const) {
+  ownGateway(
+    `${id} a sandbox that is ${phase} and whose resource is gone stays, as an Error that says so`,
+    async (given) => {
+      const sandbox = await given.readySandbox();
+      if (method === "StartSandbox") await sandbox.stop();
+      given.driver.on(method, fail(status.INTERNAL, "no"));
+      given.driver.on("GetSandbox", fail(status.NOT_FOUND, "gone"));
+      await answer(method === "StopSandbox" ? sandbox.stop() : sandbox.start());
+      expect(await sandbox.phase()).toBe(phase);
+      await restartLater(given, sandbox);
+      await sandbox.reaches("ERROR False/ComputeResourceMissing");
+    },
+    OWN_LIFECYCLE,
+  );
+}
 
 // Given
 
@@ -156,10 +208,10 @@ function lists({ driver }: Bench, { id }: TestSandbox, seen: DriverSandboxStatus
   driver.on("GetSandbox", () => ({ sandbox: driver.sandbox(id, seen) }));
 }
 
-/** Ends the gateway, and starts it as if five minutes had passed since the sandbox was made. */
-async function restartLater(given: Bench, sandbox: TestSandbox): Promise<void> {
+/** Ends the gateway, and starts it as if five minutes had passed since the sandboxes were made. */
+async function restartLater(given: Bench, ...sandboxes: TestSandbox[]): Promise<void> {
   await given.gateway.stop();
-  given.age(sandbox, OLD);
+  for (const sandbox of sandboxes) given.age(sandbox, OLD);
   given.driver.calls = [];
   given.gateway = await given.lab.start();
 }
