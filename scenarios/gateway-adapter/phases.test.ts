@@ -155,7 +155,7 @@ scenario("GA-433 a GPU that cannot be had is explained in the gateway's own word
 
 scenario("GA-434 the end of the main process is an Error, exit code 0 included", async (given) => {
   const sandbox = await given.readySandbox();
-  await exited(sandbox, "instance-1", 0);
+  await sandbox.exited("instance-1", 0);
   const record = await sandbox.get();
   expect(stateOf(record)).toBe("ERROR False/MainProcessExited");
   expect(record.status!.exit_code).toBe(0);
@@ -163,8 +163,24 @@ scenario("GA-434 the end of the main process is an Error, exit code 0 included",
 
 scenario("GA-435 the end of another instance's main process is no news", async (given) => {
   const sandbox = await given.readySandbox();
-  await exited(sandbox, "another", 1);
+  await sandbox.exited("another", 1);
   expect(await sandbox.state()).toBe(READY);
+});
+
+scenario("GA-451 of two ends of the main process the first counts", async (given) => {
+  const sandbox = await given.readySandbox();
+  await sandbox.exited("instance-1", 3);
+  await sandbox.exited("instance-1", 5);
+  expect((await sandbox.get()).status!.exit_code).toBe(3);
+});
+
+scenario("GA-452 the end of the main process of a sandbox that is Deleting is no news", async (given) => {
+  const sandbox = await given.readySandbox();
+  await sandbox.report({ deleting: true });
+  await sandbox.exited("instance-1", 3);
+  const record = await sandbox.get();
+  expect(phaseOf(record)).toBe("DELETING");
+  expect(record.status!.exit_code).toBeUndefined();
 });
 
 // Which condition counts
@@ -247,11 +263,15 @@ scenario(
 // What else a snapshot says
 
 scenario(
-  "GA-444 the driver's instance is the public agent_pod, and the sandbox's name fills the gap",
+  "GA-444 the driver's instance is the public agent_pod; the supervisor's stays, and the sandbox's name fills the gap",
   async (given) => {
-    const sandbox = await given.create();
+    const sandbox = await given.readySandbox();
     const { status } = await sandbox.report({ ...readyIs("True"), instance_id: "container-1" });
-    expect(status).toMatchObject({ agent_pod: "container-1", sandbox_name: sandbox.name });
+    expect(status).toMatchObject({
+      agent_pod: "container-1",
+      main_process_instance_id: "instance-1",
+      sandbox_name: sandbox.name,
+    });
   },
 );
 
@@ -293,10 +313,3 @@ scenario("GA-450 workspace and spec of a snapshot are not heeded", async (given)
   expect(record.metadata!.workspace).toBe("default");
   expect(record.spec!.environment).toEqual({ A: "1" });
 });
-
-async function exited({ bench, id, supervisor }: Sandbox, instance_id: string, exit_code: number) {
-  const request = { sandbox_id: id, instance_id, exit_code };
-  const metadata = supervisor!.metadata();
-  await bench.call((client) => client.ReportMainProcessExit, request, { metadata });
-}
-type Sandbox = import("./given.ts").TestSandbox;
