@@ -3,7 +3,16 @@
 /** The end of a gateway, the start of the next on the same database, and what each asks of the driver for it. */
 import { status } from "@grpc/grpc-js";
 import { expect } from "bun:test";
-import { answer, type Bench, CAPABILITIES, fail, ownGateway, readyIs, until } from "./given.ts";
+import {
+  answer,
+  type Bench,
+  CAPABILITIES,
+  fail,
+  ownGateway,
+  readyIs,
+  type TestSandbox,
+  until,
+} from "./given.ts";
 import { unframed } from "./gateway-process.ts";
 
 const OWN_LIFECYCLE = { GetCapabilities: () => ({ ...CAPABILITIES, gateway_manages_lifecycle: false }) };
@@ -23,19 +32,30 @@ for (const [id, signal] of [
   );
 }
 
-ownGateway("GA-903 at its end a gateway stops the sandboxes that run, and no others", async (given) => {
-  const [ready, provisioning, stopped, broken] = [
-    await given.readySandbox(),
-    await given.create(),
-    await given.readySandbox(),
-    await given.readySandbox(),
-  ];
-  await stopped.stop();
-  await broken.report(readyIs("False", "Boom"));
-  given.driver.calls = [];
-  expect(await given.gateway.stop()).toBe("exit code 0");
-  expect(asked(given, "StopSandbox")).toEqual([ready.id, provisioning.id].toSorted());
-});
+ownGateway(
+  "GA-903 at its end a gateway stops the sandboxes that run or start, and no others",
+  async (given) => {
+    const [ready, provisioning, starting, stopped, broken, stopping, deleting] = [
+      await given.readySandbox(),
+      await given.create(),
+      await given.readySandbox(),
+      await given.readySandbox(),
+      await given.readySandbox(),
+      await given.readySandbox(),
+      await given.readySandbox(),
+    ];
+    await starting.stop();
+    await starting.start();
+    await stopped.stop();
+    await broken.report(readyIs("False", "Boom"));
+    await staysStopping(given, stopping);
+    given.driver.on("DeleteSandbox", () => ({ deleted: true }));
+    await deleting.delete();
+    given.driver.calls = [];
+    expect(await given.gateway.stop()).toBe("exit code 0");
+    expect(asked(given, "StopSandbox")).toEqual([ready.id, provisioning.id, starting.id].toSorted());
+  },
+);
 
 ownGateway("GA-904 at its end a gateway stops at most sixteen sandboxes at a time", async (given) => {
   for (let count = 0; count < 20; count++) await given.create();
@@ -271,7 +291,28 @@ ownGateway(
   },
 );
 
+ownGateway(
+  "GA-923 a stop without an outcome is finished by the next gateway, also where the driver manages lifecycle itself",
+  async (given) => {
+    const sandbox = await given.readySandbox();
+    await staysStopping(given, sandbox);
+    await given.restart();
+    expect(asked(given, "StopSandbox")).toEqual([sandbox.id]);
+    expect(await sandbox.state()).toBe("STOPPED False/Stopped");
+  },
+  OWN_LIFECYCLE,
+);
+
 // Given
+
+/** A stop fails, and nobody knows what came of it; from then on the driver can be asked again. */
+async function staysStopping({ driver }: Bench, sandbox: TestSandbox): Promise<void> {
+  driver.on("StopSandbox", fail(status.INTERNAL, "no way"));
+  driver.on("GetSandbox", fail(status.UNAVAILABLE, "blind"));
+  await answer(sandbox.stop());
+  expect(await sandbox.phase()).toBe("STOPPING");
+  driver.usual("StopSandbox", "GetSandbox");
+}
 
 /** The ids that the driver was asked about with a method. */
 const asked = ({ driver }: Bench, method: "StopSandbox" | "StartSandbox"): string[] =>
