@@ -73,10 +73,11 @@ export const openshell = (): Pick<OpenShellPackage["openshell"]["v1"], "OpenShel
 
 const loaded: { driver?: ComputeDriverPackage; gateway?: OpenShellPackage } = {};
 
-/** How one call is made. `deadlineMs` is the time that the whole call may take, in milliseconds. */
+/** How one call is made. `deadlineMs` is the time that the whole call may take, in milliseconds; `signal` cancels it. */
 export interface CallOptions {
   deadlineMs: number;
   metadata?: grpc.Metadata;
+  signal?: AbortSignal;
 }
 
 /** A unary method of a generated client, in the shortest of its overloads: the one TypeScript infers from. */
@@ -105,15 +106,16 @@ export function unary<Request, Response>(
   client: grpc.Client,
   method: UnaryMethod<Request, Response>,
   request: Request,
-  { deadlineMs, metadata = new grpc.Metadata() }: CallOptions,
+  { deadlineMs, metadata = new grpc.Metadata(), signal }: CallOptions,
 ): Promise<Response> {
   const failure = new CallError();
   Error.captureStackTrace(failure, unary);
   return new Promise((resolve, reject) => {
-    const call = method as unknown as (...args: unknown[]) => void;
+    const call = method as unknown as (...args: unknown[]) => grpc.ClientUnaryCall;
     const done: grpc.requestCallback<Response> = (error, response) =>
       error ? reject(failure.because(error)) : resolve(response as Response);
-    call.call(client, request, metadata, { deadline: Date.now() + deadlineMs }, done);
+    const made = call.call(client, request, metadata, { deadline: Date.now() + deadlineMs }, done);
+    signal?.addEventListener("abort", () => made.cancel(), { once: true });
   });
 }
 

@@ -3,6 +3,7 @@
 /** Deleting a sandbox: when its record goes, when it comes back, and what the driver is asked. */
 import { status } from "@grpc/grpc-js";
 import { expect } from "bun:test";
+import { phaseOf } from "../../harness.ts";
 import { answer, fail, readyIs, sharedGateway, until } from "./given.ts";
 
 const scenario = sharedGateway();
@@ -104,6 +105,17 @@ scenario(
   },
 );
 
+scenario(
+  "GA-628 after a failed delete of a sandbox that the driver knows without a status the record is as before",
+  async (given) => {
+    const sandbox = await given.readySandbox();
+    given.driver.on("DeleteSandbox", fail(status.INTERNAL, "no way"));
+    given.driver.on("GetSandbox", () => ({ sandbox: given.driver.sandbox(sandbox.id, null) }));
+    expect(await answer(sandbox.delete())).toBe("INTERNAL: delete sandbox failed: no way");
+    expect(await sandbox.state()).toBe("READY True/DependenciesReady");
+  },
+);
+
 for (const [id, what, seen, phase] of [
   ["GA-613", "that is being deleted stays Deleting", { deleting: true }, "DELETING"],
   ["GA-614", "that broke is an Error", readyIs("False", "OOMKilled"), "ERROR"],
@@ -168,10 +180,24 @@ scenario("GA-619 a delete waits for a stop under way", async (given) => {
 scenario("GA-620 a user who does not wait for the delete does not stop it", async (given) => {
   const sandbox = await given.readySandbox();
   const release = given.driver.hang("DeleteSandbox");
-  expect(await answer(sandbox.delete({ deadlineMs: 300 }))).toStartWith("DEADLINE_EXCEEDED");
+  const leaving = new AbortController();
+  const deleting = answer(sandbox.delete({ signal: leaving.signal }));
+  await until("the delete to reach the driver", () => given.driver.called("DeleteSandbox", sandbox.id)[0]);
+  leaving.abort();
+  expect(await deleting).toStartWith("CANCELLED");
   expect(await sandbox.phase()).toBe("DELETING");
   release();
   await sandbox.gone();
+});
+
+scenario("GA-627 a session that opens while a sandbox is Deleting changes nothing", async (given) => {
+  const sandbox = await given.readySandbox();
+  given.driver.on("DeleteSandbox", () => ({ deleted: true }));
+  await sandbox.delete();
+  await sandbox.supervise("instance-2");
+  const record = await sandbox.report({ conditions: [] });
+  expect(phaseOf(record)).toBe("DELETING");
+  expect(record.status!.main_process_instance_id).toBe("instance-1");
 });
 
 // Deleted by the driver
