@@ -183,6 +183,12 @@ export class ScriptedDriver {
     return this.calls.filter((call) => call.method === method && about(call));
   }
 
+  /** The calls without those by which a gateway looks around on its own, at its start and every minute. */
+  get asked(): DriverCall[] {
+    const looks = new Set<Method>(["ListSandboxes", "GetSandbox", "WatchSandboxes"]);
+    return this.calls.filter(({ method }) => !looks.has(method));
+  }
+
   get watching(): boolean {
     return this.#watches.size > 0;
   }

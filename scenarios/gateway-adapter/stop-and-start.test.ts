@@ -9,12 +9,14 @@ import {
   answer,
   type Bench,
   fail,
+  ready,
   readyIs,
   sharedGateway,
   stateOf,
   type TestSandbox,
   until,
 } from "./given.ts";
+import type { Answer } from "./scripted-driver.ts";
 
 const scenario = sharedGateway();
 
@@ -37,7 +39,7 @@ scenario("GA-502 a start is Starting until a new session comes, and makes nothin
   expect(stateOf(await sandbox.start())).toBe("STARTING False/Starting");
   await sandbox.supervise("instance-2");
   await sandbox.reaches("READY True/DependenciesReady");
-  expect(given.driver.calls.map(({ method, request }) => [method, request])).toEqual([
+  expect(given.driver.asked.map(({ method, request }) => [method, request])).toEqual([
     ["StartSandbox", { sandbox_id: sandbox.id, sandbox_name: sandbox.name }],
   ]);
 });
@@ -106,7 +108,7 @@ scenario(
     const expected = "NOT_FOUND: sandbox not found";
     expect(await answer(given.call((client) => client.StopSandbox, { name }))).toBe(expected);
     expect(await answer(given.call((client) => client.StartSandbox, { name }))).toBe(expected);
-    expect(given.driver.calls).toEqual([]);
+    expect(given.driver.asked).toEqual([]);
   },
 );
 
@@ -131,16 +133,20 @@ for (const [id, code] of [
   );
 }
 
-for (const [id, what, code] of [
-  ["GA-516", "that the driver cannot look up", status.UNAVAILABLE],
-  ["GA-517", "that the driver does not know", status.NOT_FOUND],
+const WITHOUT_STATUS: Answer = ({ sandbox_id, sandbox_name }) => ({
+  sandbox: { id: sandbox_id, name: sandbox_name, workspace: "default" },
+});
+for (const [id, what, seen] of [
+  ["GA-516", "that the driver cannot look up", fail(status.UNAVAILABLE, "blind")],
+  ["GA-517", "that the driver does not know", fail(status.NOT_FOUND, "blind")],
+  ["GA-547", "that the driver knows without a status", WITHOUT_STATUS],
 ] as const) {
   scenario(
     `${id} after a failed stop a sandbox ${what} stays Stopping, and can be stopped again`,
     async (given) => {
       const sandbox = await given.readySandbox();
       given.driver.on("StopSandbox", fail(status.INTERNAL, "no way"));
-      given.driver.on("GetSandbox", fail(code, "blind"));
+      given.driver.on("GetSandbox", seen);
       expect(await answer(sandbox.stop())).toBe("INTERNAL: stop sandbox failed: no way");
       expect(await sandbox.state()).toBe("STOPPING False/Stopping");
       given.driver.usual();
@@ -157,6 +163,13 @@ for (const [id, what, seen, phase] of [
     "GA-521",
     "whose pod is going down stays Stopping",
     { conditions: [{ type: "Suspended", status: "False", reason: "PodTerminating" }] },
+    "STOPPING",
+  ],
+  ["GA-544", "whose container was stopped is Stopped", readyIs("False", "ContainerStopped"), "STOPPED"],
+  [
+    "GA-545",
+    "whose pod has yet to go down stays Stopping",
+    { conditions: [{ type: "Suspended", status: "False", reason: "PodNotTerminated" }] },
     "STOPPING",
   ],
 ] as const) {
@@ -214,10 +227,47 @@ scenario("GA-525 a stopping sandbox whose session closes stays Stopping", async 
   expect(phaseOf(await stopping)).toBe("STOPPED");
 });
 
+scenario("GA-543 a session that opens while a sandbox is Stopping changes nothing", async (given) => {
+  const { sandbox, release, stopping } = await whileStopping(given);
+  await sandbox.supervise("instance-2");
+  expect(phaseOf(await sandbox.report({ conditions: [] }))).toBe("STOPPING");
+  release();
+  expect(phaseOf(await stopping)).toBe("STOPPED");
+});
+
+scenario(
+  "GA-546 a stopping sandbox that breaks while its pod goes down stays Stopping, and is Stopped with its container",
+  async (given) => {
+    const { sandbox, release, stopping } = await whileStopping(given);
+    for (const reason of ["PodTerminating", "PodNotTerminated"]) {
+      const conditions = [ready("False", "Gone"), { type: "Suspended", status: "False", reason }];
+      expect(phaseOf(await sandbox.report({ conditions }))).toBe("STOPPING");
+    }
+    expect(phaseOf(await sandbox.report(readyIs("False", "ContainerStopped")))).toBe("STOPPED");
+    release();
+    expect(phaseOf(await stopping)).toBe("STOPPED");
+  },
+);
+
+scenario("GA-541 the end of the main process while a sandbox is Stopping is no news", async (given) => {
+  const { sandbox, release, stopping } = await whileStopping(given);
+  await sandbox.exited("instance-1", 3);
+  expect(await sandbox.state()).toBe("STOPPING False/Stopping");
+  release();
+  const record = await stopping;
+  expect(stateOf(record)).toBe("STOPPED False/Stopped");
+  expect(record.status!.exit_code).toBeUndefined();
+});
+
 scenario("GA-526 a user who does not wait for the stop does not stop it", async (given) => {
   const sandbox = await given.readySandbox();
   const release = given.driver.hang("StopSandbox");
-  expect(await answer(sandbox.stop({ deadlineMs: 300 }))).toStartWith("DEADLINE_EXCEEDED");
+  const leaving = new AbortController();
+  const stopping = answer(sandbox.stop({ signal: leaving.signal }));
+  await until("the stop to reach the driver", () => given.driver.called("StopSandbox", sandbox.id)[0]);
+  leaving.abort();
+  expect(await stopping).toStartWith("CANCELLED");
+  expect(await sandbox.state()).toBe("STOPPING False/Stopping");
   release();
   await sandbox.reaches("STOPPED False/Stopped");
 });
@@ -322,6 +372,22 @@ scenario("GA-538 a late report of the exit before the start is an Error for ever
   await sandbox.supervise("instance-2");
   expect(phaseOf(await sandbox.report(readyIs("True")))).toBe("ERROR");
 });
+
+scenario(
+  "GA-542 the stopped main process's end is no news, Stopped or Starting; that of the started one is an Error",
+  async (given) => {
+    const sandbox = await stopped(given);
+    await sandbox.exited("instance-1", 3);
+    expect(await sandbox.state()).toBe("STOPPED False/Stopped");
+    await sandbox.start();
+    await sandbox.exited("instance-1", 3);
+    expect(await sandbox.state()).toBe("STARTING False/Starting");
+    await sandbox.exited("instance-2", 4);
+    const record = await sandbox.get();
+    expect(stateOf(record)).toBe("ERROR False/MainProcessExited");
+    expect(record.status).toMatchObject({ exit_code: 4, main_process_instance_id: "instance-2" });
+  },
+);
 
 scenario(
   "GA-539 a start that hangs is Starting, and the session that comes meanwhile makes it Ready",
