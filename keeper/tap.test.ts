@@ -147,6 +147,18 @@ test("a watch's events can be doubled, and swapped where two come together", asy
   expect((await watched(3)).ids).toEqual(["b", "a", "c"]);
 });
 
+test("only the watch that a rule speaks of has its events doubled, and its record has both of each", async () => {
+  const since = tap.seq;
+  faults("WatchSandboxes: duplicate once");
+  await watched(6);
+  expect((await watched(3)).ids).toEqual(["a", "b", "c"]);
+  const told = tap.calls(since).map(({ responses }) => responses as { deleted: { sandbox_id: string } }[]);
+  expect(told.map((events) => events.map(({ deleted }) => deleted.sandbox_id))).toEqual([
+    ["a", "a", "b", "b", "c", "c"],
+    ["a", "b", "c"],
+  ]);
+});
+
 test("of a watch a report has the last events of each sandbox, with their times", async () => {
   const before = performance.timeOrigin + performance.now();
   events = [...Array<string>(60).fill("often"), "once"];

@@ -393,6 +393,7 @@ scenario(
 
 scenario("DI-33 a driver that says everything twice confuses nobody", async (given) => {
   const stack = await given.startStack();
+  const since = await stack.lastCall();
   await stack.rules({ method: "WatchSandboxes", duplicate: true });
   await stack.control("driver", "kill");
   await stack.control("driver", "start");
@@ -401,6 +402,12 @@ scenario("DI-33 a driver that says everything twice confuses nobody", async (giv
   expect((await sandbox.stop()).phase).toBe("STOPPED");
   await (await sandbox.start()).ready();
   expect(await sandbox.delete()).toBe(true);
+  // All of that was indeed said twice.
+  const watches = (await stack.calls(since)).filter(({ method }) => method === "WatchSandboxes");
+  const events = watches.flatMap(({ responses }) => responses);
+  expect(JSON.stringify(events)).toContain(sandbox.id);
+  const [firsts, seconds] = [0, 1].map((nth) => events.filter((_, at) => at % 2 === nth));
+  expect(seconds).toEqual(firsts!);
 });
 
 /** An end long before the start that the gateway has just asked for. */

@@ -9,6 +9,7 @@ import { dirname, join } from "node:path";
 import {
   connectable,
   eventually,
+  parts,
   refusal,
   type RunningStack,
   type Sandbox,
@@ -198,9 +199,19 @@ scenario(
   },
 );
 
-scenario("SE-10 commands in a sandbox cannot read its token", async ({ anySandbox }) => {
-  const sandbox = await anySandbox();
-  const { stdout, exitCode } = await sandbox.exec(["cat", "/etc/openshell/auth/sandbox.jwt"]);
-  expect(stdout).toBe("");
-  expect(exitCode).not.toBe(0);
-});
+scenario(
+  "SE-10 commands in a sandbox cannot read its token",
+  async ({ anySandbox }) => {
+    const sandbox = await anySandbox();
+    const { stdout, exitCode } = await sandbox.exec(["cat", "/etc/openshell/auth/sandbox.jwt"]);
+    expect(stdout).toBe("");
+    expect(exitCode).not.toBe(0);
+  },
+  {
+    // There the file is missing for everybody, which would pass for a file that is kept from commands.
+    skip:
+      !parts().engine.real &&
+      !parts().supervisor.real &&
+      "commands in the fake engine's sandboxes see this machine's files, and the token is not among them",
+  },
+);

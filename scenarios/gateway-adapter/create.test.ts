@@ -139,6 +139,7 @@ scenario(
     expect(await answer(call)).toBe(
       `INVALID_ARGUMENT: template.driver_config.${DRIVER_NAME} must be an object`,
     );
+    expect(given.driver.called("ValidateSandboxCreate")).toEqual([]);
     expect(given.driver.called("CreateSandbox")).toEqual([]);
   },
 );
