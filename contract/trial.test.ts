@@ -8,9 +8,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { computeDriver } from "../proto/contract.ts";
 import type { DriverSandbox } from "../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
-import { checks } from "./check.ts";
+import { loadChecks } from "./load.ts";
 import { Trial } from "./trial.ts";
-import "../scenarios/driver-contract/f-stop-and-start.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "trial-"));
 const socket = join(folder, "driver.sock");
@@ -48,7 +47,7 @@ afterAll(() => {
 });
 
 test("DC-68 holds for a driver that deletes a sandbox which is stopped while it comes up, and at once", async () => {
-  const { body } = checks.find(({ id }) => id === "DC-68")!;
+  const { body } = (await loadChecks()).find(({ id }) => id === "DC-68")!;
   const subject = { socket, directSocket: socket, backend: undefined, image: "", stopMs: 5_000 };
   const trial = new Trial(subject);
   const began = performance.now();
