@@ -257,18 +257,25 @@ export class Box implements Ref {
     return (await this.driver.list()).find(({ id }) => id === this.id);
   }
 
-  /** Waits until its snapshot is as `seen` wants it. @throws Violation with the last one. */
+  /**
+   * Waits until its snapshot is as `seen` wants it.
+   * @throws Violation with the last one; Refused with NOT_FOUND, at once: no driver makes it again.
+   */
   async until(what: string, seen: (snapshot: Snapshot) => boolean, longestMs = UP_MS): Promise<Snapshot> {
     const deadlineMs = patient(longestMs);
     let last = "nothing";
+    let gone: Refused | undefined;
     const look = async () => {
-      const snapshot = await this.get();
+      const snapshot = await this.get().catch((error: unknown) => {
+        if (error instanceof Refused && error.code === "NOT_FOUND") gone = error;
+        throw error;
+      });
       last = describeSnapshot(snapshot);
       if (!seen(snapshot)) throw new Error(last);
       return snapshot;
     };
-    return eventually(look, { what, deadlineMs }).catch((error: unknown) => {
-      if (error instanceof Refused) throw error;
+    return eventually(look, { what, deadlineMs, failed: () => gone?.message }).catch((error: unknown) => {
+      if (gone) throw gone;
       throw new Violation(`${what} within ${deadlineMs} ms`, last === "nothing" ? String(error) : last);
     });
   }

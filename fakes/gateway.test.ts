@@ -37,6 +37,24 @@ async function collect(events: AsyncIterable<ExecSandboxEvent__Output>) {
 
 const row = sharedGateway();
 
+for (const operation of ["start", "delete"] as const)
+  row(`a ${operation} whose user leaves while it waits for another operation never begins`, async (bench) => {
+    const { driver } = bench;
+    const sandbox = await bench.readySandbox();
+    const release = driver.hang("StopSandbox");
+    const stopping = sandbox.stop();
+    await until("the stop to reach the driver", () => driver.called("StopSandbox", sandbox.id)[0]);
+    expect(await answer(sandbox[operation]({ deadlineMs: 300 }))).toStartWith("DEADLINE_EXCEEDED");
+    // One more call on the same connection: the gateway has heard that the user left once it answers.
+    await sandbox.state();
+    release();
+    await stopping;
+    // One more operation, behind the one that was given up.
+    expect(await sandbox.stop()).toBeDefined();
+    expect(driver.called(operation === "start" ? "StartSandbox" : "DeleteSandbox", sandbox.id)).toEqual([]);
+    expect(await sandbox.state()).toBe("STOPPED False/Stopped");
+  });
+
 describe("what a sandbox may be", () => {
   const spec = (fields: NonNullable<CreateSandboxRequest["spec"]>): CreateSandboxRequest => ({
     spec: fields,

@@ -3,7 +3,7 @@
 /** A test file that holds a Ready sandbox until somebody kills something: `bun test ./keeper/hold.fixture.ts`. */
 import { scenario } from "../harness.ts";
 
-scenario("HOLD", async ({ gateway, stack }) => {
+scenario("HO-01 a sandbox is held", async ({ gateway, stack }) => {
   const sandbox = await gateway.readySandbox();
   console.log(`HOLDING ${JSON.stringify({ ...stack.info, sandboxId: sandbox.id })}`);
   await new Promise(() => {});

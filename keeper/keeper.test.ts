@@ -98,7 +98,7 @@ const kill = (pid: number) => process.kill(pid, "SIGKILL");
 function expectCutOff(run: string): void {
   const results = readResults(join(runs, "reports"));
   expect(results.run).toMatchObject({ id: run, cutOff: true });
-  expect(results.scenarios).toMatchObject([{ id: "HOLD", verdict: "cut" }]);
+  expect(results.scenarios).toMatchObject([{ id: "HO-01", verdict: "cut" }]);
 }
 
 test("an engine that is gone keeps nothing else up, and what was known is in the results", async () => {

@@ -60,3 +60,18 @@ test("a token that an assertion holds is neither printed nor written to bun's ow
   expect(out + err).toContain("<token>");
   expect(written).toContain("&lt;token&gt;");
 });
+
+test("of a test whose title does not begin with an id nothing is recorded", async () => {
+  const source = `
+    import { recorded } from "${join(import.meta.dir, "scenario.ts")}";
+    import { waitingEntries } from "${join(import.meta.dir, "record.ts")}";
+    for (const id of ["XX-01", "stdin", "XX", "x-1"])
+      await recorded({ suite: "s", id, title: id + " t", file: "f", line: 1 }, async () => {});
+    console.log(JSON.stringify(waitingEntries().map(({ kind, scenario }) => [kind, scenario.id])));`;
+  // In a process of its own: what this one records is in its report.
+  const child = Bun.spawn([process.execPath, "-e", source], { stdout: "pipe", stderr: "inherit" });
+  expect(await child.stdout.json()).toEqual([
+    ["running", "XX-01"],
+    ["scenario", "XX-01"],
+  ]);
+});

@@ -81,13 +81,17 @@ export function recordSkip(about: About, reason: string): void {
 }
 
 /**
- * Runs a scenario and records what came of it; what it throws is thrown on.
+ * Runs a scenario and records what came of it; what it throws is thrown on. Of what has no id nothing is
+ * recorded: unit tests that stand where scenarios stand belong into no report.
  * @param work may fill in what it learns: sandboxes, logs, and another verdict than pass.
  */
 export async function recorded(about: About, work: (result: ScenarioResult) => Promise<void>): Promise<void> {
   const result = begun(about);
-  underWay.add(result);
-  record({ kind: "running", scenario: result });
+  const isScenario = /^[A-Z]{2}-\d+$/.test(about.id);
+  if (isScenario) {
+    underWay.add(result);
+    record({ kind: "running", scenario: result });
+  }
   try {
     await work(result);
   } catch (thrown) {
@@ -100,7 +104,7 @@ export async function recorded(about: About, work: (result: ScenarioResult) => P
   } finally {
     underWay.delete(result);
     result.ms = Math.round((now() - result.at) * 10) / 10;
-    record({ kind: "scenario", scenario: result });
+    if (isScenario) record({ kind: "scenario", scenario: result });
   }
 }
 

@@ -7,6 +7,7 @@ import { openshell } from "../../proto/contract.ts";
 import type { OpenShellHandlers } from "../../proto/v0.0/types/openshell/v1/OpenShell.ts";
 import { denied, statusOf } from "../status.ts";
 import type { Audience, Authenticator, Principal } from "./auth.ts";
+import type { Caller } from "./compute.ts";
 import type { Listener } from "./listeners.ts";
 import type { SupervisorApi } from "./supervisor-api.ts";
 import type { UserApi } from "./user-api.ts";
@@ -40,11 +41,11 @@ export function apiServer(
   const unary =
     <Request, Response>(
       audience: Audience,
-      handle: (request: Request, principal: Principal) => Response | Promise<Response>,
+      handle: (request: Request, principal: Principal, caller: Caller) => Response | Promise<Response>,
     ): grpc.handleUnaryCall<Request, Response> =>
-    ({ metadata, request }, callback) =>
-      void admit(metadata, audience)
-        .then((principal) => handle(request, principal))
+    (call, callback) =>
+      void admit(call.metadata, audience)
+        .then((principal) => handle(call.request, principal, call))
         .then(
           (response) => callback(null, response),
           (error: unknown) => callback(statusOf(error)),
@@ -73,9 +74,9 @@ export function apiServer(
     CreateSandbox: unary("users", (request) => users.createSandbox(request)),
     GetSandbox: unary("users", (request) => users.getSandbox(request)),
     ListSandboxes: unary("users", (request) => users.listSandboxes(request)),
-    StopSandbox: unary("users", (request) => users.stopSandbox(request)),
-    StartSandbox: unary("users", (request) => users.startSandbox(request)),
-    DeleteSandbox: unary("users", (request) => users.deleteSandbox(request)),
+    StopSandbox: unary("users", (request, _, caller) => users.stopSandbox(request, caller)),
+    StartSandbox: unary("users", (request, _, caller) => users.startSandbox(request, caller)),
+    DeleteSandbox: unary("users", (request, _, caller) => users.deleteSandbox(request, caller)),
     ExecSandbox: stream("users", (call) => users.exec(call)),
     ExecSandboxInteractive: stream("users", (call) => users.execInteractive(call)),
     CreateSshSession: unary("users", (request) => users.createSshSession(request)),

@@ -51,6 +51,15 @@ const CODE_WORDS = [
   "The request does not have valid authentication credentials",
 ];
 
+/** Who waits for an operation's answer: the call, as gRPC knows it. */
+export interface Caller {
+  /** Whether they have left. */
+  readonly cancelled: boolean;
+}
+
+/** The gateway itself waits for what it does. */
+const STAYS: Caller = { cancelled: false };
+
 export interface ComputeParts {
   driver: RemoteDriver;
   store: Store;
@@ -112,20 +121,25 @@ export class Compute {
 
   // Stop and start
 
-  stop(workspace: string, name: string): Promise<Sandbox__Output> {
-    return this.#transition(workspace, name, "Stopping");
+  stop(caller: Caller, workspace: string, name: string): Promise<Sandbox__Output> {
+    return this.#transition(caller, workspace, name, "Stopping");
   }
 
-  start(workspace: string, name: string): Promise<Sandbox__Output> {
-    return this.#transition(workspace, name, "Starting");
+  start(caller: Caller, workspace: string, name: string): Promise<Sandbox__Output> {
+    return this.#transition(caller, workspace, name, "Starting");
   }
 
   /** A sandbox already in transition is driven again: whoever waited at the gate knows that nobody else does it. */
-  async #transition(workspace: string, name: string, to: "Stopping" | "Starting"): Promise<Sandbox__Output> {
+  async #transition(
+    caller: Caller,
+    workspace: string,
+    name: string,
+    to: "Stopping" | "Starting",
+  ): Promise<Sandbox__Output> {
     const { id, publicName } = this.#find(workspace, name);
     const [verb, from, done] =
       to === "Stopping" ? (["stop", "Ready", "Stopped"] as const) : (["start", "Stopped", "Ready"] as const);
-    return this.#alone(id, async () => {
+    return this.#alone(id, caller, async () => {
       const current = this.#unchanged(id, publicName, verb);
       const phase = phaseOf(current);
       if (phase === done) return current;
@@ -195,9 +209,9 @@ export class Compute {
   // Delete
 
   /** Works from every phase. The answer is whether the driver had something to remove. */
-  async delete(workspace: string, name: string): Promise<boolean> {
+  async delete(caller: Caller, workspace: string, name: string): Promise<boolean> {
     const { id, publicName } = this.#find(workspace, name);
-    return this.#alone(id, async () => {
+    return this.#alone(id, caller, async () => {
       const previous = this.store.sandboxes.get(id);
       if (!previous) return true; // another delete, at the gate before this one, has finished
       this.#unchanged(id, publicName, "delete");
@@ -442,7 +456,7 @@ export class Compute {
     let failed = 0;
     const stopNext = async (): Promise<void> => {
       for (let id = waiting.shift(); id !== undefined; id = waiting.shift()) {
-        const outcome = await this.#alone(id, () => this.#stopForShutdown(id!));
+        const outcome = await this.#alone(id, STAYS, () => this.#stopForShutdown(id!));
         if (outcome === true) stopped++;
         if (outcome === false) failed++;
       }
@@ -521,10 +535,16 @@ export class Compute {
     this.feeds.end(id);
   }
 
-  /** Runs one lifecycle operation of a sandbox at a time. It runs to its end even if its caller leaves. */
-  #alone<Result>(id: string, work: () => Promise<Result>): Promise<Result> {
+  /**
+   * Runs one lifecycle operation of a sandbox at a time. It runs to its end even if its caller leaves meanwhile; that of
+   * a caller who has left before its turn came does not begin.
+   */
+  #alone<Result>(id: string, caller: Caller, work: () => Promise<Result>): Promise<Result> {
     const before = this.#gates.get(id) ?? Promise.resolve();
-    const result = before.then(work, work);
+    const result = before.then(() => {
+      if (caller.cancelled) throw new Status(grpc.status.CANCELLED, "the caller has left");
+      return work();
+    });
     const settled = result.catch(() => {});
     this.#gates.set(id, settled);
     void settled.then(() => this.#gates.get(id) === settled && this.#gates.delete(id));

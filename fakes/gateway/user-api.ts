@@ -35,7 +35,7 @@ import type { WatchSandboxRequest__Output } from "../../proto/v0.0/types/openshe
 import type { Logger } from "../log.ts";
 import { invalid, notFound, precondition, Status } from "../status.ts";
 import type { Tokens } from "./auth.ts";
-import type { Compute } from "./compute.ts";
+import type { Caller, Compute } from "./compute.ts";
 import type { RemoteDriver } from "./driver.ts";
 import { execute, ssh } from "./exec.ts";
 import type { Feeds } from "./feeds.ts";
@@ -150,16 +150,16 @@ export class UserApi {
     return { sandboxes: this.parts.store.sandboxes.list({ workspace, ...page(request) }) };
   }
 
-  async stopSandbox(request: Named): Promise<SandboxResponse> {
-    return { sandbox: await this.parts.compute.stop(...this.#address(request)) };
+  async stopSandbox(request: Named, caller: Caller): Promise<SandboxResponse> {
+    return { sandbox: await this.parts.compute.stop(caller, ...this.#address(request)) };
   }
 
-  async startSandbox(request: Named): Promise<SandboxResponse> {
-    return { sandbox: await this.parts.compute.start(...this.#address(request)) };
+  async startSandbox(request: Named, caller: Caller): Promise<SandboxResponse> {
+    return { sandbox: await this.parts.compute.start(caller, ...this.#address(request)) };
   }
 
-  async deleteSandbox(request: Named): Promise<DeleteSandboxResponse> {
-    return { deleted: await this.parts.compute.delete(...this.#address(request)) };
+  async deleteSandbox(request: Named, caller: Caller): Promise<DeleteSandboxResponse> {
+    return { deleted: await this.parts.compute.delete(caller, ...this.#address(request)) };
   }
 
   // Exec

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** What checks make of drivers that do what a rule allows, and nearly no driver does. */
+import * as grpc from "@grpc/grpc-js";
+import { afterAll, beforeAll, expect, test } from "bun:test";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { computeDriver } from "../proto/contract.ts";
+import type { DriverSandbox } from "../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
+import { loadChecks } from "./load.ts";
+import { Trial } from "./trial.ts";
+
+const folder = mkdtempSync(join(tmpdir(), "trial-"));
+const socket = join(folder, "driver.sock");
+const server = new grpc.Server();
+
+beforeAll(async () => {
+  const there = new Map<string, DriverSandbox>();
+  const deletes: grpc.handleUnaryCall<{ sandbox_id: string }, object> = ({ request }, reply) =>
+    reply(null, { deleted: there.delete(request.sandbox_id) });
+  server.addService(computeDriver().ComputeDriver.service, {
+    CreateSandbox: (
+      { request }: { request: { sandbox: DriverSandbox } },
+      reply: grpc.sendUnaryData<object>,
+    ) => {
+      there.set(request.sandbox.id!, request.sandbox);
+      reply(null, {});
+    },
+    GetSandbox: ({ request }: { request: { sandbox_id: string } }, reply: grpc.sendUnaryData<object>) => {
+      const sandbox = there.get(request.sandbox_id);
+      if (sandbox) reply(null, { sandbox });
+      else reply({ code: grpc.status.NOT_FOUND, details: "no such sandbox" });
+    },
+    StopSandbox: deletes,
+    DeleteSandbox: deletes,
+  });
+  const { promise, resolve, reject } = Promise.withResolvers<void>();
+  const bound = (error: Error | null) => (error ? reject(error) : resolve());
+  server.bindAsync(`unix:${socket}`, grpc.ServerCredentials.createInsecure(), bound);
+  await promise;
+});
+
+afterAll(() => {
+  server.forceShutdown();
+  rmSync(folder, { recursive: true });
+});
+
+test("DC-68 holds for a driver that deletes a sandbox which is stopped while it comes up, and at once", async () => {
+  const { body } = (await loadChecks()).find(({ id }) => id === "DC-68")!;
+  const subject = { socket, directSocket: socket, backend: undefined, image: "", stopMs: 5_000 };
+  const trial = new Trial(subject);
+  const began = performance.now();
+  try {
+    await body(trial);
+    expect(performance.now() - began).toBeLessThan(5_000);
+  } finally {
+    expect(await trial.end()).toEqual([]);
+  }
+}, 30_000);
