@@ -1221,7 +1221,7 @@ export function turns(most: () => number): (work: () => Promise<void>) => Promis
 }
 
 /** How many scenarios that have a gateway of their own and no engine run at a time. */
-export const GATEWAYS_AT_A_TIME = 6;
+export const GATEWAYS_AT_A_TIME = 8;
 
 /** Does a test's work when it is its turn: so many run at a time as the settings say. */
 export const inTurn = turns(() => scenariosAtATime(readSettings().settings));

@@ -16,10 +16,13 @@
  * The parts, in the order in which a start passes them: settings (names); host (podman); server (socket) and
  * service; sandboxes with their creation (driver-config, resources, container) and their watch (snapshot, order).
  */
+import { startQuickly } from "./quick-start.ts";
 import { reach } from "./driver/host.ts";
 import { EngineError } from "./driver/podman.ts";
 import { HELP, readSettings, StartError } from "./driver/settings.ts";
 import { Log } from "./log.ts";
+
+startQuickly();
 
 const VERSION = "0.0.112+fake";
 

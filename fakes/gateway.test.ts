@@ -12,7 +12,7 @@ import { streaming, unary } from "../proto/contract.ts";
 import type { CreateSandboxRequest } from "../proto/v0.0/types/openshell/v1/CreateSandboxRequest.ts";
 import type { ExecSandboxEvent__Output } from "../proto/v0.0/types/openshell/v1/ExecSandboxEvent.ts";
 import type { ExecSandboxRequest } from "../proto/v0.0/types/openshell/v1/ExecSandboxRequest.ts";
-import { answer, Bench, sharedGateway, until } from "../scenarios/gateway-adapter/given.ts";
+import { answer, Bench, gateways, until } from "../scenarios/gateway-adapter/given.ts";
 import { type GatewayProcess, isReal, Lab } from "../scenarios/gateway-adapter/gateway-process.ts";
 import { ScriptedSupervisor } from "../scenarios/gateway-adapter/scripted-supervisor.ts";
 
@@ -35,7 +35,7 @@ async function collect(events: AsyncIterable<ExecSandboxEvent__Output>) {
   return result;
 }
 
-const row = sharedGateway();
+const { scenario: row } = gateways();
 
 for (const operation of ["start", "delete"] as const)
   row(`a ${operation} whose user leaves while it waits for another operation never begins`, async (bench) => {

@@ -11,9 +11,12 @@
  * The parts, in the order in which a start passes them: settings, toml, store, driver, listeners, compute (with phases
  * and translation), sessions, exec, api (user-api, supervisor-api; auth, validation). `generate-certs` is certificates.
  */
+import { startQuickly } from "./quick-start.ts";
 import { Failure, frame, UsageError } from "./gateway/failure.ts";
 import { Log } from "./log.ts";
 import { Flags, HELP, readSettings } from "./gateway/settings.ts";
+
+startQuickly();
 
 const VERSION = "0.0.112+fake";
 const DEFAULT_DIAL_SECONDS = 30;

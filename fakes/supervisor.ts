@@ -14,7 +14,10 @@
  *
  * The parts: settings; run; gateway and log; user and processes; main-process and main-session; session, relays, ssh.
  */
+import { startQuickly } from "./quick-start.ts";
 import { readFlags, readSettings, UsageError, USAGE } from "./supervisor/settings.ts";
+
+startQuickly();
 
 const VERSION = "0.0.112+fake";
 

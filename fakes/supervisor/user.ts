@@ -45,7 +45,7 @@ const SUPERVISOR_ONLY = words(`
   OCI_IMAGE_USER SANDBOX_UID SANDBOX_GID SANDBOX_TOKEN SANDBOX_TOKEN_FILE K8S_SA_TOKEN_FILE TLS_CA TLS_CERT TLS_KEY
   PROVIDER_SPIFFE_WORKLOAD_API_SOCKET NETWORK_RUNTIME_CAPABILITIES FAKE_HOSTS`)
   .map((name) => `OPENSHELL_${name}`)
-  .concat("BUN_JSC_useJIT");
+  .concat("BUN_JSC_useJIT", "BUN_GC_TIMER_DISABLE");
 
 /** The main process: the container's environment, then identity and TERM unless the user set them. */
 export function mainEnvironment(settings: Settings, user: User): Record<string, string> {

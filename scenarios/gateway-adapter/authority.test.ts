@@ -6,9 +6,9 @@ import { readFileSync } from "node:fs";
 import * as grpc from "@grpc/grpc-js";
 import { expect } from "bun:test";
 import { codeName, openshell } from "../../proto/contract.ts";
-import { type Bench, sharedGateway, type TestSandbox, until } from "./given.ts";
+import { type Bench, gateways, type TestSandbox, until } from "./given.ts";
 
-const scenario = sharedGateway();
+const { scenario } = gateways();
 
 const METHODS: grpc.ServiceDefinition = openshell().OpenShell.service;
 

@@ -5,11 +5,10 @@ import { status } from "@grpc/grpc-js";
 import { expect } from "bun:test";
 import type { Struct } from "../../proto/v0.0/types/google/protobuf/Struct.ts";
 import type { SandboxTemplate } from "../../proto/v0.0/types/openshell/v1/SandboxTemplate.ts";
-import { answer, type Bench, fail, stateOf, until } from "./given.ts";
-import { sharedGateway } from "./given.ts";
+import { answer, type Bench, fail, gateways, stateOf, until } from "./given.ts";
 import { DRIVER_NAME } from "./gateway-process.ts";
 
-const scenario = sharedGateway();
+const { scenario } = gateways();
 
 // What the driver is asked
 

@@ -4,9 +4,9 @@
 import { status } from "@grpc/grpc-js";
 import { expect } from "bun:test";
 import { phaseOf } from "../../harness.ts";
-import { answer, fail, readyIs, sharedGateway, until } from "./given.ts";
+import { answer, fail, gateways, readyIs, until } from "./given.ts";
 
-const scenario = sharedGateway();
+const { scenario } = gateways();
 
 const GONE = "NOT_FOUND: sandbox not found";
 

@@ -3,7 +3,9 @@
 /** A driver that dies under its gateway, stays away, and comes back, as itself or as another. */
 import { linkSync, renameSync } from "node:fs";
 import { expect } from "bun:test";
-import { answer, type Bench, CAPABILITIES, ownGateway, until } from "./given.ts";
+import { answer, type Bench, CAPABILITIES, gateways, until } from "./given.ts";
+
+const { ownGateway } = gateways();
 
 const NOBODY_THERE = /^UNAVAILABLE: .*No such file or directory \(os error 2\)/;
 const NOBODY_LISTENS = /^UNAVAILABLE: .*Connection refused \(os error 111\)/;

@@ -3,7 +3,7 @@
 /**
  * What scenarios of this suite are given: a gateway between a scripted driver and scripted supervisors.
  *
- *   const scenario = sharedGateway();
+ *   const { scenario } = gateways();
  *   scenario("GA-331 …", async ({ driver, create }) => {
  *     driver.on("CreateSandbox", fail(9, "no gpu"));
  *     expect(await answer(create())).toBe("FAILED_PRECONDITION: no gpu");
@@ -44,44 +44,45 @@ const TEST_DEADLINE_MS = 180_000;
 
 // Scenarios
 
-/** Gateways that no scenario has in hand. */
-const idle: Bench[] = [];
+/** Gateways that no scenario has in hand: of those that are as they were found, and of those that may have been restarted. */
+const idle: Record<"shared" | "own", Bench[]> = { shared: [], own: [] };
 
 /**
- * Scenarios that leave a gateway as they found it, and get one that others had before them. After each the driver
- * forgets its script, and the gateway the sandboxes; a gateway with which one failed is not used again. A name that a
- * scenario gives to a sandbox is given by no other: of one that hangs there is no forgetting.
+ * A file's two kinds of scenario with a gateway. Both get one that others had before them and nobody has meanwhile:
+ * after each the driver forgets its script, and the gateway the sandboxes. One with which a scenario failed is not used
+ * again. A name that a scenario gives to a sandbox is given by no other: of one that hangs there is no forgetting.
+ *
+ *   - `scenario` leaves its gateway as it found it;
+ *   - `ownGateway` may end it and start it again, or end its driver: what is not as usual afterwards is not used again,
+ *     nor is a gateway that was started with a script of its own, whose calls are all there to be seen.
  */
-export function sharedGateway() {
+export function gateways() {
   afterAll(async () => {
-    await Promise.all(idle.splice(0).map((bench) => bench.close()));
+    const unused = [...idle.shared.splice(0), ...idle.own.splice(0)];
+    await Promise.all(unused.map((bench) => bench.close()));
   }, TEST_DEADLINE_MS);
-  return (title: string, body: (bench: Bench) => Promise<void>): void => {
-    const prove = async () => {
-      const bench = idle.pop() ?? (await Bench.start());
-      bench.driver.calls = [];
-      try {
-        await judged(body, bench);
-      } catch (error) {
-        await bench.close();
-        throw error;
-      }
-      bench.tidy();
-      idle.push(bench);
+  const kind =
+    (pool: Bench[]) =>
+    (title: string, body: (bench: Bench) => Promise<void>, script?: Script): void => {
+      const prove = async () => {
+        const used = script ? undefined : pool.pop();
+        const bench = used ?? (await Bench.start({}, script));
+        try {
+          if (used && pool === idle.own) await used.empty();
+          if (!script) bench.driver.calls = [];
+          await judged(body, bench);
+        } catch (error) {
+          await bench.close();
+          throw error;
+        }
+        if (script || !bench.isUsual) return bench.close();
+        bench.tidy();
+        pool.push(bench);
+      };
+      const about = aboutCaller(title, import.meta.path);
+      inItsTurn(about, prove);
     };
-    const about = aboutCaller(title, import.meta.path);
-    inItsTurn(about, prove);
-  };
-}
-
-/** A scenario with a gateway of its own, which it may end and start again; runs beside others. */
-export function ownGateway(title: string, body: (bench: Bench) => Promise<void>, script: Script = {}): void {
-  const prove = async () => {
-    await using bench = await Bench.start({}, script);
-    await judged(body, bench);
-  };
-  const about = aboutCaller(title, import.meta.path);
-  inItsTurn(about, prove);
+  return { scenario: kind(idle.shared), ownGateway: kind(idle.own) };
 }
 
 /** A scenario about gateways that have yet to be started, in a folder of its own; runs beside others. */
@@ -160,6 +161,7 @@ type UserMethod<Request, Response> = (
 /** A gateway with its scripted driver, and a user of it. Its functions need no `this`: scenarios take what they use. */
 export class Bench {
   readonly sandboxes: TestSandbox[] = [];
+  #hasOwnOptions = false;
 
   constructor(
     readonly lab: Lab,
@@ -231,6 +233,19 @@ export class Bench {
     await this.gateway.stop(signal);
     this.driver.calls = [];
     this.gateway = await this.lab.start(options);
+    this.#hasOwnOptions = Object.keys(options).length > 0;
+  };
+
+  /** Has the gateway forget the sandboxes of who had it before: at its next start it would ask for them. */
+  empty = (): Promise<true> => {
+    let left: string[] = [];
+    const look = async () => {
+      const { sandboxes } = await this.call((client) => client.ListSandboxes, { all_workspaces: true });
+      left = sandboxes.map(({ metadata }) => metadata!.name);
+      for (const { metadata } of sandboxes) this.driver.deleted(metadata!.id);
+      return left.length === 0;
+    };
+    return until("the gateway to forget the sandboxes before", look, { seen: () => left });
   };
 
   /**
@@ -248,6 +263,11 @@ export class Bench {
     database.close();
     if (changes !== 1) throw new HarnessError(`The gateway's database has no row of sandbox ${sandbox.id}`);
   };
+
+  /** Whether the gateway runs as it is started usually, and watches its driver. */
+  get isUsual(): boolean {
+    return this.gateway.ended === undefined && !this.#hasOwnOptions && this.driver.watching;
+  }
 
   /** Leaves a gateway to the next scenario as it was. */
   tidy(): void {

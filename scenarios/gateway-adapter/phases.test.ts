@@ -4,9 +4,9 @@
 import { expect } from "bun:test";
 import { phaseOf } from "../../harness.ts";
 import type { DriverSandboxStatus } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandboxStatus.ts";
-import { answer, ready, readyIs, sharedGateway, stateOf } from "./given.ts";
+import { answer, gateways, ready, readyIs, stateOf } from "./given.ts";
 
-const scenario = sharedGateway();
+const { scenario } = gateways();
 
 const SUSPENDED = { type: "Suspended", status: "True" };
 const READY = "READY True/DependenciesReady";

@@ -12,11 +12,13 @@ import {
   type Bench,
   CAPABILITIES,
   fail,
-  ownGateway,
+  gateways,
   readyIs,
   type TestSandbox,
   until,
 } from "./given.ts";
+
+const { ownGateway } = gateways();
 
 /** Above the grace period of a record that the driver does not list. */
 const OLD = 400;

@@ -8,12 +8,14 @@ import {
   type Bench,
   CAPABILITIES,
   fail,
-  ownGateway,
+  gateways,
   readyIs,
   type TestSandbox,
   until,
 } from "./given.ts";
 import { unframed } from "./gateway-process.ts";
+
+const { ownGateway } = gateways();
 
 const OWN_LIFECYCLE = { GetCapabilities: () => ({ ...CAPABILITIES, gateway_manages_lifecycle: false }) };
 

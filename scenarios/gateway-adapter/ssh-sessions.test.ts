@@ -8,9 +8,9 @@ import { codeName } from "../../proto/contract.ts";
 import type { TcpForwardFrame } from "../../proto/v0.0/types/openshell/v1/TcpForwardFrame.ts";
 import type { TcpForwardFrame__Output } from "../../proto/v0.0/types/openshell/v1/TcpForwardFrame.ts";
 import type { TcpForwardInit } from "../../proto/v0.0/types/openshell/v1/TcpForwardInit.ts";
-import { answer, type Bench, ownGateway, sharedGateway, type TestSandbox, until } from "./given.ts";
+import { answer, type Bench, gateways, type TestSandbox, until } from "./given.ts";
 
-const scenario = sharedGateway();
+const { scenario, ownGateway } = gateways();
 
 const DAY_MS = 86_400_000;
 

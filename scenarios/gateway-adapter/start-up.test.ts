@@ -7,10 +7,10 @@ import { status } from "@grpc/grpc-js";
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import { register } from "../../harness.ts";
 import { aboutCaller, recorded } from "../../report/scenario.ts";
-import { fail, ownGateway, ownLab, sharedGateway, until } from "./given.ts";
+import { fail, gateways, ownLab, until } from "./given.ts";
 import { isReal, Lab, type Outcome } from "./gateway-process.ts";
 
-const scenario = sharedGateway();
+const { scenario, ownGateway } = gateways();
 
 const RUNTIME = "execution error: failed to create compute runtime: ";
 
@@ -24,6 +24,7 @@ ownGateway(
     expect(methods.slice(0, 2)).toEqual(["GetCapabilities", "GetGatewayListenerRequirements"]);
     expect(methods.slice(2).toSorted()).toEqual(["ListSandboxes", "WatchSandboxes"]);
   },
+  {},
 );
 
 scenario("GA-102 the log names the driver by its configured and by its own name", async ({ gateway }) => {

@@ -9,16 +9,16 @@ import {
   answer,
   type Bench,
   fail,
+  gateways,
   ready,
   readyIs,
-  sharedGateway,
   stateOf,
   type TestSandbox,
   until,
 } from "./given.ts";
 import type { Answer } from "./scripted-driver.ts";
 
-const scenario = sharedGateway();
+const { scenario } = gateways();
 
 const SUSPENDED: DriverSandboxStatus = { conditions: [{ type: "Suspended", status: "True" }] };
 

@@ -5,19 +5,9 @@ import { status } from "@grpc/grpc-js";
 import { expect } from "bun:test";
 import { phaseOf } from "../../harness.ts";
 import { streaming } from "../../proto/contract.ts";
-import {
-  answer,
-  type Bench,
-  fail,
-  ownGateway,
-  readyIs,
-  sharedGateway,
-  stateOf,
-  type TestSandbox,
-  until,
-} from "./given.ts";
+import { answer, type Bench, fail, gateways, readyIs, stateOf, type TestSandbox, until } from "./given.ts";
 
-const scenario = sharedGateway();
+const { scenario, ownGateway } = gateways();
 
 // A watch that ends: first, since these wait for the next one, 2 s and more
 
@@ -167,12 +157,12 @@ ownGateway(
   },
 );
 
-/** Makes sandboxes, sixteen at a time. */
+/** Makes sandboxes, sixteen at a time. They have names: of a hundred that a gateway thinks up, two may be the same. */
 async function many({ create }: Bench, count: number): Promise<TestSandbox[]> {
   const made: TestSandbox[] = [];
   const waiting = Array.from({ length: count }).keys();
   const worker = async () => {
-    for (const _ of waiting) made.push(await create());
+    for (const number of waiting) made.push(await create({ name: `one-of-many-${number}` }));
   };
   await Promise.all(Array.from({ length: 16 }, worker));
   return made;
