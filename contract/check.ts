@@ -119,6 +119,21 @@ export async function refuses(call: Promise<unknown>, ...codes: string[]): Promi
   return answer;
 }
 
+/** Resolves with the refusal of a call, if it is refused: that is an answer, too. @throws whatever else the call throws */
+export async function refusalOf(call: Promise<unknown>): Promise<Refused | undefined> {
+  try {
+    await call;
+    return undefined;
+  } catch (error) {
+    if (error instanceof Refused) return error;
+    throw error;
+  }
+}
+
+/** What came of a call: "OK", or the name of its code. @throws whatever but a refusal the call throws */
+export const codeOf = async (call: Promise<unknown>): Promise<string> =>
+  (await refusalOf(call))?.code ?? "OK";
+
 /** A call that a driver answered with an error status. */
 export class Refused extends Error {
   constructor(

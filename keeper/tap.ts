@@ -3,16 +3,19 @@
 /**
  * The tap: a proxy on the socket that the gateway's config names, in front of the driver's own socket.
  *
- * It passes each call through as bytes, without reading them, and keeps what crossed: method, request, responses,
- * status and times. Rules make it delay, fail, rewrite or hang a call. Messages are decoded only when somebody looks
+ * It passes each call through as bytes (keeper/relay.ts), without reading them, and keeps what crossed: method, request,
+ * responses, status and times. Rules make it delay, fail, rewrite or hang a call. Messages are decoded only when somebody looks
  * at them, with secret fields redacted, so an idle tap costs a copy of a reference.
  */
 import * as grpc from "@grpc/grpc-js";
 import type { MethodDefinition } from "@grpc/proto-loader";
 import { chmodSync, rmSync } from "node:fs";
+import type { IncomingHttpHeaders } from "node:http2";
+import { eventually } from "../harness.ts";
 import { codeName, computeDriver } from "../proto/contract.ts";
 import type { CallRecord, EventRecord } from "../report/model.ts";
 import type { ComputeDriverDefinition } from "../proto/v0.0/types/openshell/compute/v1/ComputeDriver.ts";
+import { CallServer, ended, type Ended, type MadeCall, type ServedCall, Upstream } from "./relay.ts";
 
 /** One call as it crossed the socket. Times are in milliseconds, `at` since the tap was opened. */
 export interface Call {
@@ -131,17 +134,21 @@ const SHOWN_EVENTS = 1_000;
 /** In a report are the last events of a stream, and of each sandbox no more than its last few. */
 const REPORTED_EVENTS = 3_000;
 const REPORTED_OF_A_SANDBOX = 20;
-const UNLIMITED = { "grpc.max_receive_message_length": -1, "grpc.max_send_message_length": -1 };
+/** A method of the contract, of messages that are known when there are any. */
+type Method = grpc.MethodDefinition<object, object>;
 
-interface Cancellable {
-  once(event: "cancelled", listener: () => void): unknown;
-}
-
-type ServedCall = grpc.ServerUnaryCall<Buffer, Buffer> | grpc.ServerWritableStream<Buffer, Buffer>;
+/** The methods by their path. */
+const methods = (): ReadonlyMap<string, [name: string, Method]> =>
+  new Map(
+    Object.entries(computeDriver().ComputeDriver.service).map(([name, definition]) => {
+      const method = definition as Method;
+      return [method.path, [name, method]];
+    }),
+  );
 
 interface Crossing {
   seq: number;
-  method: grpc.MethodDefinition<object, object>;
+  method: Method;
   name: string;
   at: number;
   ms?: number;
@@ -149,8 +156,7 @@ interface Crossing {
   details?: string;
   request: Buffer;
   responses: { at: number; bytes: Buffer }[];
-  metadata: grpc.Metadata;
-  authority: string;
+  headers: IncomingHttpHeaders;
 }
 
 /** A call that crossed, for whoever wants to go through it again. */
@@ -169,8 +175,6 @@ export interface Crossed {
   authority: string;
 }
 
-const asIs = (bytes: Buffer): Buffer => bytes;
-
 /** An open tap. `close` ends every call that is under way and removes the socket. */
 export class Tap {
   rules: Rule[] = [];
@@ -184,15 +188,18 @@ export class Tap {
   readonly #driverReady: Promise<boolean>;
   #driverIsReady = false;
   readonly #closed = Promise.withResolvers<void>();
-  #server: grpc.Server | undefined;
+  readonly #methods = methods();
+  readonly #upstream: Upstream;
+  #server: CallServer | undefined;
   #seq = 0;
 
   private constructor(
     readonly socket: string,
-    readonly upstream: grpc.Client,
+    upstream: string,
     readonly onCreate: (sandboxId: string) => void,
     driverReady: Promise<unknown>,
   ) {
+    this.#upstream = new Upstream(upstream);
     // A driver that never became ready is a driver that is not there: calls go on and find that out.
     const ready = () => {
       this.#driverIsReady = true;
@@ -212,31 +219,19 @@ export class Tap {
     onCreate: (sandboxId: string) => void,
     driverReady: Promise<unknown>,
   ): Promise<Tap> {
-    const client = new grpc.Client(`unix:${upstream}`, grpc.credentials.createInsecure(), {
-      ...UNLIMITED,
-      // A driver that comes back on its path is found again at once: the gateway redials on every call, so must we.
-      "grpc.initial_reconnect_backoff_ms": 20,
-      "grpc.max_reconnect_backoff_ms": 50,
-    });
-    const tap = new Tap(socket, client, onCreate, driverReady);
+    const tap = new Tap(socket, upstream, onCreate, driverReady);
     await tap.#listen();
     return tap;
   }
 
   async #listen(): Promise<void> {
-    const server = (this.#server = new grpc.Server(UNLIMITED));
-    server.addService(...this.#service());
-    await new Promise<void>((resolve, reject) =>
-      server.bindAsync(`unix:${this.socket}`, grpc.ServerCredentials.createInsecure(), (error) =>
-        error ? reject(error) : resolve(),
-      ),
-    );
+    this.#server = await CallServer.listen(this.socket, (call, path) => this.#serve(call, path));
     chmodSync(this.socket, 0o600);
   }
 
   /** Breaks every connection, and takes new ones. */
   async #drop(): Promise<void> {
-    this.#server?.forceShutdown();
+    this.#server?.close();
     rmSync(this.socket, { force: true });
     await this.#listen();
   }
@@ -246,16 +241,14 @@ export class Tap {
    * driver were still gone.
    */
   reconnected(deadlineMs: number): Promise<void> {
-    const ready = new Promise<void>((done, failed) =>
-      this.upstream.waitForReady(Date.now() + deadlineMs, (error) => (error ? failed(error) : done())),
-    );
-    return Promise.race([ready, this.#closed.promise]);
+    const reached = eventually(() => this.#upstream.reached(), { what: "reach the driver", deadlineMs });
+    return Promise.race([reached, this.#closed.promise]);
   }
 
   close(): void {
     this.#closed.resolve();
-    this.#server?.forceShutdown();
-    this.upstream.close();
+    this.#server?.close();
+    this.#upstream.close();
     // The server removes it itself on some platforms.
     rmSync(this.socket, { force: true });
   }
@@ -291,7 +284,7 @@ export class Tap {
   /** What crossed, undisguised: for this process alone. */
   crossed(): Crossed[] {
     return this.#records.map(
-      ({ seq, name, method, at, ms, request, responses, status, details = "", metadata, authority }) => ({
+      ({ seq, name, method, at, ms, request, responses, status, details = "", headers }) => ({
         seq,
         name,
         at,
@@ -301,8 +294,8 @@ export class Tap {
         responses: responses.map(({ at, bytes }) => ({ at, message: method.responseDeserialize(bytes) })),
         code: status,
         details,
-        metadata,
-        authority,
+        metadata: metadataOf(headers),
+        authority: headers[":authority"] ?? "",
       }),
     );
   }
@@ -314,127 +307,92 @@ export class Tap {
 
   // Serving
 
-  #service(): [grpc.ServiceDefinition, grpc.UntypedServiceImplementation] {
-    const service: Record<string, grpc.MethodDefinition<Buffer, Buffer>> = {};
-    const handlers: grpc.UntypedServiceImplementation = {};
-    for (const [name, definition] of Object.entries(computeDriver().ComputeDriver.service)) {
-      const method = definition as grpc.MethodDefinition<object, object>;
-      service[name] = {
-        ...method,
-        requestSerialize: asIs,
-        requestDeserialize: asIs,
-        responseSerialize: asIs,
-        responseDeserialize: asIs,
-      };
-      handlers[name] = method.responseStream
-        ? (call: grpc.ServerWritableStream<Buffer, Buffer>) => void this.#stream(name, method, call)
-        : (call: grpc.ServerUnaryCall<Buffer, Buffer>, reply: grpc.sendUnaryData<Buffer>) =>
-            void this.#unary(name, method, call, reply);
-    }
-    return [service, handlers];
+  #serve(call: ServedCall, path: string): void {
+    const [name, method] = this.#methods.get(path) ?? [];
+    if (!name || !method) call.end(ended(grpc.status.UNIMPLEMENTED, `The contract has no ${path}`));
+    else if (method.responseStream) void this.#stream(name, method, call);
+    else void this.#unary(name, method, call);
   }
 
-  async #unary(
-    name: string,
-    method: grpc.MethodDefinition<object, object>,
-    call: grpc.ServerUnaryCall<Buffer, Buffer>,
-    reply: grpc.sendUnaryData<Buffer>,
-  ): Promise<void> {
+  async #unary(name: string, method: Method, call: ServedCall): Promise<void> {
     const record = this.#record(name, method, call);
     const rule = this.#rule(name);
     if (this.#mustHold(rule) && (await this.#held(record, rule, call))) return;
-    if (rule?.fail) return reply(this.#end(record, rule.fail.code, rule.fail.message));
-    if (rule?.duplicate) this.#passAgain(method, call);
+    if (rule?.fail) return call.end(this.#end(record, ended(rule.fail.code, rule.fail.message)));
+    if (rule?.duplicate) this.#upstream.call(call.headers, call.request, { message() {}, end() {} });
 
     const interceptor = this.intercept[name as keyof Interceptors] as UnaryInterceptor | undefined;
-    if (interceptor) return this.#intercepted(interceptor, record, method, call, reply);
+    if (interceptor) return this.#intercepted(interceptor, record, method, call);
 
-    const upstream = this.upstream.makeUnaryRequest(
-      method.path,
-      asIs,
-      asIs,
-      call.request,
-      call.metadata,
-      { deadline: call.getDeadline() },
-      (error, response) => {
-        if (error) return reply(this.#end(record, error.code, error.details, error.metadata));
-        const answer = overlay(method, response as Buffer, rule);
+    let headers: IncomingHttpHeaders | undefined;
+    const upstream = this.#upstream.call(call.headers, call.request, {
+      headers: (received) => (headers = received),
+      message: (bytes) => {
+        const answer = overlay(method, bytes, rule);
         this.#answered(record, answer);
-        this.#end(record, grpc.status.OK);
-        reply(null, answer);
+        call.respond(headers);
+        call.write(answer);
       },
-    );
-    call.on("cancelled", () => upstream.cancel());
+      end: (outcome) => call.end(this.#end(record, outcome)),
+    });
+    call.onCancelled(() => upstream.cancel());
   }
 
   async #intercepted(
     interceptor: UnaryInterceptor,
     record: Crossing,
-    method: grpc.MethodDefinition<object, object>,
-    call: grpc.ServerUnaryCall<Buffer, Buffer>,
-    reply: grpc.sendUnaryData<Buffer>,
+    method: Method,
+    call: ServedCall,
   ): Promise<void> {
     const request = method.requestDeserialize(call.request);
     const pass = (message = request) => this.#ask(method, message, call);
     try {
       const answer = method.responseSerialize(await interceptor(request, pass, this.#rawCall(call)));
       this.#answered(record, answer);
-      this.#end(record, grpc.status.OK);
-      reply(null, answer);
+      const outcome = this.#end(record, ended(grpc.status.OK));
+      call.write(answer);
+      call.end(outcome);
     } catch (error) {
       const { code = grpc.status.UNKNOWN, details = String(error) } = error as Partial<grpc.ServiceError>;
-      reply(this.#end(record, code, details));
+      call.end(this.#end(record, ended(code, details)));
     }
   }
 
-  /** Makes a call of the driver within another one. */
-  #ask(method: grpc.MethodDefinition<object, object>, request: object, within: ServedCall): Promise<object> {
-    const { path, requestSerialize, responseDeserialize } = method;
-    const options = { deadline: within.getDeadline() };
-    return new Promise((resolve, reject) =>
-      this.upstream.makeUnaryRequest(
-        path,
-        requestSerialize,
-        responseDeserialize,
-        request,
-        within.metadata,
-        options,
-        (error, response) => (error ? reject(error) : resolve(response!)),
-      ),
-    );
+  /** Makes a call of the driver within another one. @throws `{ code, details }` when it is refused */
+  #ask(method: Method, request: object, within: ServedCall): Promise<object> {
+    const headers = { ...within.headers, ":path": method.path };
+    return new Promise((resolve, reject) => {
+      let answer: Buffer | undefined;
+      this.#upstream.call(headers, method.requestSerialize(request), {
+        message: (bytes) => (answer = bytes),
+        end: ({ code, details }) => {
+          if (code === grpc.status.OK && answer) resolve(method.responseDeserialize(answer));
+          else reject(Object.assign(new Error(details), { code, details }));
+        },
+      });
+    });
   }
 
   #rawCall(call: ServedCall): RawCall {
     const { service } = computeDriver().ComputeDriver;
     const ask = (name: Unary, request: object) =>
-      this.#ask(service[name] as unknown as grpc.MethodDefinition<object, object>, request, call);
+      this.#ask(service[name] as unknown as Method, request, call);
     return {
       request: call.request,
-      metadata: call.metadata,
-      authority: call.getHost(),
+      metadata: metadataOf(call.headers),
+      authority: call.authority,
       ask: ask as RawCall["ask"],
     };
   }
 
-  async #stream(
-    name: string,
-    method: grpc.MethodDefinition<object, object>,
-    call: grpc.ServerWritableStream<Buffer, Buffer>,
-  ): Promise<void> {
+  async #stream(name: string, method: Method, call: ServedCall): Promise<void> {
     const record = this.#record(name, method, call);
     const rule = this.#rule(name);
     if (this.#mustHold(rule) && (await this.#held(record, rule, call))) return;
-    if (rule?.fail) return void call.emit("error", this.#end(record, rule.fail.code, rule.fail.message));
+    if (rule?.fail) return call.end(this.#end(record, ended(rule.fail.code, rule.fail.message)));
 
-    const upstream = this.upstream.makeServerStreamRequest(
-      method.path,
-      asIs,
-      asIs,
-      call.request,
-      call.metadata,
-    );
-    call.on("cancelled", () => upstream.cancel());
-    call.on("drain", () => upstream.resume());
+    let upstream: MadeCall | undefined;
+    let headers: IncomingHttpHeaders | undefined;
     let headersHeld = false;
     let outlives = false;
     let over = false;
@@ -442,37 +400,42 @@ export class Tap {
       if (over) return;
       this.#answered(record, item);
       if (record.responses.length > KEPT_EVENTS) record.responses.shift();
-      if (!call.write(item)) upstream.pause();
+      call.respond(headers);
+      if (!call.write(item)) upstream?.pause();
+    };
+    const finish = (outcome: Ended) => {
+      if (over) return;
+      over = true;
+      call.end(this.#end(record, outcome));
     };
     const watch: TappedWatch = {
       number: ++this.#watches,
       send: (event) => send(method.responseSerialize(event)),
       end: (code = grpc.status.OK, details = "") => {
-        if (over) return;
-        over = true;
-        upstream.cancel();
-        const ended = this.#end(record, code, details);
-        if (code === grpc.status.OK) call.end();
-        else call.emit("error", ended);
+        finish(ended(code, details));
+        upstream?.cancel();
       },
       holdHeaders: () => (headersHeld = true),
       outlive: () => (outlives = true),
-      unread: () => call.writableLength,
+      unread: () => call.unread,
     };
     const onEvent = this.intercept.WatchSandboxes?.(watch, this.#rawCall(call));
-    upstream.on("metadata", (metadata: grpc.Metadata) => headersHeld || call.sendMetadata(metadata));
     const pass = byRule(rule, (item) => send(overlay(method, item, rule)), watch);
-    upstream.on("data", (message: Buffer) =>
-      onEvent ? onEvent(method.responseDeserialize(message) as Heard<"WatchSandboxes">) : pass(message),
-    );
-    // The status event follows, with the same code; without a listener an error event would end the process.
-    upstream.on("error", () => {});
-    upstream.on("status", (status: grpc.StatusObject) => {
-      if (over || outlives) return;
-      const ended = this.#end(record, status.code, status.details, status.metadata);
-      if (status.code === grpc.status.OK) call.end(status.metadata);
-      else call.emit("error", ended);
+    if (over) return;
+    upstream = this.#upstream.call(call.headers, call.request, {
+      headers: (received) => {
+        headers = received;
+        if (!headersHeld) call.respond(headers);
+      },
+      message: (bytes) =>
+        onEvent ? onEvent(method.responseDeserialize(bytes) as Heard<"WatchSandboxes">) : pass(bytes),
+      end: (outcome) => outlives || finish(outcome),
     });
+    call.onCancelled(() => {
+      upstream.cancel();
+      finish(ended(grpc.status.CANCELLED));
+    });
+    call.onDrain(() => upstream.resume());
   }
 
   /** Most calls pass at once: waiting for nothing would cost each of them a turn of the event loop. */
@@ -481,10 +444,10 @@ export class Tap {
   }
 
   /** Delays or hangs a call as its rule says; true when there is nothing left to do for it. */
-  async #held(record: Crossing, rule: Rule | undefined, call: Cancellable): Promise<boolean> {
+  async #held(record: Crossing, rule: Rule | undefined, call: ServedCall): Promise<boolean> {
     const gone = new Promise<true>((resolve) =>
-      call.once("cancelled", () => {
-        if (record.ms === undefined) this.#end(record, grpc.status.CANCELLED);
+      call.onCancelled(() => {
+        if (record.ms === undefined) this.#end(record, ended(grpc.status.CANCELLED));
         resolve(true);
       }),
     );
@@ -502,31 +465,11 @@ export class Tap {
     return rule;
   }
 
-  /** The same call once more, whose answer nobody gets. */
-  #passAgain(
-    method: grpc.MethodDefinition<object, object>,
-    call: grpc.ServerUnaryCall<Buffer, Buffer>,
-  ): void {
-    const options = { deadline: call.getDeadline() };
-    this.upstream.makeUnaryRequest(method.path, asIs, asIs, call.request, call.metadata, options, () => {});
-  }
-
   // Recording
 
-  #record(name: string, method: grpc.MethodDefinition<object, object>, call: ServedCall): Crossing {
+  #record(name: string, method: Method, { request, headers }: ServedCall): Crossing {
     const at = performance.now() - this.#opened;
-    const { request, metadata } = call;
-    const authority = call.getHost();
-    const record: Crossing = {
-      seq: ++this.#seq,
-      name,
-      method,
-      at,
-      request,
-      responses: [],
-      metadata,
-      authority,
-    };
+    const record: Crossing = { seq: ++this.#seq, name, method, at, request, responses: [], headers };
     if (name === "CreateSandbox") this.onCreate(sandboxIdOf(method.requestDeserialize(request)));
     this.#records.push(record);
     if (this.#records.length > KEPT_CALLS) this.#records.shift();
@@ -537,7 +480,8 @@ export class Tap {
     record.responses.push({ at: performance.now() - this.#opened, bytes });
   }
 
-  #end(record: Crossing, code: grpc.status, details = "", metadata?: grpc.Metadata) {
+  #end(record: Crossing, outcome: Ended): Ended {
+    const { code, details } = outcome;
     record.ms = performance.now() - this.#opened - record.at;
     record.status = code;
     record.details = details;
@@ -546,8 +490,16 @@ export class Tap {
       const about = [record.name, sandbox].filter(Boolean).join(" ");
       this.onEnd(`${about} → ${codeName(code)} after ${record.ms.toFixed(1)} ms ${details}`.trimEnd());
     }
-    return { code, details, metadata };
+    return outcome;
   }
+}
+
+/** What a handler would see of a call's headers. */
+function metadataOf(headers: IncomingHttpHeaders): grpc.Metadata {
+  const metadata = grpc.Metadata.fromHttp2Headers(headers);
+  for (const name of ["grpc-timeout", "grpc-encoding", "grpc-accept-encoding", "te", "content-type"])
+    metadata.remove(name);
+  return metadata;
 }
 
 /** A request that names a sandbox, or carries one. */
@@ -598,7 +550,7 @@ function byRule(rule: Rule | undefined, send: (event: Buffer) => void, watch: Ta
   };
 }
 
-function overlay(method: grpc.MethodDefinition<object, object>, message: Buffer, rule?: Rule): Buffer {
+function overlay(method: Method, message: Buffer, rule?: Rule): Buffer {
   if (!rule?.response) return message;
   return method.responseSerialize(merge(method.responseDeserialize(message), rule.response) as object);
 }

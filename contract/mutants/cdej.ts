@@ -409,6 +409,17 @@ mutant("Never gives a name free again", ["DC-141"], () => {
   };
 });
 
+mutant("CreateSandbox accepts a request without a sandbox", ["DC-143"], {
+  CreateSandbox: async ({ sandbox }, pass) => (sandbox ? pass() : {}),
+});
+
+mutant("CreateSandbox fails over a sandbox without an image", ["DC-144"], {
+  async CreateSandbox({ sandbox }, pass) {
+    if (sandbox && !sandbox.spec?.template?.image) throw refusal("INTERNAL");
+    return pass();
+  },
+});
+
 // E GetSandbox and ListSandboxes
 
 mutant(
@@ -552,7 +563,7 @@ mutant(
         return pass();
       },
       async CreateSandbox({ sandbox }, pass) {
-        if (!there.has(sandbox?.workspace ?? "")) throw refusal("FAILED_PRECONDITION");
+        if (sandbox && !there.has(sandbox.workspace)) throw refusal("FAILED_PRECONDITION");
         return pass();
       },
     };

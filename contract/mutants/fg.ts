@@ -452,8 +452,9 @@ mutant("DeleteSandbox knows of no sandbox that is being created", ["DC-157"], ()
   const creating = new Set<string>();
   return {
     CreateSandbox: ({ sandbox }, pass) => {
-      creating.add(sandbox!.id);
-      return pass().finally(() => creating.delete(sandbox!.id));
+      const id = sandbox?.id ?? "";
+      creating.add(id);
+      return pass().finally(() => creating.delete(id));
     },
     DeleteSandbox: async ({ sandbox_id }, pass) => (creating.has(sandbox_id) ? { deleted: false } : pass()),
   };
@@ -481,10 +482,11 @@ mutant("CreateSandbox refuses what has failed before", ["DC-160"], () => {
   const failed = new Set<string>();
   return {
     CreateSandbox: async ({ sandbox }, pass) => {
-      if (failed.has(sandbox!.id)) throw refusal("ALREADY_EXISTS");
-      failed.add(sandbox!.id);
+      const id = sandbox?.id ?? "";
+      if (failed.has(id)) throw refusal("ALREADY_EXISTS");
+      failed.add(id);
       const answer = await pass();
-      failed.delete(sandbox!.id);
+      failed.delete(id);
       return answer;
     },
   };
@@ -494,9 +496,10 @@ mutant("The name of a deleted sandbox stays taken", ["DC-141"], () => {
   const taken = new Map<string, string>();
   return {
     CreateSandbox: async ({ sandbox }, pass) => {
-      const name = `${sandbox!.workspace}/${sandbox!.name}`;
-      if ((taken.get(name) ?? sandbox!.id) !== sandbox!.id) throw refusal("ALREADY_EXISTS");
-      taken.set(name, sandbox!.id);
+      const { id = "", name = "", workspace = "" } = sandbox ?? {};
+      const full = `${workspace}/${name}`;
+      if ((taken.get(full) ?? id) !== id) throw refusal("ALREADY_EXISTS");
+      taken.set(full, id);
       return pass();
     },
   };

@@ -44,8 +44,9 @@ mutant("A watch that is opened amid a create misses it", ["DC-173"], () => {
   const underWay = new Set<string>();
   return {
     CreateSandbox: async ({ sandbox }, pass) => {
-      underWay.add(sandbox!.id);
-      return pass().finally(() => underWay.delete(sandbox!.id));
+      const id = sandbox?.id ?? "";
+      underWay.add(id);
+      return pass().finally(() => underWay.delete(id));
     },
     ...silentAbout(() => [...underWay]),
   };
@@ -259,7 +260,8 @@ mutant("What watchers are told carries the token", ["DC-175"], () => {
   const tokens = new Map<string, string>();
   return {
     CreateSandbox: (request, pass) => {
-      tokens.set(request.sandbox!.id, request.sandbox!.spec!.sandbox_token);
+      const { id = "", spec } = request.sandbox ?? {};
+      tokens.set(id, spec?.sandbox_token ?? "");
       return pass();
     },
     WatchSandboxes: (watch) => (event) => {

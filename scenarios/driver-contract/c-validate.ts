@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** What a driver says of a sandbox before it is made: the gateway asks first, without a token. */
-import { group, holds, refuses, Refused, same } from "../../contract/check.ts";
+import { codeOf, group, holds, refuses, same } from "../../contract/check.ts";
 import type { Trial } from "../../contract/trial.ts";
 import type { DriverSandboxSpec } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandboxSpec.ts";
 
@@ -118,17 +118,12 @@ check(
     harm: "What the driver cannot do is made all the same when something changes between the two calls.",
   },
   async (trial) => {
-    const code = (call: Promise<unknown>) =>
-      call.then(
-        () => "OK",
-        (error: unknown) => (error instanceof Refused ? error.code : Promise.reject(error)),
-      );
     const compare = async ([what, spec]: [string, () => DriverSandboxSpec]) => {
       const sandbox = trial.sandbox(spec());
-      const validated = await code(trial.driver.validate(sandbox));
+      const validated = await codeOf(trial.driver.validate(sandbox));
       if (validated === "OK") return false;
       await trial.forget(sandbox);
-      same(`CreateSandbox of ${what}`, await code(trial.driver.create(sandbox)), validated);
+      same(`CreateSandbox of ${what}`, await codeOf(trial.driver.create(sandbox)), validated);
       return true;
     };
     const refused = await Promise.all(Object.entries(IMPOSSIBLE).map(compare));

@@ -2,7 +2,7 @@
 
 /** What becomes of a sandbox that a driver is asked to make, and what its workload is given. */
 import type { Probe } from "../../contract/backend.ts";
-import { group, holds, refuses, Refused, same } from "../../contract/check.ts";
+import { codeOf, group, holds, refusalOf, type Refused, refuses, same } from "../../contract/check.ts";
 import { isUp, phaseOf, type Ref } from "../../contract/driver.ts";
 import { Box, sha256, type Trial } from "../../contract/trial.ts";
 import { field } from "../../contract/wire.ts";
@@ -22,13 +22,13 @@ const FAILING: Record<string, () => DriverSandboxSpec> = {
 
 const nowhere = () => `localhost/no-such-image-${crypto.randomUUID()}:1`;
 
+/** What ValidateSandboxCreate may say of a sandbox; anything else is about something else. */
+const VERDICTS = ["OK", "INVALID_ARGUMENT", "FAILED_PRECONDITION"];
+
 /** Has it created. Resolves with the refusal, if it is refused. */
 async function attempt(trial: Trial, sandbox: Ref): Promise<Refused | undefined> {
   await trial.forget(sandbox);
-  return trial.driver.create(sandbox).then(
-    () => undefined,
-    (error: unknown) => (error instanceof Refused ? error : Promise.reject(error)),
-  );
+  return refusalOf(trial.driver.create(sandbox));
 }
 
 /** What the supervisor is told to run. */
@@ -463,14 +463,8 @@ check(
     const entries = (count: number) => Array.from({ length: count }, (_, n) => [`K${n}`, "x".repeat(8_000)]);
     const environment = Object.fromEntries(entries(32));
     const template = { environment, labels: Object.fromEntries(entries(64)) };
-    const judged = await trial.driver
-      .validate(trial.sandbox({ environment, template }))
-      .catch((error: unknown) => {
-        if (error instanceof Refused) return error.code;
-        throw error;
-      });
-    const verdicts: unknown[] = ["INVALID_ARGUMENT", "FAILED_PRECONDITION"];
-    holds(typeof judged !== "string" || verdicts.includes(judged), "a verdict on the sandbox", judged);
+    const judged = await codeOf(trial.driver.validate(trial.sandbox({ environment, template })));
+    holds(VERDICTS.includes(judged), "a verdict on the sandbox", judged);
   },
 );
 
@@ -524,12 +518,8 @@ check(
     harm: "One odd request ends the driver, or is answered with an error that says nothing.",
   },
   async (trial) => {
-    const call = trial.driver.validate({ ...trial.sandbox(), spec: null });
-    const code = await call.then(
-      () => "OK",
-      (error: unknown) => (error instanceof Refused ? error.code : Promise.reject(error)),
-    );
-    holds(["OK", "INVALID_ARGUMENT", "FAILED_PRECONDITION"].includes(code), "a verdict on the sandbox", code);
+    const judged = await codeOf(trial.driver.validate({ ...trial.sandbox(), spec: null }));
+    holds(VERDICTS.includes(judged), "a verdict on the sandbox", judged);
   },
 );
 
@@ -598,5 +588,33 @@ check(
     const second = await trial.running(trial.sandbox({}, { name: first.name }));
     same("the id under the name", (await second.get()).id, second.id);
     await refuses(first.get(), "NOT_FOUND");
+  },
+);
+
+check(
+  "DC-143",
+  "SHOULD",
+  "CreateSandbox answers INVALID_ARGUMENT to a request without a sandbox",
+  {
+    source: "Podman driver 0.0.112, grpc.rs:225; Docker, VM and Kubernetes drivers do the same",
+    harm: "A broken caller is told that its sandbox was made, or that the driver is broken.",
+  },
+  async ({ driver }) => {
+    await refuses(driver.create(null), "INVALID_ARGUMENT");
+  },
+);
+
+check(
+  "DC-144",
+  "SHOULD",
+  "CreateSandbox makes a sandbox without an image of the driver's default one, or answers FAILED_PRECONDITION",
+  {
+    source: "Podman driver 0.0.112, driver.rs:743; Docker driver, lib.rs:537",
+    harm: "Users who name no image read of an internal error, and not that they must name one.",
+  },
+  async (trial) => {
+    const refused = await attempt(trial, trial.sandbox({ template: { image: "" } }));
+    const code = refused?.code ?? "OK";
+    holds(["OK", "FAILED_PRECONDITION"].includes(code), "OK or FAILED_PRECONDITION", refused?.message);
   },
 );

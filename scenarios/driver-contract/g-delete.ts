@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** Deleting: a gateway forgets a sandbox when the driver says that it is gone, and then nobody asks for it again. */
-import { group, holds, refuses, Refused, same } from "../../contract/check.ts";
+import { group, holds, refusalOf, refuses, Refused, same } from "../../contract/check.ts";
 import { isUp, type Ref, type Watch } from "../../contract/driver.ts";
 import { becomes, type Box, type Trial } from "../../contract/trial.ts";
 
@@ -292,7 +292,7 @@ check(
   async (trial) => {
     const sandbox = trial.sandbox();
     await trial.forget(sandbox);
-    const creating = trial.driver.create(sandbox).catch(refusal);
+    const creating = refusalOf(trial.driver.create(sandbox));
     // The driver has the create once it answers what was asked after it.
     await trial.driver.getCapabilities();
     await trial.driver.delete(sandbox, trial.subject.stopMs);
@@ -300,12 +300,6 @@ check(
     await leavesNothing(trial, sandbox);
   },
 );
-
-/** A refusal is an answer; whatever else was thrown is not. */
-function refusal(error: unknown): Refused {
-  if (error instanceof Refused) return error;
-  throw error;
-}
 
 check(
   "DC-158",
@@ -356,7 +350,7 @@ check(
     const sandbox = trial.sandbox();
     await trial.forget(sandbox);
     const spec = { ...sandbox.spec, template: { image: "localhost/no-such-image:none" } };
-    const failed = await trial.driver.create({ ...sandbox, spec }).then(() => undefined, refusal);
+    const failed = await refusalOf(trial.driver.create({ ...sandbox, spec }));
     if (!failed) trial.skip("the driver answers OK before it looks for the image");
     await trial.driver.create(sandbox);
     same("the id of the created sandbox", (await trial.driver.get(sandbox)).id, sandbox.id);

@@ -1,17 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** What a driver prepares and releases for a workspace; a driver that has nothing to prepare need not have the calls. */
-import { group, holds, Refused, same } from "../../contract/check.ts";
+import { codeOf, group, holds, same } from "../../contract/check.ts";
 import { isUp } from "../../contract/driver.ts";
 
 const check = group("J Workspaces");
-
-/** What came of a call: the name of its code. */
-const code = (call: Promise<unknown>): Promise<string> =>
-  call.then(
-    () => "OK",
-    (error: unknown) => (error instanceof Refused ? error.code : Promise.reject(error)),
-  );
 
 const workspace = () => `w-${crypto.randomUUID().slice(0, 8)}`;
 
@@ -26,10 +19,10 @@ check(
   async (trial) => {
     const { driver } = trial;
     const name = workspace();
-    trial.defer(async () => void (await code(driver.deleteWorkspace(name))));
-    const first = await code(driver.ensureWorkspace(name));
+    trial.defer(async () => void (await codeOf(driver.deleteWorkspace(name))));
+    const first = await codeOf(driver.ensureWorkspace(name));
     holds(["OK", "UNIMPLEMENTED"].includes(first), "OK or UNIMPLEMENTED", first);
-    same("the second time", await code(driver.ensureWorkspace(name)), first);
+    same("the second time", await codeOf(driver.ensureWorkspace(name)), first);
   },
 );
 
@@ -43,11 +36,11 @@ check(
   },
   async ({ driver }) => {
     const name = workspace();
-    const never = await code(driver.deleteWorkspace(name));
+    const never = await codeOf(driver.deleteWorkspace(name));
     holds(["OK", "UNIMPLEMENTED"].includes(never), "OK or UNIMPLEMENTED", never);
-    await code(driver.ensureWorkspace(name));
-    same("one that was ensured", await code(driver.deleteWorkspace(name)), never);
-    same("the second time", await code(driver.deleteWorkspace(name)), never);
+    await codeOf(driver.ensureWorkspace(name));
+    same("one that was ensured", await codeOf(driver.deleteWorkspace(name)), never);
+    same("the second time", await codeOf(driver.deleteWorkspace(name)), never);
   },
 );
 
@@ -74,7 +67,10 @@ check(
     harm: "A broken request is reported as a broken platform.",
   },
   async ({ driver }) => {
-    const answers = await Promise.all([code(driver.ensureWorkspace("")), code(driver.deleteWorkspace(""))]);
+    const answers = await Promise.all([
+      codeOf(driver.ensureWorkspace("")),
+      codeOf(driver.deleteWorkspace("")),
+    ]);
     for (const answer of answers)
       holds(["OK", "INVALID_ARGUMENT", "UNIMPLEMENTED"].includes(answer), "a verdict on the name", answer);
   },
@@ -91,8 +87,8 @@ check(
   async (trial) => {
     const [mine, theirs] = [workspace(), workspace()];
     const box = await trial.running(trial.sandbox({}, { workspace: mine }));
-    await code(trial.driver.ensureWorkspace(theirs));
-    await code(trial.driver.deleteWorkspace(theirs));
+    await codeOf(trial.driver.ensureWorkspace(theirs));
+    await codeOf(trial.driver.deleteWorkspace(theirs));
     const seen = await box.get();
     holds(isUp(seen), "a sandbox that is up", seen.status);
   },
