@@ -262,7 +262,10 @@ function outcome(
   );
 }
 
-const uncompressed = ({ "grpc-accept-encoding": _, ...headers }: http2.IncomingHttpHeaders) => headers;
+function uncompressed(headers: http2.IncomingHttpHeaders): http2.IncomingHttpHeaders {
+  const { "grpc-accept-encoding": _, ...others } = headers;
+  return others;
+}
 
 function percentDecoded(message: string): string {
   try {

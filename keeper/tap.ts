@@ -494,11 +494,20 @@ export class Tap {
   }
 }
 
+/** What a transport says of itself, and no handler is told. */
+const OF_TRANSPORT = [
+  "grpc-timeout",
+  "grpc-encoding",
+  "grpc-accept-encoding",
+  "accept-encoding",
+  "te",
+  "content-type",
+];
+
 /** What a handler would see of a call's headers. */
 function metadataOf(headers: IncomingHttpHeaders): grpc.Metadata {
   const metadata = grpc.Metadata.fromHttp2Headers(headers);
-  for (const name of ["grpc-timeout", "grpc-encoding", "grpc-accept-encoding", "te", "content-type"])
-    metadata.remove(name);
+  for (const name of OF_TRANSPORT) metadata.remove(name);
   return metadata;
 }
 

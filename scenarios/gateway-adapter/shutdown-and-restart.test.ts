@@ -3,6 +3,7 @@
 /** The end of a gateway, the start of the next on the same database, and what each asks of the driver for it. */
 import { status } from "@grpc/grpc-js";
 import { expect } from "bun:test";
+import { phaseOf } from "../../harness.ts";
 import {
   answer,
   type Bench,
@@ -303,6 +304,24 @@ ownGateway(
     expect(await sandbox.state()).toBe("STOPPED False/Stopped");
   },
   OWN_LIFECYCLE,
+);
+
+ownGateway(
+  "GA-924 a create under way at the end is cut off; its sandbox is stopped, and started by the next gateway",
+  async (given) => {
+    given.driver.hang("CreateSandbox");
+    const creating = answer(given.create({ name: "cut-off-at-the-end" }));
+    await until("the call to reach the driver", () => given.driver.called("CreateSandbox")[0]);
+    expect(await given.gateway.stop()).toBe("exit code 0");
+    expect(await creating).toStartWith("UNAVAILABLE: ");
+    const { id } = given.driver.called("CreateSandbox")[0]!.request.sandbox!;
+    expect(asked(given, "StopSandbox")).toEqual([id]);
+    given.driver.usual();
+    given.driver.calls = [];
+    given.gateway = await given.lab.start();
+    expect(asked(given, "StartSandbox")).toEqual([id]);
+    expect(phaseOf(await given.get("cut-off-at-the-end"))).toBe("PROVISIONING");
+  },
 );
 
 // Given
