@@ -147,6 +147,8 @@ export interface MadeCall {
 /** The other server, on its Unix socket. It is dialled when there is something to ask, and again after each end. */
 export class Upstream {
   #session: http2.ClientHttp2Session | undefined;
+  /** How dialling went for that session: Bun's own `connecting` is false from the start. */
+  #dialled: Promise<void> = Promise.resolve();
 
   constructor(readonly socket: string) {}
 
@@ -154,19 +156,19 @@ export class Upstream {
   call(headers: http2.IncomingHttpHeaders, message: Buffer, receiver: Receiver): MadeCall {
     const session = this.#connected();
     let failure: Error | undefined;
-    // It is not to compress what is read here.
-    const stream = session.request("grpc-accept-encoding" in headers ? uncompressed(headers) : headers);
+    const stream = session.request(uncompressed(headers));
     const messages = new Messages();
     let responded: http2.IncomingHttpHeaders = {};
     let trailers: http2.IncomingHttpHeaders | undefined;
     stream.on("response", (received) => {
       responded = received;
       if ("grpc-status" in received) trailers = received;
-      else receiver.headers?.(received);
+      else receiver.headers?.(uncompressed(received));
     });
     stream.on("trailers", (received) => (trailers = received));
     stream.on("data", (chunk: Buffer) => {
       for (const complete of messages.add(chunk)) receiver.message(complete);
+      if (messages.refusal) stream.close(http2.constants.NGHTTP2_CANCEL);
     });
     stream.on("error", (error) => (failure = error));
     stream.on("close", () =>
@@ -180,15 +182,10 @@ export class Upstream {
     };
   }
 
-  /** Resolves once it answers. @throws the connection's error */
+  /** Resolves once there is a connection. @throws why there is none */
   async reached(): Promise<void> {
-    const session = this.#connected();
-    if (!session.connecting) return;
-    await new Promise<void>((resolve, reject) => {
-      session.once("connect", () => resolve());
-      session.once("error", reject);
-      session.once("close", () => reject(new Error(`${this.socket}: the connection was closed`)));
-    });
+    this.#connected();
+    await this.#dialled;
   }
 
   close(): void {
@@ -201,12 +198,17 @@ export class Upstream {
       createConnection: () => connect(this.socket),
       settings: SETTINGS,
     });
-    const forget = () => {
+    const { promise, resolve, reject } = Promise.withResolvers<void>();
+    const forget = (error?: Error) => {
       if (this.#session === session) this.#session = undefined;
+      reject(error ?? new Error(`${this.socket}: the connection was closed`));
     };
+    session.on("connect", () => resolve());
     session.on("error", forget);
-    session.on("goaway", forget);
-    session.on("close", forget);
+    session.on("goaway", () => forget());
+    session.on("close", () => forget());
+    promise.catch(() => {});
+    this.#dialled = promise;
     return (this.#session = session);
   }
 }
@@ -262,7 +264,9 @@ function outcome(
   );
 }
 
+/** Neither side is to compress what is read here. */
 function uncompressed(headers: http2.IncomingHttpHeaders): http2.IncomingHttpHeaders {
+  if (!("grpc-accept-encoding" in headers)) return headers;
   const { "grpc-accept-encoding": _, ...others } = headers;
   return others;
 }
@@ -296,9 +300,12 @@ class Messages {
     this.#chunks.push(chunk);
     this.#bytes += chunk.length;
     const complete: Buffer[] = [];
-    while (this.#bytes >= this.#wanted && !this.refusal) {
+    while (!this.refusal && this.#bytes >= this.#wanted) {
       const bytes = this.#chunks.length === 1 ? this.#chunks[0]! : Buffer.concat(this.#chunks);
-      if (bytes[0] !== 0) this.refusal = ended(status.UNIMPLEMENTED, "The tap reads no compressed messages");
+      if (bytes[0] !== 0) {
+        this.refusal = ended(status.UNIMPLEMENTED, "The tap reads no compressed messages");
+        break;
+      }
       this.#wanted = PREFIX_BYTES + bytes.readUInt32BE(1);
       this.#chunks = [bytes];
       if (bytes.length < this.#wanted) break;

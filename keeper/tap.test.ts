@@ -16,6 +16,7 @@ import { Tap } from "./tap.ts";
 const folder = mkdtempSync(join(tmpdir(), "tap-"));
 const driver = new grpc.Server();
 let seen: string[] = [];
+let trouble: Partial<grpc.ServiceError> | undefined;
 let events: string[] = ["a", "b", "c"];
 let tap: Tap;
 let client: ComputeDriverClient;
@@ -25,7 +26,8 @@ beforeAll(async () => {
     (name: string, response: object): grpc.handleUnaryCall<object, object> =>
     (_call, reply) => {
       seen.push(name);
-      reply(null, response);
+      if (trouble) reply(trouble);
+      else reply(null, response);
     };
   driver.addService(computeDriver().ComputeDriver.service, {
     GetCapabilities: answer("GetCapabilities", { driver_name: "counting", driver_version: "1" }),
@@ -37,6 +39,21 @@ beforeAll(async () => {
       call.on("cancelled", () => {});
     },
   });
+  const asIs = (bytes: Buffer) => bytes;
+  const echo = { path: "/newer.v2.Driver/Echo", requestStream: false, responseStream: false };
+  const codecs = {
+    requestSerialize: asIs,
+    requestDeserialize: asIs,
+    responseSerialize: asIs,
+    responseDeserialize: asIs,
+  };
+  driver.addService(
+    { Echo: { ...echo, ...codecs } },
+    {
+      Echo: (call: grpc.ServerUnaryCall<Buffer, Buffer>, reply: grpc.sendUnaryData<Buffer>) =>
+        reply(null, call.request),
+    },
+  );
   const bind = (error: Error | null) => error && expect.unreachable(error.message);
   driver.bindAsync(`unix:${folder}/driver.sock`, grpc.ServerCredentials.createInsecure(), bind);
   await eventually(() => statSync(`${folder}/driver.sock`), { what: "the driver's socket" });
@@ -198,8 +215,48 @@ test("an interceptor answers in the driver's place, and may pass the call on", a
   expect((await watched(3)).ids).toEqual(["never", "never", "never"]);
 });
 
+test("calls of another contract pass, and are not kept", async () => {
+  const seq = tap.seq;
+  const asIs = (bytes: Buffer) => bytes;
+  const ask = (path: string, reply: grpc.requestCallback<Buffer>) =>
+    client.makeUnaryRequest(
+      path,
+      asIs,
+      asIs,
+      Buffer.from("as it is"),
+      { deadline: Date.now() + 2_000 },
+      reply,
+    );
+  const asked = (path: string) =>
+    new Promise((done) => ask(path, (error, answer) => done(error?.details ?? answer!.toString())));
+  expect(await asked("/newer.v2.Driver/Echo")).toBe("as it is");
+  expect(await asked("/newer.v2.Driver/Unknown")).toStartWith("The server does not implement the method");
+  expect(tap.seq).toBe(seq);
+});
+
+test("a large message passes both ways", async () => {
+  const name = "x".repeat(3_000_000);
+  await unary(client, client.CreateSandbox, { sandbox: { id: "1", name } }, { deadlineMs: 5_000 });
+  const { request } = tap.calls().at(-1)!;
+  expect((request as { sandbox: { name: string } }).sandbox.name).toHaveLength(name.length);
+  faults(`GetSandbox: rewrite sandbox.name="${name}"`);
+  const { sandbox } = await unary(client, client.GetSandbox, who, { deadlineMs: 5_000 });
+  expect(sandbox!.name).toHaveLength(name.length);
+});
+
+test("an error's own trailers and words pass as they are", async () => {
+  const metadata = new grpc.Metadata();
+  metadata.set("why-bin", Buffer.from([0, 255, 1]));
+  trouble = { code: grpc.status.ABORTED, details: "überfüllt: 100 %\nof it", metadata };
+  const failed = await new Promise<grpc.ServiceError | null>((done) => client.StopSandbox(who, done));
+  trouble = undefined;
+  expect(failed).toMatchObject({ code: grpc.status.ABORTED, details: "überfüllt: 100 %\nof it" });
+  expect(failed!.metadata.get("why-bin")).toEqual([Buffer.from([0, 255, 1])]);
+});
+
 test("a tap that is closed waits no longer for a driver that never came back", async () => {
   const lonely = await Tap.open(`${folder}/l.sock`, `${folder}/nobody.sock`, () => {}, Promise.resolve());
+  await expect(lonely.reconnected(100)).rejects.toThrow("ENOENT");
   const waiting = lonely.reconnected(60_000);
   lonely.close();
   await within(1_000, "an end of the wait", waiting);

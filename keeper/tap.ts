@@ -188,6 +188,7 @@ export class Tap {
   readonly #driverReady: Promise<boolean>;
   #driverIsReady = false;
   readonly #closed = Promise.withResolvers<void>();
+  #isClosed = false;
   readonly #methods = methods();
   readonly #upstream: Upstream;
   #server: CallServer | undefined;
@@ -241,11 +242,17 @@ export class Tap {
    * driver were still gone.
    */
   reconnected(deadlineMs: number): Promise<void> {
-    const reached = eventually(() => this.#upstream.reached(), { what: "reach the driver", deadlineMs });
+    const failed = () => this.#isClosed && "the tap is closed";
+    const reached = eventually(() => this.#upstream.reached(), {
+      what: "reach the driver",
+      deadlineMs,
+      failed,
+    });
     return Promise.race([reached, this.#closed.promise]);
   }
 
   close(): void {
+    this.#isClosed = true;
     this.#closed.resolve();
     this.#server?.close();
     this.#upstream.close();
@@ -309,9 +316,19 @@ export class Tap {
 
   #serve(call: ServedCall, path: string): void {
     const [name, method] = this.#methods.get(path) ?? [];
-    if (!name || !method) call.end(ended(grpc.status.UNIMPLEMENTED, `The contract has no ${path}`));
+    if (!name || !method) this.#passOn(call);
     else if (method.responseStream) void this.#stream(name, method, call);
     else void this.#unary(name, method, call);
+  }
+
+  /** A call that this contract does not have: a newer gateway and its driver may know it. */
+  #passOn(call: ServedCall): void {
+    const upstream = this.#upstream.call(call.headers, call.request, {
+      headers: (headers) => call.respond(headers),
+      message: (bytes) => call.write(bytes),
+      end: (outcome) => call.end(outcome),
+    });
+    call.onCancelled(() => upstream.cancel());
   }
 
   async #unary(name: string, method: Method, call: ServedCall): Promise<void> {
