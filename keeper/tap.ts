@@ -242,7 +242,7 @@ export class Tap {
    * driver were still gone.
    */
   reconnected(deadlineMs: number): Promise<void> {
-    const failed = () => this.#isClosed && "the tap is closed";
+    const failed = () => (this.#isClosed ? "the tap is closed" : undefined);
     const reached = eventually(() => this.#upstream.reached(), {
       what: "reach the driver",
       deadlineMs,
