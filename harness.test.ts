@@ -280,7 +280,7 @@ describe("bad input to the command line", () => {
   test("an unknown suite", async () => {
     for (const name of ["external-docker", "..", "preload.ts", "external-podman/smoke.test.ts"])
       expect(await refused(["test", name])).toBe(
-        `openshell-e2e: test: there is no suite ${name}; there are driver-contract, external-podman, gateway-adapter`,
+        `openshell-e2e: test: there is no suite ${name}; there are disruption, driver-contract, external-podman, gateway-adapter`,
       );
   });
 

@@ -163,5 +163,6 @@ async function benchProcesses(settings: Settings): Promise<void> {
     kept.kill("SIGTERM");
     await kept.exited;
   }
-  report("the whole suite external-podman", [await timed(["harness.ts", "test", "external-podman"])]);
+  for (const suite of ["external-podman", "disruption"])
+    report(`the suite ${suite}`, [await timed(["harness.ts", "test", suite])]);
 }

@@ -7,8 +7,8 @@
  * `<what>: N passed, N failed, N skipped`. A run that executed nothing is an error (exit code 2).
  */
 import { Glob } from "bun";
-import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { basename, dirname, join } from "node:path";
 import {
   asEnvironment,
   type Command,
@@ -29,23 +29,34 @@ import { readResults } from "../report/read.ts";
 import { inColour, shellQuoted } from "../report/text.ts";
 
 const ROOT = join(import.meta.dir, "..");
-/** The scenarios of the suites that OPENSHELL_E2E_SUITES names, as one test file. */
+/** The scenarios of the suites whose folders OPENSHELL_E2E_SUITES names, as one test file. */
 export const TOGETHER = "./scenarios/together.ts";
 
-/** The folders of scenarios. */
-const SUITES = readdirSync(join(ROOT, "scenarios"), { withFileTypes: true })
-  .flatMap((entry) => (entry.isDirectory() ? [entry.name] : []))
-  .toSorted();
+const SCENARIOS = join(ROOT, "scenarios");
 
-/** A suite as somebody may name it: by its folder, and as a shell completes it. */
-const suiteOf = (arg: string): string => arg.replace(/^(\.\/)?scenarios\//, "").replace(/\/$/, "");
+/** The suites' folders by their names. A folder within another one's is a suite of its own. */
+const SUITES = new Map(
+  [...new Glob("**/*.test.ts").scanSync(SCENARIOS)]
+    .map((file) => dirname(file))
+    .toSorted()
+    .map((folder) => [basename(folder), folder]),
+);
+
+/** The suite that an argument names: by itself, or by its folder as a shell completes it. */
+function suiteOf(arg: string): string | undefined {
+  if (SUITES.has(arg)) return arg;
+  const folder = arg.replace(/^(\.\/)?scenarios\//, "").replace(/\/$/, "");
+  return [...SUITES].find(([, path]) => path === folder)?.[0];
+}
 
 export const command: Command = async (settings, args, { t: pattern }) => {
-  const suites = args.map(suiteOf).filter((suite) => SUITES.includes(suite));
-  const bunArgs = args.filter((arg) => !SUITES.includes(suiteOf(arg)));
+  const suites = args.flatMap((arg) => suiteOf(arg) ?? []);
+  const bunArgs = args.filter((arg) => suiteOf(arg) === undefined);
   const [first] = bunArgs;
   if (first && !first.startsWith("-"))
-    throw new HarnessError(`test: there is no suite ${first}; there are ${SUITES.join(", ")}`);
+    throw new HarnessError(
+      `test: there is no suite ${first}; there are ${[...SUITES.keys()].toSorted().join(", ")}`,
+    );
   if (pattern !== undefined && !isRegExp(pattern))
     throw new HarnessError(`-t: a regular expression was expected: ${pattern}`);
 
@@ -134,7 +145,10 @@ const atATime = (suites: string[], settings: Settings): number =>
  * arguments of its own bun gets the files one by one: --rerun-each, for one, loads each file again, and not what it loads.
  */
 function testFiles(suites: string[], bunArgs: string[]): string[] {
-  if (bunArgs.length > 0) return suites.map((suite) => `scenarios/${suite}/`);
+  if (bunArgs.length > 0) {
+    const patterns = suites.map((suite) => `scenarios/${SUITES.get(suite)}/*.test.ts`);
+    return patterns.flatMap((pattern) => [...new Glob(pattern).scanSync(ROOT)].toSorted());
+  }
   if (suites.length > 0) return [TOGETHER];
   const others = ["*.test.ts", "*/*.test.ts"].flatMap((pattern) => [...new Glob(pattern).scanSync(ROOT)]);
   return [TOGETHER, ...others.toSorted().map((path) => `./${path}`)];
@@ -150,7 +164,7 @@ function environment(settings: Settings, suites: string[]): Record<string, strin
     // A run that counts is complete in itself: a kept stack may have faults.
     OPENSHELL_E2E_ATTACH: "0",
     OPENSHELL_E2E_ANNOUNCED: "1",
-    OPENSHELL_E2E_SUITES: suites.join(","),
+    OPENSHELL_E2E_SUITES: suites.map((suite) => SUITES.get(suite)).join(","),
     OPENSHELL_E2E_COMMAND: ["bun", "harness.ts", ...process.argv.slice(2)].map(shellQuoted).join(" "),
   };
 }

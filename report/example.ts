@@ -573,9 +573,10 @@ function contract(run: Recorder): void {
     ms: 6,
   });
   run.scenario({
+    suite: "disruption",
     id: "DI-01",
     says: "a driver that was killed is used again once it is back",
-    file: "scenarios/external-podman/disruption-driver.test.ts",
+    file: "scenarios/external-podman/disruption/driver.test.ts",
     verdict: "cut",
     reason: "the run was cut off",
     at: 14_200,

@@ -3,7 +3,7 @@
 /** What users find when a gateway was killed, stopped or frozen, in the middle of whatever it did, and is back. */
 import { status } from "@grpc/grpc-js";
 import { expect } from "bun:test";
-import { eventually, phaseOf, refusal, type RunningStack, Sandbox, scenario } from "../../harness.ts";
+import { eventually, phaseOf, refusal, type RunningStack, Sandbox, scenario } from "../../../harness.ts";
 import {
   asked,
   COUNTS_STARTS,
@@ -15,8 +15,8 @@ import {
   watched,
   withoutBridges,
   withoutPodmanDriver,
-} from "./given.ts";
-import { fileHolds } from "./sandboxes.ts";
+} from "../given.ts";
+import { fileHolds } from "../sandboxes.ts";
 
 const skip = withoutPodmanDriver;
 const PROXIED = { engineProxy: true };

@@ -13,8 +13,8 @@ import {
   type RunningStack,
   Sandbox,
   scenario,
-} from "../../harness.ts";
-import type { DriverContext } from "../../keeper/stack.ts";
+} from "../../../harness.ts";
+import type { DriverContext } from "../../../keeper/stack.ts";
 import {
   asked,
   COUNTS_STARTS,
@@ -24,8 +24,8 @@ import {
   toContainer,
   watched,
   withoutPodmanDriver,
-} from "./given.ts";
-import { fileHolds } from "./sandboxes.ts";
+} from "../given.ts";
+import { fileHolds } from "../sandboxes.ts";
 
 const skip = withoutPodmanDriver;
 const PROXIED = { engineProxy: true };

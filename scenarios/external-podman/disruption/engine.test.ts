@@ -2,7 +2,7 @@
 
 /** What users see when the engine fails, hangs, breaks off, goes away and comes back. */
 import { expect } from "bun:test";
-import { eventually, phaseOf, refusal, type RunningStack, Sandbox, scenario } from "../../harness.ts";
+import { eventually, phaseOf, refusal, type RunningStack, Sandbox, scenario } from "../../../harness.ts";
 import {
   asked,
   nothingLeft,
@@ -12,7 +12,7 @@ import {
   watched,
   withForeignEngine,
   withoutPodmanDriver,
-} from "./given.ts";
+} from "../given.ts";
 
 const skip = withoutPodmanDriver;
 /** All scenarios that leave it as it was share one stack with a proxy before its engine. */

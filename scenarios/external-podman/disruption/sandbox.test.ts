@@ -3,7 +3,7 @@
 /** What users see when a sandbox's container is killed, stopped, removed or frozen behind its driver's back. */
 import { expect } from "bun:test";
 import { readFileSync } from "node:fs";
-import { eventually, refusal, type RunningStack, Sandbox, scenario } from "../../harness.ts";
+import { eventually, refusal, type RunningStack, Sandbox, scenario } from "../../../harness.ts";
 import {
   inspect,
   nothingLeft,
@@ -11,7 +11,7 @@ import {
   toContainer,
   withoutPodmanDriver,
   withoutProc,
-} from "./given.ts";
+} from "../given.ts";
 
 const skip = withoutPodmanDriver;
 
