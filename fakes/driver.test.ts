@@ -10,7 +10,8 @@ import { createServer } from "node:net";
 import { join } from "node:path";
 import { status as Code } from "@grpc/grpc-js";
 import type { ServiceError } from "@grpc/grpc-js";
-import { codeName, unary } from "../proto/contract.ts";
+import { FrameCall } from "../contract/frame-call.ts";
+import { codeName, computeDriver, unary } from "../proto/contract.ts";
 import { settles } from "./engine/lab.ts";
 import {
   bootEngine,
@@ -45,7 +46,6 @@ import {
   Watcher,
   workspace,
 } from "./driver/lab.ts";
-import { StubbornCall } from "./driver/stubborn-call.ts";
 
 // Far above our own deadlines: when one of bun's passes, bun kills every child of this process.
 setDefaultTimeout(60_000);
@@ -845,7 +845,7 @@ describe(`${SUBJECT}: end`, () => {
     await using own = await startDriver({ "podman-socket": tap.socket });
     const listed = (): number => tap.calls.filter(({ path }) => path.endsWith("/containers/json")).length;
     const before = listed();
-    using watch = new StubbornCall(own.socket, "WatchSandboxes", new Uint8Array());
+    using watch = await FrameCall.watch(own.socket);
     await eventually("the watch's list", () => listed() > before);
     own.process.kill("SIGTERM");
     const code = await Promise.race([
@@ -876,11 +876,8 @@ describe(`${SUBJECT}: end`, () => {
     const asked = sandbox();
     await call.create(asked, own);
     tap.answer = async (_, path) => (path.endsWith("/stop") ? (await Bun.sleep(300), null) : null);
-    using stop = new StubbornCall(
-      own.socket,
-      "StopSandbox",
-      Buffer.concat([Buffer.from([0x0a, asked.id.length]), Buffer.from(asked.id)]),
-    );
+    const { requestSerialize } = computeDriver().ComputeDriver.service.StopSandbox;
+    using stop = FrameCall.ask(own.socket, "StopSandbox", requestSerialize({ sandbox_id: asked.id }));
     await eventually("the stop", () => tap.calls.some(({ path }) => path.endsWith("/stop")));
     own.process.kill("SIGTERM");
     expect(await own.process.exited).toBe(0);

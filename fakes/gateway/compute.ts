@@ -15,7 +15,7 @@ import type { Sandbox__Output } from "../../proto/v0.0/types/openshell/v1/Sandbo
 import type { Logger } from "../log.ts";
 import { internal, notFound, precondition, Status, statusOf } from "../status.ts";
 import type { RemoteDriver } from "./driver.ts";
-import { Failure } from "./failure.ts";
+import { Failure, wholeStatus } from "./failure.ts";
 import type { Feeds } from "./feeds.ts";
 import * as phases from "./phases.ts";
 import { phaseOf } from "./phases.ts";
@@ -29,27 +29,6 @@ const RECONCILE_MS = 60_000;
 const ORPHAN_GRACE_MS = 300_000;
 const RECONCILE_ROWS = 500;
 const SHUTDOWN_STOPS = 16;
-
-/** What tonic, the real program's gRPC library, says of each code where it shows a status whole. */
-const CODE_WORDS = [
-  "The operation completed successfully",
-  "The operation was cancelled",
-  "Unknown error",
-  "Client specified an invalid argument",
-  "Deadline expired before operation could complete",
-  "Some requested entity was not found",
-  "Some entity that we attempted to create already exists",
-  "The caller does not have permission to execute the specified operation",
-  "Some resource has been exhausted",
-  "The system is not in a state required for the operation's execution",
-  "The operation was aborted",
-  "Operation was attempted past the valid range",
-  "Operation is not implemented or not supported",
-  "Internal error",
-  "The service is currently unavailable",
-  "Unrecoverable data loss or corruption",
-  "The request does not have valid authentication credentials",
-];
 
 /** Who waits for an operation's answer: the call, as gRPC knows it. */
 export interface Caller {
@@ -385,10 +364,7 @@ export class Compute {
     } catch (error) {
       const { code, details } = statusOf(error);
       if (code === grpc.status.UNIMPLEMENTED) return;
-      throw new Status(
-        code,
-        `delete workspace platform resources failed: code: '${CODE_WORDS[code]}', message: ${JSON.stringify(details)}`,
-      );
+      throw new Status(code, `delete workspace platform resources failed: ${wholeStatus({ code, details })}`);
     }
   }
 

@@ -14,6 +14,7 @@ import type { SupervisorMessage__Output } from "../../proto/v0.0/types/openshell
 import type { Logger } from "../log.ts";
 import { internal, invalid, notFound, Status, statusOf, unavailable } from "../status.ts";
 import { requireOwn, type Principal } from "./auth.ts";
+import { wholeStatus } from "./failure.ts";
 
 const HEARTBEAT_SECONDS = 15;
 const RELAY_PENDING_MS = 10_000;
@@ -35,7 +36,6 @@ type RelayTarget = Pick<RelayOpen, "ssh" | "tcp" | "service_id">;
 interface PendingRelay {
   sandboxId: string;
   announcement: RelayOpen;
-  openedAt: number;
   resolve(stream: Duplex): void;
   reject(status: Status): void;
 }
@@ -148,7 +148,7 @@ export class Sessions {
    */
   async openRelay(sandboxId: string, waitMs: number, target: RelayTarget = { ssh: {} }): Promise<Duplex> {
     const call = await this.#session(sandboxId, waitMs).catch((error: unknown) => {
-      throw unavailable(`supervisor relay failed: ${describe(statusOf(error))}`);
+      throw unavailable(`supervisor relay failed: ${wholeStatus(statusOf(error))}`);
     });
     const mine = [...this.#pending.values()].filter((relay) => relay.sandboxId === sandboxId).length;
     if (this.#pending.size >= MAX_PENDING_RELAYS) {
@@ -168,7 +168,6 @@ export class Sessions {
       this.#pending.set(announcement.channel_id, {
         sandboxId,
         announcement,
-        openedAt: Date.now(),
         resolve: (stream) => {
           clearTimeout(timer);
           resolve(stream);
@@ -275,12 +274,4 @@ export const items = <Item>(call: { read(size?: number): Item }): AsyncGenerator
   (call as unknown as Readable).iterator({ destroyOnReturn: false }) as AsyncGenerator<Item>;
 
 const exhausted = (details: string) =>
-  unavailable(`supervisor relay failed: ${describe(new Status(grpc.status.RESOURCE_EXHAUSTED, details))}`);
-
-/** A status in the words of the real program, which wraps one in another. */
-const describe = ({ code, details }: Status) =>
-  `code: '${describeCode(code)}', message: ${JSON.stringify(details)}`;
-const describeCode = (code: grpc.status) =>
-  code === grpc.status.UNAVAILABLE
-    ? "The service is currently unavailable"
-    : "Some resource has been exhausted";
+  unavailable(`supervisor relay failed: ${wholeStatus({ code: grpc.status.RESOURCE_EXHAUSTED, details })}`);

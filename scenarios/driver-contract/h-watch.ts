@@ -4,7 +4,7 @@
 import { readdirSync } from "node:fs";
 import { group, holds, same } from "../../contract/check.ts";
 import { describeEvent, type Event, isStopped, isUp, phaseOf, type Watch } from "../../contract/driver.ts";
-import { SlowWatch } from "../../contract/slow-watch.ts";
+import { FrameCall } from "../../contract/frame-call.ts";
 import { agree, becomes, type Trial } from "../../contract/trial.ts";
 
 const check = group("H WatchSandboxes");
@@ -302,7 +302,7 @@ check(
     harm: "While the gateway's database is slow events are lost, and sandboxes keep phases that they no longer have.",
   },
   async (trial) => {
-    using watch = await SlowWatch.open(trial.subject.socket);
+    using watch = await FrameCall.watch(trial.subject.socket);
     const gone = await trial.create();
     await gone.delete();
     const kept = await trial.create();
@@ -324,7 +324,7 @@ check(
     deadlineMs: LONG_MS,
   },
   async (trial) => {
-    using slow = await SlowWatch.open(trial.subject.socket);
+    using slow = await FrameCall.watch(trial.subject.socket);
     const box = await trial.running();
     await box.stop();
     const watch = trial.driver.watch();

@@ -3,7 +3,7 @@
 /** What is left of a driver's sandboxes when the driver, or its backend, goes away and comes back. */
 import { statSync } from "node:fs";
 import { group, holds, Refused, refuses, same } from "../../contract/check.ts";
-import { SlowWatch } from "../../contract/slow-watch.ts";
+import { FrameCall } from "../../contract/frame-call.ts";
 import { agree, becomes, Box } from "../../contract/trial.ts";
 import { computeDriver } from "../../proto/contract.ts";
 
@@ -96,7 +96,7 @@ check(
     const process = await trial.startDriver();
     (await process.answers(trial)).close();
     // As a gateway: it leaves when the driver leaves, and not, as some libraries, when the driver asks it to.
-    using watch = await SlowWatch.open(process.front);
+    using watch = await FrameCall.watch(process.front);
     watch.read();
     await process.signal("SIGTERM");
     await process.ended(5_000);
@@ -120,7 +120,7 @@ check(
     await trial.forget(sandbox);
     engine.rules = [{ call: "*", hang: true }];
     const { requestSerialize } = computeDriver().ComputeDriver.service.CreateSandbox;
-    using create = SlowWatch.call(process.socket, "CreateSandbox", requestSerialize({ sandbox }));
+    using create = FrameCall.ask(process.socket, "CreateSandbox", requestSerialize({ sandbox }));
     await becomes(
       "a driver that asks its backend",
       () => engine.held > 0,

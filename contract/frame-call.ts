@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /**
- * A watcher that does not read. HTTP/2 lets a client say how much it will take; libraries say so for it, and always
- * take some. This one speaks the frames itself, so that a driver feels from the first event on that nobody reads.
+ * A call in HTTP/2 frames of our own. HTTP/2 lets a client say how much it will take, and a server say that it is about to
+ * go; libraries take some at once, and hang up. This client does neither: it reads when it is told to, and stays on.
  */
 import { connect, type Socket } from "node:net";
 import { eventually } from "../harness.ts";
@@ -16,8 +16,8 @@ const INITIAL_WINDOW_SIZE = 4;
 /** The whole connection's window cannot begin smaller than this. */
 const LARGE = 1 << 24;
 
-/** One watch on a connection of its own. */
-export class SlowWatch implements Disposable {
+/** One call on a connection of its own. */
+export class FrameCall implements Disposable {
   /** What was read; nothing before `read`. */
   readonly events: Event[] = [];
   readonly #socket: Socket;
@@ -26,11 +26,13 @@ export class SlowWatch implements Disposable {
   #accepted = false;
   /** Whether there is nothing more to come. */
   over = false;
+  /** Whether the driver has ended the connection. */
+  closed = false;
 
   private constructor(path: string, method = "WatchSandboxes", request: Buffer = Buffer.alloc(0)) {
     this.#socket = connect(path);
     this.#socket.on("error", () => {});
-    this.#socket.on("close", () => (this.over = true));
+    this.#socket.on("close", () => (this.over = this.closed = true));
     this.#socket.on("data", (chunk: Buffer) => this.#receive(chunk));
     this.#socket.write("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
     const noWindow = Buffer.alloc(6);
@@ -46,15 +48,15 @@ export class SlowWatch implements Disposable {
    * Makes a unary call, which counts as an event once it is answered. Unlike a library's it is not given up when the
    * driver announces its end, and neither is a gateway's.
    */
-  static call(path: string, method: string, request: Buffer): SlowWatch {
-    const call = new SlowWatch(path, method, request);
+  static ask(path: string, method: string, request: Buffer): FrameCall {
+    const call = new FrameCall(path, method, request);
     call.read();
     return call;
   }
 
   /** Opens a watch from which nothing is read. Resolves when the driver accepted it, or after a second of silence. */
-  static async open(path: string): Promise<SlowWatch> {
-    const watch = new SlowWatch(path);
+  static async watch(path: string): Promise<FrameCall> {
+    const watch = new FrameCall(path);
     const accepted = () => {
       if (!watch.#accepted) throw new Error("no headers");
     };
