@@ -14,6 +14,7 @@ import {
   Sandbox,
   scenario,
 } from "../../../harness.ts";
+import { FrameCall } from "../../../contract/frame-call.ts";
 import type { DriverContext } from "../../../keeper/stack.ts";
 import {
   asked,
@@ -260,6 +261,9 @@ scenario("DI-20 a driver that is told to end under a connected gateway ends with
   const { driver } = stack.info.pids;
   // The gateway watches: it learns that a sandbox is gone.
   await (await stack.gateway.readySandbox()).delete();
+  // The fake gateway's library leaves a driver that announces its end. The real one's stays, as this watcher does.
+  using watcher = await FrameCall.watch(stack.info.driverSocket);
+  expect(watcher.over).toBe(false);
   await stack.control("driver", "terminate");
   const ended = () => expect(isAlive(driver)).toBe(false);
   await eventually(ended, { what: "the driver to end", deadlineMs: 5_000 });
