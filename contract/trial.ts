@@ -40,7 +40,7 @@ export interface Subject {
 }
 
 /** How long a sandbox may take to run, in milliseconds; the image is there already. */
-const UP_MS = 15_000;
+export const UP_MS = 15_000;
 
 /** One check's run. */
 export class Trial {
