@@ -61,7 +61,11 @@ export class Keeper {
       parts,
       engine: undefined,
       rootless: false,
-      commands: { gateway: parts.gateway.command, driver: parts.driver.command },
+      commands: {
+        gateway: parts.gateway.command,
+        driver: parts.driver.command,
+        checkedDriver: parts.driver.command,
+      },
       sandboxImage: parts.engine.real || !needsEngine ? settings.sandboxImage : FAKE_SANDBOX_IMAGE,
       supervisorImage: parts.supervisor.real ? settings.supervisorImage : FAKE_SUPERVISOR_IMAGE,
       supervisor: "",
@@ -86,10 +90,16 @@ export class Keeper {
 
   async #compileFakes(): Promise<void> {
     const { parts, commands, settings } = this.setup;
-    const compile = async (place: "gateway" | "driver") => {
-      if (!parts[place].real) commands[place] = (await compiledFake(place)).command;
+    const compileGateway = async () => (commands.gateway = (await compiledFake("gateway")).command);
+    const compileDriver = async () => {
+      const { command, path } = await compiledFake("driver");
+      commands.driver = command;
+      commands.checkedDriver = [path];
     };
-    await Promise.all([compile("gateway"), compile("driver")]);
+    await Promise.all([
+      parts.gateway.real ? undefined : compileGateway(),
+      parts.driver.real ? undefined : compileDriver(),
+    ]);
     if (settings.driverCmd.includes("{supervisor}"))
       this.setup.supervisor = (await compiledFake("supervisor")).path;
   }

@@ -138,8 +138,11 @@ export interface Setup {
   run: Run;
   settings: Settings;
   parts: Parts;
-  /** The command lines of gateway and driver: the real programs', or those of the compiled fakes. */
-  commands: Record<"gateway" | "driver", string[]>;
+  /**
+   * The command lines of gateway and driver: the real programs', or those of the compiled fakes. Checks ask a driver so
+   * much that it is to compile what is hot.
+   */
+  commands: Record<"gateway" | "driver" | "checkedDriver", string[]>;
   /** Unset when a custom driver brings its own. */
   engine: Engine | undefined;
   rootless: boolean;
@@ -318,7 +321,10 @@ export class Stack {
       seen.flatMap((name) => (name in process.env ? [[name, process.env[name]!]] : [])),
     );
     const environment = { ...cleanEnvironment(run, state), ...passed };
-    const argv = profileOf(settings, parts)(commands.driver, context);
+    const argv = profileOf(settings, parts)(
+      this.spec.probe ? commands.checkedDriver : commands.driver,
+      context,
+    );
     return Child.start(name, argv, environment, this.#log(name));
   }
 
