@@ -60,16 +60,21 @@ export class ServedCall {
     this.#onCancelled.push(told);
   }
 
+  /** Nobody can be answered any more. A stream is gone before it says so, and throws what is said to it meanwhile. */
+  get #isGone(): boolean {
+    return this.#over || this.stream.destroyed || this.stream.closed;
+  }
+
   /** Sends the response's headers, if they are not sent. */
   respond(headers: http2.OutgoingHttpHeaders = TRAILERS_ONLY): void {
-    if (this.#over || this.stream.headersSent) return;
+    if (this.#isGone || this.stream.headersSent) return;
     this.stream.once("wantTrailers", () => this.stream.sendTrailers(this.#trailers));
     this.stream.respond(headers, { waitForTrailers: true });
   }
 
   /** Sends a message. @returns whether the caller keeps up; if not, `onDrain` tells when it has. */
   write(message: Buffer): boolean {
-    if (this.#over) return true;
+    if (this.#isGone) return true;
     this.respond();
     this.unread++;
     return this.stream.write(framed(message), () => this.unread--);
@@ -80,7 +85,7 @@ export class ServedCall {
   }
 
   end({ trailers }: Ended): void {
-    if (this.#over) return;
+    if (this.#isGone) return;
     this.#over = true;
     if (!this.stream.headersSent)
       return this.stream.respond({ ...TRAILERS_ONLY, ...trailers }, { endStream: true });
@@ -156,7 +161,14 @@ export class Upstream {
   call(headers: http2.IncomingHttpHeaders, message: Buffer, receiver: Receiver): MadeCall {
     const session = this.#connected();
     let failure: Error | undefined;
-    const stream = session.request(uncompressed(headers));
+    let stream: http2.ClientHttp2Stream;
+    try {
+      stream = session.request(uncompressed(headers));
+    } catch (error) {
+      // A session that ends in this very moment.
+      queueMicrotask(() => receiver.end(ended(status.UNAVAILABLE, (error as Error).message)));
+      return { cancel() {}, pause() {}, resume() {} };
+    }
     const messages = new Messages();
     let responded: http2.IncomingHttpHeaders = {};
     let trailers: http2.IncomingHttpHeaders | undefined;

@@ -215,6 +215,21 @@ test("an interceptor answers in the driver's place, and may pass the call on", a
   expect((await watched(3)).ids).toEqual(["never", "never", "never"]);
 });
 
+test("callers that give up, at whatever moment, and connections that break under them harm no other call", async () => {
+  faults("CreateSandbox: delay 1ms");
+  const rest = (count: number) => Array.from({ length: count }, (_, at) => stop(at / 20).catch(() => {}));
+  const made = Array.from({ length: 100 }, (_, at) =>
+    unary(client, client.CreateSandbox, {}, { deadlineMs: at / 10 }).catch(() => {}),
+  );
+  await Promise.all([...rest(200), ...made]);
+  faults("GetSandbox: drop once");
+  const broken = [...rest(100), unary(client, client.GetSandbox, who, { deadlineMs: 500 }).catch(() => {})];
+  await Promise.all(broken);
+  await eventually(() => stop(500), { what: "a call after all that" });
+  const open = tap.calls().filter(({ ms, method }) => ms === undefined && method !== "WatchSandboxes");
+  expect(open).toEqual([]);
+});
+
 test("calls of another contract pass, and are not kept", async () => {
   const seq = tap.seq;
   const asIs = (bytes: Buffer) => bytes;
