@@ -141,8 +141,12 @@ export function callLine(call: CallRecord, since: number): string {
     : isWatch(call)
       ? "open"
       : "no answer";
-  return `${offset(call.at - since)}  ${call.method} → ${outcome}${call.details ? `: ${call.details}` : ""}`;
+  const details = detailsOf(call);
+  return `${offset(call.at - since)}  ${call.method} → ${outcome}${details && `: ${details}`}`;
 }
+
+/** What a call's end said beside its status: some servers send "OK" along with an OK. */
+export const detailsOf = ({ status, details }: CallRecord): string => (details === status ? "" : details);
 
 export const isWatch = ({ method }: CallRecord): boolean => method === "WatchSandboxes";
 
@@ -160,17 +164,18 @@ const cutOff: Clue = ({ scenario }) =>
       }
     : undefined;
 
-/** A setting is refused in one line, which names it and what is expected. */
-const wrongSetting: Clue = ({ scenario, message }) =>
-  scenario.verdict === "error" && /^(?:--[a-z][\w-]*|OPENSHELL_\w+): /.test(message)
-    ? {
-        culprit: "harness",
-        sentence: `A setting is wrong: ${clipped(message, 400)}`,
-        lines: [],
-        advice:
-          "Correct it; `bun harness.ts help` lists all settings, `bun harness.ts doctor` what they come to",
-      }
-    : undefined;
+/** A setting is refused in one line, which names it and what is expected; or what is wrong ends with what to set. */
+const wrongSetting: Clue = ({ scenario, message }) => {
+  if (scenario.verdict !== "error") return undefined;
+  const [toSet] = /\bSet OPENSHELL_\w+ to [^\n]*/.exec(message) ?? [];
+  if (!toSet && !/^(?:--[a-z][\w-]*|OPENSHELL_\w+): /.test(message)) return undefined;
+  return {
+    culprit: "harness",
+    sentence: `A setting is wrong: ${clipped(message, 400)}`,
+    lines: [],
+    advice: `${toSet ?? "Correct it"}; \`bun harness.ts help\` lists all settings, \`bun harness.ts doctor\` what they come to`,
+  };
+};
 
 const listedWrongly: Clue = ({ message }) =>
   message.startsWith("it is listed as known to fail")
@@ -204,7 +209,7 @@ const notStarted: Clue = ({ message }) => {
     culprit: "harness",
     sentence: `The ${who} cannot be started: ${missing}.`,
     lines: message.split("\n").filter((line) => /^\s*command: /.test(line)),
-    advice: `Correct the setting that names it (\`bun harness.ts doctor\` shows what stands in each place); a relative path is relative to the harness`,
+    advice: `Correct the setting that names it (\`bun harness.ts doctor\` shows what stands in each place); the command has the path that was tried`,
   };
 };
 
@@ -258,17 +263,43 @@ const died: Clue = ({ scenario, message, calls, processes, marks }) => {
   const when = dead ? ` ${took(dead.at + (dead.ms ?? 0) - scenario.at)} into the scenario` : "";
   const said = told ? message.slice(told.index).split("\n").slice(1) : logOf(scenario, culprit);
   const last = logLines(said);
-  const broken = calls.find(({ details }) => GONE.test(details));
+  // A watch is open all the time: another call tells more of what it was at.
+  const cutShort = calls.filter(({ details }) => GONE.test(details));
+  const broken = cutShort.find((call) => !isWatch(call)) ?? cutShort[0];
   const complained = said.some(isComplaint);
   return {
     culprit,
     sentence: `The ${culprit} died${when}: it ended ${how}, and nobody had told it to.`,
     lines: complained || !broken ? last : [callLine(broken, scenario.at), ...last.slice(-1)],
-    advice: complained
-      ? `A ${culprit} must outlive every call. Its last words tell what ended it`
-      : `A ${culprit} must outlive every call. It did not say why it ended: look at what it does for the call that was under way`,
+    advice: `${culprit === "engine" ? "An" : "A"} ${culprit} must outlive every call. ${
+      complained
+        ? "Its last words tell what ended it"
+        : /\bSIGKILL\b/.test(how)
+          ? "It was killed from outside: by somebody, or by the kernel for want of memory, which `dmesg` tells"
+          : "It did not say why it ended: look at what it does for the call that was under way"
+    }`,
   };
 };
+
+/** The scenario itself counted what is on the engine after the driver had deleted the sandbox. */
+const stillThere: Clue = ({ scenario, message, calls }) => {
+  const deletion = calls.findLast(({ method, status }) => method === "DeleteSandbox" && status === "OK");
+  const more = /^\+\s+"(container|volume|secret)": [1-9]/;
+  const found = diffOf(message)?.filter((line) => more.test(line)) ?? [];
+  if (!deletion || found.length === 0) return undefined;
+  return leftByDriver(
+    found.map((line) => more.exec(line)![1]!),
+    [...findingLines(scenario, message), callLine(deletion, scenario.at)],
+  );
+};
+
+const leftByDriver = (kinds: string[], lines: string[]): Explanation => ({
+  culprit: "driver",
+  sentence: `The driver left something behind: ${kinds.join(", ") || "see below"}. A deleted sandbox must leave nothing.`,
+  lines,
+  advice:
+    "Look at what the driver does for DeleteSandbox. The run itself has removed it; a dead run's is removed by `bun harness.ts sweep`",
+});
 
 const leftBehind: Clue = ({ message }) => {
   if (!/^Left behind:/m.test(message)) return undefined;
@@ -288,14 +319,8 @@ const leftBehind: Clue = ({ message }) => {
       lines: [unreachable],
       advice: "Find out why it was gone by then: the end of its log is below",
     };
-  const kinds = [...new Set(kept.map((item) => item.split(" ")[0]))].join(", ");
-  return {
-    culprit: "driver",
-    sentence: `The driver left something behind: ${kinds || "see below"}. A deleted sandbox must leave nothing.`,
-    lines: kept.length > 0 ? kept : items,
-    advice:
-      "Look at what the driver does for DeleteSandbox. The run itself has removed it; a dead run's is removed by `bun harness.ts sweep`",
-  };
+  const kinds = [...new Set(kept.map((item) => item.split(" ", 1)[0]!))];
+  return leftByDriver(kinds, kept.length > 0 ? kept : items);
 };
 
 const engineGone: Clue = ({ scenario, message, calls, marks }) => {
@@ -536,6 +561,7 @@ const CLUES: Clue[] = [
   neverCameUp,
   died,
   leftBehind,
+  stillThere,
   engineGone,
   imageMissing,
   leaked,
