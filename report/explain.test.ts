@@ -121,6 +121,16 @@ describe("a failure points to the process that is at fault", () => {
     expect(found.advice).toContain(advice);
   });
 
+  test("a fault that stands for the whole run is what a scenario met", () => {
+    const faulty = structuredClone(results);
+    const { stack } = of("XF-01", faulty);
+    const mark = { stack, at: 0, what: `fault StopSandbox: {"fail":{"code":13}}` };
+    faulty.marks = [mark];
+    expect(explain(of("XF-01", faulty), faulty).culprit).toBe("driver");
+    faulty.marks = [{ ...mark, standing: true }];
+    expect(explain(of("XF-01", faulty), faulty).sentence).toContain("on purpose: fault StopSandbox: fail");
+  });
+
   test("a refusal that the scenario had arranged is not the driver's fault", () => {
     const arranged = structuredClone(results);
     const { at } = of("XF-01", arranged);
@@ -161,6 +171,21 @@ describe("a failure points to the process that is at fault", () => {
     expect(advice).toStartWith("A driver must outlive every call. It was killed from outside");
     driver.name = "engine";
     expect(explain(of("XF-03", killed), killed).advice).toStartWith("An engine must");
+  });
+
+  test("a gateway that was killed has no last words: a warning of its start is none", () => {
+    const killed = structuredClone(results);
+    const { logs } = of("XF-03", killed);
+    logs.driver = ["WARN users need no credentials", "INFO one", "INFO two", "INFO three", "INFO four"];
+    const driver = killed.processes.find(({ name, stack }) => name === "driver" && stack === 2)!;
+    for (const ending of ["signal SIGKILL", "exit code 1"]) {
+      driver.ending = ending;
+      const { lines, advice } = explain(of("XF-03", killed), killed);
+      expect(lines.join("\n")).toEndWith("INFO four");
+      expect(advice).not.toContain("last words tell");
+    }
+    logs.driver.push("ERROR no more room");
+    expect(explain(of("XF-03", killed), killed).advice).toContain("last words tell what ended it");
   });
 
   test("what a scenario still counts on the engine after DeleteSandbox was left by the driver", () => {
@@ -251,6 +276,14 @@ describe("a failure points to the process that is at fault", () => {
       "The engine has no image localhost/none:1, and cannot get it.",
       'pull policy "missing"',
       "OPENSHELL_SANDBOX_IMAGE",
+    ],
+    [
+      "an image that a driver's engine cannot get",
+      "13 INTERNAL: create sandbox failed: podman API error (500): image pull failed: initializing source docker://localhost/none:1: pinging container registry",
+      "engine",
+      "The engine has no image localhost/none:1, and cannot get it.",
+      "podman API error (500)",
+      "OPENSHELL_SUPERVISOR_IMAGE",
     ],
     [
       "a driver that never answers is told apart from one that ends",

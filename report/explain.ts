@@ -80,6 +80,7 @@ export function caseOf(scenario: ScenarioResult, recorded: Recorded): Case {
     const isMade = calls.some((call) => call.method === method && (call.sandbox !== "" || isWatch(call)));
     return wasAlone || !method || isMade;
   };
+  const isIts = (mark: Mark) => (mark.standing || inTime(mark.at, mark.at)) && concerns(mark);
   return {
     scenario,
     message,
@@ -90,7 +91,7 @@ export function caseOf(scenario: ScenarioResult, recorded: Recorded): Case {
         (process.stack === stack || process.stack === 0) &&
         inTime(process.at, process.at + (process.ms ?? Infinity)),
     ),
-    marks: stack ? ours(recorded.marks).filter((mark) => inTime(mark.at, mark.at) && concerns(mark)) : [],
+    marks: stack ? ours(recorded.marks).filter(isIts) : [],
   };
 }
 
@@ -223,7 +224,7 @@ const neverCameUp: Clue = ({ scenario, message }) => {
   const after = message.slice(message.indexOf(line) + line.length).split("\n");
   // What the harness adds is no word of the program's.
   const words = after.filter((each) => /^\s*\|/.test(each));
-  const last = logLines(words.length > 0 ? words : logOf(scenario, who));
+  const last = logLines(words.length > 0 ? words : logOf(scenario, who), isFatal);
   // The stack that did not start is not yet the scenario's; its folder is in its command line.
   const stack = /\/[\da-f]{8}\/(\d{1,3})\//.exec(message)?.[1];
   const log = stack ? `logs/${stack}-${who}.log` : "the folder `logs`";
@@ -262,11 +263,13 @@ const died: Clue = ({ scenario, message, calls, processes, marks }) => {
   const how = dead ? `with ${dead.ending}` : told![1]!.replace(/^ended |, its log with$/g, "");
   const when = dead ? ` ${took(dead.at + (dead.ms ?? 0) - scenario.at)} into the scenario` : "";
   const said = told ? message.slice(told.index).split("\n").slice(1) : logOf(scenario, culprit);
-  const last = logLines(said);
+  // Who is killed has no time to say so, and a warning is no reason to end.
+  const killed = /\bSIGKILL\b/.test(how);
+  const complained = !killed && said.some(isFatal);
+  const last = complained ? logLines(said, isFatal) : lastLines(said);
   // A watch is open all the time: another call tells more of what it was at.
   const cutShort = calls.filter(({ details }) => GONE.test(details));
   const broken = cutShort.find((call) => !isWatch(call)) ?? cutShort[0];
-  const complained = said.some(isComplaint);
   return {
     culprit,
     sentence: `The ${culprit} died${when}: it ended ${how}, and nobody had told it to.`,
@@ -274,7 +277,7 @@ const died: Clue = ({ scenario, message, calls, processes, marks }) => {
     advice: `${culprit === "engine" ? "An" : "A"} ${culprit} must outlive every call. ${
       complained
         ? "Its last words tell what ended it"
-        : /\bSIGKILL\b/.test(how)
+        : killed
           ? "It was killed from outside: by somebody, or by the kernel for want of memory, which `dmesg` tells"
           : "It did not say why it ended: look at what it does for the call that was under way"
     }`,
@@ -347,7 +350,9 @@ const imageMissing: Clue = ({ scenario, message, calls }) => {
   const line =
     (call && callLine(call, scenario.at)) ?? message.split("\n").find((each) => pattern.test(each));
   if (!line || (call && /image/i.test(scenario.title))) return undefined;
-  const [, image] = /\bimage (?:pull failed: )?([\w.-]+[/:][\w./:@-]*\w)/.exec(line) ?? [];
+  const [, image] =
+    /\bimage (?:pull failed: )?(?:initializing source docker:\/\/)?([\w.-]+[/:][\w./:@-]*\w)/.exec(line) ??
+    [];
   return {
     culprit: "engine",
     sentence: `The engine has no ${image ? `image ${image}` : "such image"}, and cannot get it.`,
@@ -428,7 +433,7 @@ const hung: Clue = ({ scenario, calls, marks }) => {
   return {
     culprit: "driver",
     sentence: `The driver did not answer ${call.method} for ${took(call.ms ?? end - call.at)}.`,
-    lines: [callLine(call, scenario.at), ...logLines(scenario.logs.driver).slice(-2)],
+    lines: [callLine(call, scenario.at), ...lastLines(scenario.logs.driver).slice(-2)],
     advice: "See what it waits for: how its log ends, and whether the engine still answers (`podman info`)",
   };
 };
@@ -655,6 +660,9 @@ const logOf = ({ logs }: ScenarioResult, who: string): string[] =>
 const isComplaint = (line: string): boolean =>
   /\b(?:ERROR|FATAL|WARN|panicked|panic|Error)\b|× |╰/.test(line);
 
+/** What a program says of what ends it; a warning, it lived with. */
+const isFatal = (line: string): boolean => isComplaint(line) && !/\bWARN\b/.test(line);
+
 /** Lines of a log as they are shown where there is room for few: without spans, and without a gateway's every answer. */
 export const shortLog = (lines: string[]): string[] =>
   lines.map(withoutSpans).filter((line) => !/\bmultiplex: response status=200\b/.test(line));
@@ -663,13 +671,18 @@ export const shortLog = (lines: string[]): string[] =>
  * The last complaint of a log with what follows it, or else the last lines; without the frame that a failure puts around
  * them.
  */
-function logLines(lines: string[]): string[] {
-  const said = shortLog(lines)
-    .map((line) => line.replace(/^\s*\|?\s*/, "").trimEnd())
-    .filter(Boolean);
-  const last = said.findLastIndex(isComplaint);
+function logLines(lines: string[], isOne = isComplaint): string[] {
+  const said = unframed(lines);
+  const last = said.findLastIndex(isOne);
   return last < 0 ? said.slice(-3) : said.slice(last, last + 3);
 }
+
+const lastLines = (lines: string[]): string[] => unframed(lines).slice(-3);
+
+const unframed = (lines: string[]): string[] =>
+  shortLog(lines)
+    .map((line) => line.replace(/^\s*\|?\s*/, "").trimEnd())
+    .filter(Boolean);
 
 /** Of a comparison of two objects, what differs with a line around it; undefined if a message is none. */
 export function diffOf(message: string): string[] | undefined {
