@@ -30,6 +30,7 @@ import {
   sentenceOf,
   startOf,
   took,
+  timesOf,
   tookInAll,
   unselectedWords,
   WORDS,
@@ -256,7 +257,7 @@ function card(one: Case, anchor: string, room: number, open: boolean): string {
 <div class="body">
 ${findings(scenario, found, message)}
 <p class="next"><b>Next</b> ${inline(found.advice)}</p>
-<p class="meta"><code>${escaped(again(scenario))}</code> <span>${escaped(`${file}:${line}`)}</span> <span>${tookInAll(scenario)}</span> <a href="#${anchor}" aria-label="Link to ${escaped(id)}">#${anchor}</a> <button type="button" class="show" data-show="${anchor}" hidden>Show in the timeline</button></p>
+<p class="meta"><code>${escaped(again(scenario))}</code> <span>${escaped(`${file}:${line}`)}</span> <span>${tookInAll(scenario)}${timesOf(scenario)}</span> <a href="#${anchor}" aria-label="Link to ${escaped(id)}">#${anchor}</a> <button type="button" class="show" data-show="${anchor}" hidden>Show in the timeline</button></p>
 ${proof(one, room)}
 </div>
 </details>`;

@@ -68,6 +68,12 @@ test("a failure has what the driver told of its sandboxes, when it did, and of n
   expect(page.includes("OTHERS")).toBe(false);
 });
 
+test("the card of a scenario that ran more than once says how often it failed", () => {
+  const page = html(smallExample());
+  const card = page.slice(page.indexOf('id="XF-09"')).split("</details>", 1)[0]!;
+  expect(card).toContain(" · failed 3 of 20 times</span>");
+});
+
 test("of older results, whose streams have responses without times, those are shown", () => {
   const results = smallExample();
   const watch = results.calls.find(({ method }) => method === "WatchSandboxes")!;

@@ -15,7 +15,7 @@ import {
 } from "./explain.ts";
 import type { CallRecord, Mark, ProcessSpan, Results, ScenarioResult } from "./model.ts";
 import { isRed } from "./model.ts";
-import { clipped, markWords, offset, sentenceOf, shellQuoted, tookInAll, WORDS } from "./text.ts";
+import { clipped, markWords, offset, sentenceOf, shellQuoted, timesOf, tookInAll, WORDS } from "./text.ts";
 
 /** The height of a screen, in lines. */
 export const SCREEN_LINES = 40;
@@ -125,10 +125,6 @@ function driverOf({ suite }: ScenarioResult): string {
   const command = process.env.OPENSHELL_DRIVER_CMD;
   return command && suite !== "gateway-adapter" ? `OPENSHELL_DRIVER_CMD=${shellQuoted(command)} ` : "";
 }
-
-/** " · failed 2 of 20 times", of a scenario that ran more than once. */
-const timesOf = ({ times }: ScenarioResult): string =>
-  times ? ` · failed ${times.failed} of ${times.run} times` : "";
 
 const NAMES: Record<Exclude<Culprit, "unclear">, string> = {
   gateway: "gateway",
