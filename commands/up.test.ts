@@ -54,6 +54,8 @@ const attached = () => `attached to run ${run}, kept by up; faults: ${FAULT}; St
 test("bun test attaches, and says so", async () => {
   const { code, said } = await bun("test", "./scenarios/external-podman/smoke.test.ts", "-t", "SM-02");
   expect(said).toContain(attached());
+  // Nobody else is blamed for what was arranged.
+  expect(said).toContain(`on purpose: fault CreateSandbox: fail with UNAVAILABLE "boo"`);
   expect(code).toBe(1);
 });
 

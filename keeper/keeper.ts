@@ -12,7 +12,7 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { HarnessError, openClient, type Settings } from "../harness.ts";
 import { unary } from "../proto/contract.ts";
-import { now, readRecords, record, recordTo, writeResults } from "../report/record.ts";
+import { type Entry, now, readRecords, record, recordTo, writeResults } from "../report/record.ts";
 import { parseLine } from "./connection.ts";
 import { describeBelonging, Engine, removeBelongings } from "./engine.ts";
 import type { EngineRule, ProxiedCall } from "./engine-proxy.ts";
@@ -45,6 +45,8 @@ export class Keeper {
   #closing: Promise<string[]> | undefined;
   /** Why something on the engine could not be told or removed. */
   readonly #unfinished = new Set<string>();
+  /** When the rules of a stack's tap were last set, in milliseconds since 1970. */
+  readonly #ruledAt = new Map<number, number>();
 
   private constructor(readonly setup: Setup) {}
 
@@ -322,8 +324,9 @@ export class Keeper {
   rules(id: number, rules: Rule[]): void {
     const { tap } = this.#stack(id);
     if (!tap) throw new HarnessError("This stack has no tap");
-    for (const { method, ...rule } of rules) this.#mark(id, `fault ${method}: ${JSON.stringify(rule)}`);
+    for (const rule of rules) this.#mark(id, ruleMark(rule));
     tap.rules = rules;
+    this.#ruledAt.set(id, now());
   }
 
   #mark(stack: number, what: string): void {
@@ -407,7 +410,19 @@ export class Keeper {
    */
   report(who: string, since: number, reports: string): void {
     for (const stack of this.#stacks.values()) recordCalls(stack);
-    writeResults(readRecords(this.setup.run.folder, ["keeper", who]), reports, since);
+    const entries = readRecords(this.setup.run.folder, ["keeper", who]);
+    writeResults([...entries, ...this.#standingFaults(since)], reports, since);
+  }
+
+  /** The rules that were in force before, and are still. */
+  #standingFaults(since: number): Entry[] {
+    const before = [...this.#stacks].filter(([id]) => (this.#ruledAt.get(id) ?? Infinity) < since);
+    return before.flatMap(([stack, { tap }]) =>
+      (tap?.rules ?? []).map((rule) => ({
+        kind: "mark" as const,
+        mark: { stack, at: since, what: ruleMark(rule), standing: true as const },
+      })),
+    );
   }
 
   /** Stops everything in order and removes the run's folder. Resolves with what had to be removed by force. */
@@ -445,6 +460,8 @@ export class Keeper {
     return left;
   }
 }
+
+const ruleMark = ({ method, ...rule }: Rule): string => `fault ${method}: ${JSON.stringify(rule)}`;
 
 /** How the engine is started, less the socket: Podman's own command line, which the fake takes too. */
 function enginePrograms(run: Run, parts: Parts): string[] {

@@ -175,9 +175,14 @@ function makePrivate(root: string): void {
 /** The processes of a run that still live: those that carry its mark, and those of its fake containers. */
 export function processesOf(run: Run): { pid: number; command: string }[] {
   const marks = [`${RUN_MARK}=${run.id}`, `OPENSHELL_FAKE_ROOT=${run.folder}/`];
-  return processTable()
-    .filter(({ pid, environment }) => pid !== process.pid && marks.some((mark) => environment.includes(mark)))
-    .map(({ pid, command }) => ({ pid, command: command.slice(0, 200) }));
+  return (
+    processTable()
+      .filter(
+        ({ pid, environment }) => pid !== process.pid && marks.some((mark) => environment.includes(mark)),
+      )
+      // A script that a shell was given has lines, and each process is to be one.
+      .map(({ pid, command }) => ({ pid, command: command.replaceAll(/\s+/g, " ").slice(0, 200) }))
+  );
 }
 
 /** All processes of this user: command line and environment. */

@@ -582,6 +582,7 @@ function contract(run: Recorder): void {
     at: 14_200,
     ms: 0,
   });
+  run.marks.push({ stack: 4, at: 0, what: "fault DeleteWorkspace: delay 10ms", standing: true });
   for (const [at, what] of [
     [14_300, "kill driver"],
     [14_900, "start driver"],

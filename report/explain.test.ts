@@ -4,9 +4,9 @@
 import { describe, expect, test } from "bun:test";
 import { stripVTControlCharacters } from "node:util";
 import { largeExample, smallExample } from "./example.ts";
-import { caseOf, explain } from "./explain.ts";
+import { callLine, caseOf, explain } from "./explain.ts";
 import { isRed, type Results, type ScenarioResult } from "./model.ts";
-import { explainAll, explainOnTerminal, SCREEN_LINES } from "./terminal.ts";
+import { explainAll, explainOnTerminal, leftOnTerminal, SCREEN_LINES } from "./terminal.ts";
 import { finding } from "./scenario.ts";
 import { markWords } from "./text.ts";
 
@@ -121,6 +121,16 @@ describe("a failure points to the process that is at fault", () => {
     expect(found.advice).toContain(advice);
   });
 
+  test("a fault that stands for the whole run is what a scenario met", () => {
+    const faulty = structuredClone(results);
+    const { stack } = of("XF-01", faulty);
+    const mark = { stack, at: 0, what: `fault StopSandbox: {"fail":{"code":13}}` };
+    faulty.marks = [mark];
+    expect(explain(of("XF-01", faulty), faulty).culprit).toBe("driver");
+    faulty.marks = [{ ...mark, standing: true }];
+    expect(explain(of("XF-01", faulty), faulty).sentence).toContain("on purpose: fault StopSandbox: fail");
+  });
+
   test("a refusal that the scenario had arranged is not the driver's fault", () => {
     const arranged = structuredClone(results);
     const { at } = of("XF-01", arranged);
@@ -146,6 +156,61 @@ describe("a failure points to the process that is at fault", () => {
     const { at } = of("XF-03", killed);
     killed.marks.push({ stack: 2, at: at + 925, what: "kill driver" });
     expect(explain(of("XF-03", killed), killed).sentence).not.toContain("died");
+  });
+
+  test("a driver that was killed from outside is shown with the call that was cut short, not with the watch", () => {
+    const killed = structuredClone(results);
+    const { at, logs } = of("XF-03", killed);
+    logs.driver = [];
+    const driver = killed.processes.find(({ name, stack }) => name === "driver" && stack === 2)!;
+    driver.ending = "signal SIGKILL";
+    const call = killed.calls.find(({ stack, status }) => stack === 2 && status === "UNAVAILABLE")!;
+    killed.calls.unshift({ ...call, seq: 999, method: "WatchSandboxes", sandbox: "", at: at + 1 });
+    const { lines, advice } = explain(of("XF-03", killed), killed);
+    expect(lines[0]).toContain(`${call.method} → UNAVAILABLE`);
+    expect(advice).toStartWith("A driver must outlive every call. It was killed from outside");
+    driver.name = "engine";
+    expect(explain(of("XF-03", killed), killed).advice).toStartWith("An engine must");
+  });
+
+  test("a gateway that was killed has no last words: a warning of its start is none", () => {
+    const killed = structuredClone(results);
+    const { logs } = of("XF-03", killed);
+    logs.driver = ["WARN users need no credentials", "INFO one", "INFO two", "INFO three", "INFO four"];
+    const driver = killed.processes.find(({ name, stack }) => name === "driver" && stack === 2)!;
+    for (const ending of ["signal SIGKILL", "exit code 1"]) {
+      driver.ending = ending;
+      const { lines, advice } = explain(of("XF-03", killed), killed);
+      expect(lines.join("\n")).toEndWith("INFO four");
+      expect(advice).not.toContain("last words tell");
+    }
+    logs.driver.push("ERROR no more room");
+    expect(explain(of("XF-03", killed), killed).advice).toContain("last words tell what ended it");
+  });
+
+  test("what a scenario still counts on the engine after DeleteSandbox was left by the driver", () => {
+    const left = structuredClone(results);
+    const scenario = of("XF-09", left);
+    delete scenario.failedMs;
+    const reason = `expect(received).toEqual(expected)\n\n  {\n    "container": 0,\n-   "volume": 0,\n+   "volume": 1,\n  }\n\n- Expected  - 1\n+ Received  + 1`;
+    Object.assign(scenario, { reason, ...finding(reason) });
+    const deletion = left.calls.find(
+      ({ method, sandbox }) => method === "DeleteSandbox" && scenario.sandboxes.includes(sandbox),
+    )!;
+    expect(explain(scenario, left)).toMatchObject({
+      culprit: "driver",
+      sentence: "The driver left something behind: volume. A deleted sandbox must leave nothing.",
+      lines: ['-   "volume": 0,', '+   "volume": 1,', expect.stringContaining("DeleteSandbox → OK")],
+    });
+    left.calls.splice(left.calls.indexOf(deletion), 1);
+    expect(explain(scenario, left).sentence).not.toContain("left something behind");
+  });
+
+  test("what a server says beside an OK is shown, unless it is OK", () => {
+    const [call] = results.calls;
+    const ended = { ...call!, method: "StopSandbox", status: "OK", ms: 3 };
+    expect(callLine({ ...ended, details: "OK" }, call!.at)).toEndWith("StopSandbox → OK after 3 ms");
+    expect(callLine({ ...ended, details: "late" }, call!.at)).toEndWith("OK after 3 ms: late");
   });
 
   test("what cleaning up met after the failure is not its cause", () => {
@@ -194,7 +259,15 @@ describe("a failure points to the process that is at fault", () => {
       "harness",
       "The driver cannot be started: there is no such program.",
       "command: ./my-driver --socket",
-      "Correct the setting",
+      "the command has the path that was tried",
+    ],
+    [
+      "what is wrong may end with what to set",
+      "A socket's path would be 122 bytes, 100 is the most: /long/999/driver/driver.sock\n  Set OPENSHELL_E2E_RUN_DIR to a shorter folder",
+      "harness",
+      "A setting is wrong: A socket's path would be 122 bytes",
+      "",
+      "Set OPENSHELL_E2E_RUN_DIR to a shorter folder",
     ],
     [
       "an image that the harness cannot get",
@@ -203,6 +276,14 @@ describe("a failure points to the process that is at fault", () => {
       "The engine has no image localhost/none:1, and cannot get it.",
       'pull policy "missing"',
       "OPENSHELL_SANDBOX_IMAGE",
+    ],
+    [
+      "an image that a driver's engine cannot get",
+      "13 INTERNAL: create sandbox failed: podman API error (500): image pull failed: initializing source docker://localhost/none:1: pinging container registry",
+      "engine",
+      "The engine has no image localhost/none:1, and cannot get it.",
+      "podman API error (500)",
+      "OPENSHELL_SUPERVISOR_IMAGE",
     ],
     [
       "a driver that never answers is told apart from one that ends",
@@ -423,6 +504,13 @@ describe("on the terminal", () => {
       expect(Math.max(...text.split("\n").map((line) => line.length))).toBeLessThanOrEqual(72);
     },
   );
+
+  test("what was left behind is cut to a few lines, each on one", () => {
+    const lines = leftOnTerminal(Array<string>(36).fill(`process 7 (${"sh ".repeat(99)}\n)`)).split("\n");
+    expect(lines).toHaveLength(12);
+    expect(lines.at(-1)).toBe("  and 26 more, which the report has");
+    expect(Math.max(...lines.map((line) => line.length))).toBeLessThanOrEqual(160);
+  });
 
   test("a failure long before the end says after how long it was", () => {
     const long = { ...of("XF-09"), ms: 64_000, failedMs: 4_000 };

@@ -80,6 +80,7 @@ export function caseOf(scenario: ScenarioResult, recorded: Recorded): Case {
     const isMade = calls.some((call) => call.method === method && (call.sandbox !== "" || isWatch(call)));
     return wasAlone || !method || isMade;
   };
+  const isIts = (mark: Mark) => (mark.standing || inTime(mark.at, mark.at)) && concerns(mark);
   return {
     scenario,
     message,
@@ -90,7 +91,7 @@ export function caseOf(scenario: ScenarioResult, recorded: Recorded): Case {
         (process.stack === stack || process.stack === 0) &&
         inTime(process.at, process.at + (process.ms ?? Infinity)),
     ),
-    marks: stack ? ours(recorded.marks).filter((mark) => inTime(mark.at, mark.at) && concerns(mark)) : [],
+    marks: stack ? ours(recorded.marks).filter(isIts) : [],
   };
 }
 
@@ -141,8 +142,12 @@ export function callLine(call: CallRecord, since: number): string {
     : isWatch(call)
       ? "open"
       : "no answer";
-  return `${offset(call.at - since)}  ${call.method} → ${outcome}${call.details ? `: ${call.details}` : ""}`;
+  const details = detailsOf(call);
+  return `${offset(call.at - since)}  ${call.method} → ${outcome}${details && `: ${details}`}`;
 }
+
+/** What a call's end said beside its status: some servers send "OK" along with an OK. */
+export const detailsOf = ({ status, details }: CallRecord): string => (details === status ? "" : details);
 
 export const isWatch = ({ method }: CallRecord): boolean => method === "WatchSandboxes";
 
@@ -160,17 +165,18 @@ const cutOff: Clue = ({ scenario }) =>
       }
     : undefined;
 
-/** A setting is refused in one line, which names it and what is expected. */
-const wrongSetting: Clue = ({ scenario, message }) =>
-  scenario.verdict === "error" && /^(?:--[a-z][\w-]*|OPENSHELL_\w+): /.test(message)
-    ? {
-        culprit: "harness",
-        sentence: `A setting is wrong: ${clipped(message, 400)}`,
-        lines: [],
-        advice:
-          "Correct it; `bun harness.ts help` lists all settings, `bun harness.ts doctor` what they come to",
-      }
-    : undefined;
+/** A setting is refused in one line, which names it and what is expected; or what is wrong ends with what to set. */
+const wrongSetting: Clue = ({ scenario, message }) => {
+  if (scenario.verdict !== "error") return undefined;
+  const [toSet] = /\bSet OPENSHELL_\w+ to [^\n]*/.exec(message) ?? [];
+  if (!toSet && !/^(?:--[a-z][\w-]*|OPENSHELL_\w+): /.test(message)) return undefined;
+  return {
+    culprit: "harness",
+    sentence: `A setting is wrong: ${clipped(message, 400)}`,
+    lines: [],
+    advice: `${toSet ?? "Correct it"}; \`bun harness.ts help\` lists all settings, \`bun harness.ts doctor\` what they come to`,
+  };
+};
 
 const listedWrongly: Clue = ({ message }) =>
   message.startsWith("it is listed as known to fail")
@@ -204,7 +210,7 @@ const notStarted: Clue = ({ message }) => {
     culprit: "harness",
     sentence: `The ${who} cannot be started: ${missing}.`,
     lines: message.split("\n").filter((line) => /^\s*command: /.test(line)),
-    advice: `Correct the setting that names it (\`bun harness.ts doctor\` shows what stands in each place); a relative path is relative to the harness`,
+    advice: `Correct the setting that names it (\`bun harness.ts doctor\` shows what stands in each place); the command has the path that was tried`,
   };
 };
 
@@ -218,7 +224,7 @@ const neverCameUp: Clue = ({ scenario, message }) => {
   const after = message.slice(message.indexOf(line) + line.length).split("\n");
   // What the harness adds is no word of the program's.
   const words = after.filter((each) => /^\s*\|/.test(each));
-  const last = logLines(words.length > 0 ? words : logOf(scenario, who));
+  const last = logLines(words.length > 0 ? words : logOf(scenario, who), isFatal);
   // The stack that did not start is not yet the scenario's; its folder is in its command line.
   const stack = /\/[\da-f]{8}\/(\d{1,3})\//.exec(message)?.[1];
   const log = stack ? `logs/${stack}-${who}.log` : "the folder `logs`";
@@ -257,18 +263,46 @@ const died: Clue = ({ scenario, message, calls, processes, marks }) => {
   const how = dead ? `with ${dead.ending}` : told![1]!.replace(/^ended |, its log with$/g, "");
   const when = dead ? ` ${took(dead.at + (dead.ms ?? 0) - scenario.at)} into the scenario` : "";
   const said = told ? message.slice(told.index).split("\n").slice(1) : logOf(scenario, culprit);
-  const last = logLines(said);
-  const broken = calls.find(({ details }) => GONE.test(details));
-  const complained = said.some(isComplaint);
+  // Who is killed has no time to say so, and a warning is no reason to end.
+  const killed = /\bSIGKILL\b/.test(how);
+  const complained = !killed && said.some(isFatal);
+  const last = complained ? logLines(said, isFatal) : lastLines(said);
+  // A watch is open all the time: another call tells more of what it was at.
+  const cutShort = calls.filter(({ details }) => GONE.test(details));
+  const broken = cutShort.find((call) => !isWatch(call)) ?? cutShort[0];
   return {
     culprit,
     sentence: `The ${culprit} died${when}: it ended ${how}, and nobody had told it to.`,
     lines: complained || !broken ? last : [callLine(broken, scenario.at), ...last.slice(-1)],
-    advice: complained
-      ? `A ${culprit} must outlive every call. Its last words tell what ended it`
-      : `A ${culprit} must outlive every call. It did not say why it ended: look at what it does for the call that was under way`,
+    advice: `${culprit === "engine" ? "An" : "A"} ${culprit} must outlive every call. ${
+      complained
+        ? "Its last words tell what ended it"
+        : killed
+          ? "It was killed from outside: by somebody, or by the kernel for want of memory, which `dmesg` tells"
+          : "It did not say why it ended: look at what it does for the call that was under way"
+    }`,
   };
 };
+
+/** The scenario itself counted what is on the engine after the driver had deleted the sandbox. */
+const stillThere: Clue = ({ scenario, message, calls }) => {
+  const deletion = calls.findLast(({ method, status }) => method === "DeleteSandbox" && status === "OK");
+  const more = /^\+\s+"(container|volume|secret)": [1-9]/;
+  const found = diffOf(message)?.filter((line) => more.test(line)) ?? [];
+  if (!deletion || found.length === 0) return undefined;
+  return leftByDriver(
+    found.map((line) => more.exec(line)![1]!),
+    [...findingLines(scenario, message), callLine(deletion, scenario.at)],
+  );
+};
+
+const leftByDriver = (kinds: string[], lines: string[]): Explanation => ({
+  culprit: "driver",
+  sentence: `The driver left something behind: ${kinds.join(", ") || "see below"}. A deleted sandbox must leave nothing.`,
+  lines,
+  advice:
+    "Look at what the driver does for DeleteSandbox. The run itself has removed it; a dead run's is removed by `bun harness.ts sweep`",
+});
 
 const leftBehind: Clue = ({ message }) => {
   if (!/^Left behind:/m.test(message)) return undefined;
@@ -288,14 +322,8 @@ const leftBehind: Clue = ({ message }) => {
       lines: [unreachable],
       advice: "Find out why it was gone by then: the end of its log is below",
     };
-  const kinds = [...new Set(kept.map((item) => item.split(" ")[0]))].join(", ");
-  return {
-    culprit: "driver",
-    sentence: `The driver left something behind: ${kinds || "see below"}. A deleted sandbox must leave nothing.`,
-    lines: kept.length > 0 ? kept : items,
-    advice:
-      "Look at what the driver does for DeleteSandbox. The run itself has removed it; a dead run's is removed by `bun harness.ts sweep`",
-  };
+  const kinds = [...new Set(kept.map((item) => item.split(" ", 1)[0]!))];
+  return leftByDriver(kinds, kept.length > 0 ? kept : items);
 };
 
 const engineGone: Clue = ({ scenario, message, calls, marks }) => {
@@ -322,7 +350,9 @@ const imageMissing: Clue = ({ scenario, message, calls }) => {
   const line =
     (call && callLine(call, scenario.at)) ?? message.split("\n").find((each) => pattern.test(each));
   if (!line || (call && /image/i.test(scenario.title))) return undefined;
-  const [, image] = /\bimage (?:pull failed: )?([\w.-]+[/:][\w./:@-]*\w)/.exec(line) ?? [];
+  const [, image] =
+    /\bimage (?:pull failed: )?(?:initializing source docker:\/\/)?([\w.-]+[/:][\w./:@-]*\w)/.exec(line) ??
+    [];
   return {
     culprit: "engine",
     sentence: `The engine has no ${image ? `image ${image}` : "such image"}, and cannot get it.`,
@@ -403,7 +433,7 @@ const hung: Clue = ({ scenario, calls, marks }) => {
   return {
     culprit: "driver",
     sentence: `The driver did not answer ${call.method} for ${took(call.ms ?? end - call.at)}.`,
-    lines: [callLine(call, scenario.at), ...logLines(scenario.logs.driver).slice(-2)],
+    lines: [callLine(call, scenario.at), ...lastLines(scenario.logs.driver).slice(-2)],
     advice: "See what it waits for: how its log ends, and whether the engine still answers (`podman info`)",
   };
 };
@@ -536,6 +566,7 @@ const CLUES: Clue[] = [
   neverCameUp,
   died,
   leftBehind,
+  stillThere,
   engineGone,
   imageMissing,
   leaked,
@@ -629,6 +660,9 @@ const logOf = ({ logs }: ScenarioResult, who: string): string[] =>
 const isComplaint = (line: string): boolean =>
   /\b(?:ERROR|FATAL|WARN|panicked|panic|Error)\b|× |╰/.test(line);
 
+/** What a program says of what ends it; a warning, it lived with. */
+const isFatal = (line: string): boolean => isComplaint(line) && !/\bWARN\b/.test(line);
+
 /** Lines of a log as they are shown where there is room for few: without spans, and without a gateway's every answer. */
 export const shortLog = (lines: string[]): string[] =>
   lines.map(withoutSpans).filter((line) => !/\bmultiplex: response status=200\b/.test(line));
@@ -637,13 +671,18 @@ export const shortLog = (lines: string[]): string[] =>
  * The last complaint of a log with what follows it, or else the last lines; without the frame that a failure puts around
  * them.
  */
-function logLines(lines: string[]): string[] {
-  const said = shortLog(lines)
-    .map((line) => line.replace(/^\s*\|?\s*/, "").trimEnd())
-    .filter(Boolean);
-  const last = said.findLastIndex(isComplaint);
+function logLines(lines: string[], isOne = isComplaint): string[] {
+  const said = unframed(lines);
+  const last = said.findLastIndex(isOne);
   return last < 0 ? said.slice(-3) : said.slice(last, last + 3);
 }
+
+const lastLines = (lines: string[]): string[] => unframed(lines).slice(-3);
+
+const unframed = (lines: string[]): string[] =>
+  shortLog(lines)
+    .map((line) => line.replace(/^\s*\|?\s*/, "").trimEnd())
+    .filter(Boolean);
 
 /** Of a comparison of two objects, what differs with a line around it; undefined if a message is none. */
 export function diffOf(message: string): string[] | undefined {

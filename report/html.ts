@@ -6,7 +6,7 @@
  */
 import { createHash } from "node:crypto";
 import { PLACES } from "../harness.ts";
-import { again, type Case, caseOf, type Explanation, explainCase, isWatch } from "./explain.ts";
+import { again, type Case, caseOf, detailsOf, type Explanation, explainCase, isWatch } from "./explain.ts";
 import css from "./html/page.css" with { type: "text" };
 import js from "./html/page.js" with { type: "text" };
 import { imageName } from "./junit.ts";
@@ -30,6 +30,7 @@ import {
   sentenceOf,
   startOf,
   took,
+  timesOf,
   tookInAll,
   unselectedWords,
   WORDS,
@@ -256,7 +257,7 @@ function card(one: Case, anchor: string, room: number, open: boolean): string {
 <div class="body">
 ${findings(scenario, found, message)}
 <p class="next"><b>Next</b> ${inline(found.advice)}</p>
-<p class="meta"><code>${escaped(again(scenario))}</code> <span>${escaped(`${file}:${line}`)}</span> <span>${tookInAll(scenario)}</span> <a href="#${anchor}" aria-label="Link to ${escaped(id)}">#${anchor}</a> <button type="button" class="show" data-show="${anchor}" hidden>Show in the timeline</button></p>
+<p class="meta"><code>${escaped(again(scenario))}</code> <span>${escaped(`${file}:${line}`)}</span> <span>${tookInAll(scenario)}${timesOf(scenario)}</span> <a href="#${anchor}" aria-label="Link to ${escaped(id)}">#${anchor}</a> <button type="button" class="show" data-show="${anchor}" hidden>Show in the timeline</button></p>
 ${proof(one, room)}
 </div>
 </details>`;
@@ -375,7 +376,8 @@ function callRow(call: CallRecord, since: number): string {
     ...(call.responses.length > 5 ? [`← … ${call.responses.length - 5} more`] : []),
   ];
   const time = call.ms === undefined ? "" : took(call.ms);
-  return `<tr><td>${offset(call.at - since)}</td><td>${escaped(call.method)}</td><td class="s-${kind}">${escaped(status)}</td><td>${time}</td><td>${call.details ? `<span>${escaped(clipped(call.details, 300))}</span>` : ""}${folded(bodies)}</td></tr>`;
+  const details = detailsOf(call);
+  return `<tr><td>${offset(call.at - since)}</td><td>${escaped(call.method)}</td><td class="s-${kind}">${escaped(status)}</td><td>${time}</td><td>${details && `<span>${escaped(clipped(details, 300))}</span>`}${folded(bodies)}</td></tr>`;
 }
 
 /** Bodies of a call, folded unless they are one short line. */
@@ -478,7 +480,7 @@ function pageData(results: Results, { calls }: Carried, anchors: Map<ScenarioRes
       tenth(each.ms),
       texts.index(each.status),
       texts.index(each.sandbox),
-      texts.index(clipped(each.details, 160)),
+      texts.index(clipped(detailsOf(each), 160)),
     ]),
     phases: results.phases.map((each) => [each.stack, texts.index(each.sandbox), each.phase, tenth(each.at)]),
     marks: results.marks.map((each) => [each.stack, tenth(each.at), clipped(markWords(each.what), 160)]),

@@ -156,6 +156,8 @@ export interface Mark {
   at: number;
   /** "kill driver", "fault StopSandbox: delay 3s". */
   what: string;
+  /** It was in force before the run and all through it: a fault of `bun harness.ts up`. */
+  standing?: true;
 }
 
 /** Counts by verdict. */

@@ -68,6 +68,12 @@ test("a failure has what the driver told of its sandboxes, when it did, and of n
   expect(page.includes("OTHERS")).toBe(false);
 });
 
+test("the card of a scenario that ran more than once says how often it failed", () => {
+  const page = html(smallExample());
+  const card = page.slice(page.indexOf('id="XF-09"')).split("</details>", 1)[0]!;
+  expect(card).toContain(" · failed 3 of 20 times</span>");
+});
+
 test("of older results, whose streams have responses without times, those are shown", () => {
   const results = smallExample();
   const watch = results.calls.find(({ method }) => method === "WatchSandboxes")!;
@@ -407,10 +413,17 @@ describe.skipIf(!CHROMIUM)(
       const { at, ms, stack, sandboxes } = results.scenarios.find(({ id }) => id === "XF-01")!;
       const reason = `it is known, https://github.com/NVIDIA/OpenShell/issues/${"2352".repeat(20)}`;
       Object.assign(known, { reason, at, ms, stack, sandboxes });
+      const wrong = results.scenarios.find(({ verdict }) => verdict === "error")!;
+      wrong.reason = `OPENSHELL_E2E_RUN_DIR: too long: /${"folder".repeat(40)}`;
       const page = await open(results);
       await page.setViewportSize({ width, height: 900 });
       await page.evaluate("for (const details of document.querySelectorAll('details')) details.open = true");
       expect(await page.evaluate("document.documentElement.scrollWidth - innerWidth")).toBe(0);
+      // What is wider than a card is cut off there.
+      const widths = await page
+        .locator(".card, .card .line")
+        .evaluateAll((all) => all.map((each) => each.scrollWidth - each.clientWidth));
+      expect(Math.max(...widths)).toBe(0);
       expect(await page.locator(`#${known.id} small a`).getAttribute("href")).toStartWith(
         "https://github.com/",
       );

@@ -15,7 +15,7 @@ import {
 } from "./explain.ts";
 import type { CallRecord, Mark, ProcessSpan, Results, ScenarioResult } from "./model.ts";
 import { isRed } from "./model.ts";
-import { clipped, markWords, offset, sentenceOf, shellQuoted, tookInAll, WORDS } from "./text.ts";
+import { clipped, markWords, offset, sentenceOf, shellQuoted, timesOf, tookInAll, WORDS } from "./text.ts";
 
 /** The height of a screen, in lines. */
 export const SCREEN_LINES = 40;
@@ -35,6 +35,7 @@ export interface TerminalOptions {
 
 /** After so many one looks at the report. */
 const EXPLAINED = 5;
+const LEFT = 10;
 
 /** What stands before the details in the line of a call. */
 const CALL = /^[+−][\d.]+ s {2}\w+ → (?:\w+ after [^:]*|no answer|open)(?:: )?/;
@@ -61,6 +62,16 @@ export function explainAll(results: Results, colour: boolean, width = WIDTH): st
   const more = [...causes.values()].slice(EXPLAINED).flat();
   const rest = `${more.length} more are not explained here: ${more.map(({ id }) => id).join(", ")}`;
   return [...screens, ...(more.length > 0 ? [wrapped(rest, width).join("\n")] : [])].join("\n\n");
+}
+
+/** What a run left behind, as far as it fits on a screen beside the failures. */
+export function leftOnTerminal(left: string[]): string {
+  const more = left.length - LEFT;
+  return [
+    "Left behind by this run, and removed where it could be:",
+    ...left.slice(0, LEFT).map((line) => `  ${cut(clipped(line), WIDTH - 2)}`),
+    ...(more > 0 ? [`  and ${more} more, which the report has`] : []),
+  ].join("\n");
 }
 
 /**
@@ -114,10 +125,6 @@ function driverOf({ suite }: ScenarioResult): string {
   const command = process.env.OPENSHELL_DRIVER_CMD;
   return command && suite !== "gateway-adapter" ? `OPENSHELL_DRIVER_CMD=${shellQuoted(command)} ` : "";
 }
-
-/** " · failed 2 of 20 times", of a scenario that ran more than once. */
-const timesOf = ({ times }: ScenarioResult): string =>
-  times ? ` · failed ${times.failed} of ${times.run} times` : "";
 
 const NAMES: Record<Exclude<Culprit, "unclear">, string> = {
   gateway: "gateway",

@@ -52,6 +52,10 @@ export function tookInAll({ ms, failedMs = ms }: Pick<ScenarioResult, "ms" | "fa
     : `failed after ${took(failedMs)}, cleaning up ${took(ms - failedMs)}`;
 }
 
+/** " · failed 2 of 20 times", of a scenario that ran more than once. */
+export const timesOf = ({ times }: Pick<ScenarioResult, "times">): string =>
+  times ? ` · failed ${times.failed} of ${times.run} times` : "";
+
 /** "2026-11-24 12:00:07 UTC": with seconds, so that it can be found in a log. */
 export const startOf = ({ startedAt }: Results["run"]): string =>
   `${startedAt.slice(0, 19).replace("T", " ")} UTC`;

@@ -6,7 +6,7 @@ import { EXIT, endRun, fail, readSettings, shownPath } from "../harness.ts";
 import { openReports } from "../keeper/reports.ts";
 import type { Results } from "../report/model.ts";
 import { readResults } from "../report/read.ts";
-import { explainAll } from "../report/terminal.ts";
+import { explainAll, leftOnTerminal } from "../report/terminal.ts";
 import { inColour, widthOf } from "../report/text.ts";
 
 // Above every deadline of ours: when a test times out, bun kills all children of the test process.
@@ -20,12 +20,17 @@ try {
   fail(error);
 }
 
+let isOver = false;
+
 afterAll(async () => {
+  // With --rerun-each bun calls it once for each run of the last file.
+  if (isOver) return;
+  isOver = true;
   // Whatever the end meets, what failed before is explained.
   const left = await endRun().catch((error: Error) => [error.message]);
   explain();
   if (left.length === 0) return;
-  console.error(`Left behind by this run, and removed where it could be:\n  ${left.join("\n  ")}`);
+  console.error(leftOnTerminal(left));
   process.exitCode = EXIT.leftovers;
 });
 
