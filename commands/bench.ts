@@ -8,6 +8,7 @@ import {
   type Command,
   EXIT,
   HarnessError,
+  interruptible,
   openClient,
   RunningStack,
   type Settings,
@@ -22,10 +23,13 @@ const ROOT = join(import.meta.dir, "..");
 const ROUNDS = 10;
 const CALLS = 400;
 
-export const command: Command = async (settings) => {
+export const command: Command = (settings) => interruptible((stop) => bench(settings, stop));
+
+async function bench(settings: Settings, stop: AbortSignal): Promise<number> {
   const starts: number[] = [];
   const stops: number[] = [];
   for (let round = 0; round < ROUNDS; round++) {
+    stop.throwIfAborted();
     const started = performance.now();
     let answered = started;
     await withKeeper(settings, async (keeper) => {
@@ -45,13 +49,13 @@ export const command: Command = async (settings) => {
     report("start: no process to the first RPC answered", starts);
     report("stop: everything gone", stops);
     await benchTap(stack);
-    await benchClient(stack);
+    await benchClient(stack, stop);
     console.log(row("memory of keeper and tap", `${residentMegabytes(stack.info.pids.keeper)} MB`));
     stack.gateway.close();
   });
-  await benchProcesses(settings);
+  await benchProcesses(settings, stop);
   return EXIT.ok;
-};
+}
 
 const row = (what: string, value: string): string => `${what.padEnd(56)} ${value.padStart(12)}`;
 
@@ -87,10 +91,11 @@ async function benchTap({ info }: RunningStack): Promise<void> {
 }
 
 /** Create, Ready, exec, delete: with our client, and with the same RPCs in a bare script, in turns. */
-async function benchClient(stack: RunningStack): Promise<void> {
+async function benchClient(stack: RunningStack, stop: AbortSignal): Promise<void> {
   const ours: number[] = [];
   const bare: number[] = [];
   for (let round = 0; round < ROUNDS; round++) {
+    stop.throwIfAborted();
     const started = performance.now();
     const sandbox = await stack.gateway.readySandbox();
     await sandbox.exec(["true"]);
@@ -129,7 +134,7 @@ async function bareLifecycle({ info }: RunningStack): Promise<void> {
 }
 
 /** Whole commands, as a user runs them. @throws HarnessError when one fails: its time says nothing. */
-async function benchProcesses(settings: Settings): Promise<void> {
+async function benchProcesses(settings: Settings, stop: AbortSignal): Promise<void> {
   const spawn = (argv: string[], stdout: "ignore" | "pipe" = "ignore") =>
     Bun.spawn([process.execPath, ...argv], {
       cwd: ROOT,
@@ -137,11 +142,15 @@ async function benchProcesses(settings: Settings): Promise<void> {
       env: { ...process.env, ...asEnvironment(settings) },
       stdout,
       stderr: "ignore",
+      signal: stop,
+      killSignal: "SIGTERM",
     });
   const timed = async (argv: string[]) => {
     const started = performance.now();
     const child = spawn(argv);
-    if ((await child.exited) !== 0)
+    await child.exited;
+    stop.throwIfAborted();
+    if (child.exitCode !== 0)
       throw new HarnessError(`bun ${argv.join(" ")}: it ended with ${child.exitCode}`);
     return performance.now() - started;
   };
