@@ -216,6 +216,7 @@ export class Keeper {
   /** Starts a stack; when a port was taken between choosing and binding it, with other ports, up to three times. */
   async startStack(spec: StackSpec): Promise<StackInfo> {
     for (let attempt = 1; ; attempt++) {
+      if (this.#closing) throw new HarnessError("The run is ending: no stack is started any more");
       const stack = new Stack(this.#nextStack++, spec, this.setup);
       this.#stacks.set(stack.id, stack);
       try {

@@ -176,6 +176,7 @@ export class Stack {
   port = 0;
   healthPort = 0;
   #tls: StackInfo["tls"];
+  #isStopped = false;
   #starting: Promise<unknown> | undefined;
   readonly #sandboxIds = new Set<string>();
 
@@ -202,6 +203,8 @@ export class Stack {
       do this.healthPort = await freePort();
       while (this.healthPort === this.port);
       if (this.spec.tls) await this.#makeCertificates();
+      // What is made from here on `stop` waits for; before, it would find nothing, and this would go on after it.
+      if (this.#isStopped) throw new HarnessError("The stack was stopped while it started");
       this.#writeConfig();
       if (order === "gateway-first") this.#spawnGateway();
       const driver = order === "gateway-only" ? Promise.resolve() : this.#startDriverOnNetwork();
@@ -499,6 +502,7 @@ export class Stack {
    * network and whatever is still on it.
    */
   async stop(): Promise<void> {
+    this.#isStopped = true;
     await this.gateway?.stop(GATEWAY_GRACE_MS);
     await Promise.all(
       [this.driver, ...this.otherDrivers.values()].map((driver) => driver?.stop(DRIVER_GRACE_MS)),
