@@ -33,7 +33,7 @@ import { type GatewayOptions, type GatewayProcess, Lab } from "./gateway-process
 import { type Script, ScriptedDriver } from "./scripted-driver.ts";
 import { ScriptedSupervisor } from "./scripted-supervisor.ts";
 
-export { CAPABILITIES, fail, ready, readyIs } from "./scripted-driver.ts";
+export { CAPABILITIES, fail, OWN_LIFECYCLE, ready, readyIs } from "./scripted-driver.ts";
 
 /** What one call of a user may take, in milliseconds; a gateway itself gives a driver all the time in the world. */
 const CALL_DEADLINE_MS = 20_000;

@@ -10,7 +10,7 @@ import type { DriverSandboxStatus } from "../../proto/v0.0/types/openshell/compu
 import {
   answer,
   type Bench,
-  CAPABILITIES,
+  OWN_LIFECYCLE,
   fail,
   gateways,
   readyIs,
@@ -22,9 +22,6 @@ const { ownGateway } = gateways();
 
 /** Above the grace period of a record that the driver does not list. */
 const OLD = 400;
-
-/** With such a driver a gateway that starts leaves its sandboxes as they are. */
-const OWN_LIFECYCLE = { GetCapabilities: () => ({ ...CAPABILITIES, gateway_manages_lifecycle: false }) };
 
 ownGateway(
   "GA-730 a gateway that starts lists the driver's sandboxes and looks at each that it knows",

@@ -247,3 +247,8 @@ export const CAPABILITIES = {
   default_image: "image:default",
   gateway_manages_lifecycle: true,
 };
+
+/** The script of a driver that manages lifecycle itself: a gateway that starts leaves its sandboxes as they are. */
+export const OWN_LIFECYCLE: Script = {
+  GetCapabilities: () => ({ ...CAPABILITIES, gateway_manages_lifecycle: false }),
+};

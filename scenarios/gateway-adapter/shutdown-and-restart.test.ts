@@ -7,7 +7,7 @@ import { phaseOf } from "../../harness.ts";
 import {
   answer,
   type Bench,
-  CAPABILITIES,
+  OWN_LIFECYCLE,
   fail,
   gateways,
   readyIs,
@@ -17,8 +17,6 @@ import {
 import { unframed } from "./gateway-process.ts";
 
 const { ownGateway } = gateways();
-
-const OWN_LIFECYCLE = { GetCapabilities: () => ({ ...CAPABILITIES, gateway_manages_lifecycle: false }) };
 
 // Shutdown
 
