@@ -223,7 +223,7 @@ function filters(results: Results, { calls }: Carried): string {
         `<label class="chip"><input type="checkbox" name="verdict" value="${verdict}" checked><span class="dot v-${verdict}" aria-hidden="true"></span>${WORDS[verdict]}</label>`,
     )
     .join("")}</fieldset>
-<button type="reset">Clear</button>
+<button type="button">Clear</button>
 <output id="shown" aria-live="polite"></output>
 </form>`;
 }

@@ -184,6 +184,12 @@ function applyFilters() {
   draw();
 }
 
+/** Not by a "reset" event, which comes before the fields have changed. */
+function clearFilters() {
+  form.reset();
+  applyFilters();
+}
+
 // Geometry: every lane has rows, in which things that overlap in time stand beneath each other
 
 const GUTTER = 92;
@@ -612,10 +618,7 @@ chart.addEventListener("dblclick", () => zoom("all"));
 function unfold() {
   const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
   if (!target) return;
-  if (target.hidden) {
-    form.reset();
-    applyFilters();
-  }
+  if (target.hidden) clearFilters();
   if (target instanceof HTMLDetailsElement) target.open = true;
   target.scrollIntoView();
   const focusable = target.querySelector("summary, a");
@@ -631,7 +634,7 @@ document.addEventListener("click", (event) => {
   if (anchor) showScenario(anchor);
 });
 form.addEventListener("input", applyFilters);
-form.addEventListener("reset", () => requestAnimationFrame(applyFilters));
+form.querySelector("button").addEventListener("click", clearFilters);
 form.addEventListener("submit", (event) => event.preventDefault());
 addEventListener("hashchange", unfold);
 
@@ -668,5 +671,5 @@ let drawnAt = chart.clientWidth;
 new ResizeObserver(() => {
   if (chart.clientWidth === drawnAt) return;
   drawnAt = chart.clientWidth;
-  draw();
+  zoomTo(view.from, view.to);
 }).observe(chart);
