@@ -24,7 +24,6 @@ import { type Interceptors, Tap } from "../keeper/tap.ts";
 
 /** Mutants that answer nothing must not cost a check its whole deadline; what looks odd is looked at again with all of it. */
 const PATIENCE = 0.1;
-const AT_A_TIME = 8;
 
 /** What came of a mutant. */
 interface Result {
@@ -46,7 +45,11 @@ export const command: Command = async (settings, _args, { only, each }) => {
   const began = performance.now();
   const { result, left } = await withKeeper(settings, async (keeper) => {
     console.log(describeParts((await keeper.call("hello")).parts));
-    return hunt(chosen, await startSubject(keeper, settings), each !== undefined);
+    const [shared, alone] = await Promise.all([
+      startSubject(keeper, settings),
+      startSubject(keeper, settings),
+    ]);
+    return hunt(chosen, { shared, alone }, each !== undefined);
   });
   for (const line of left) console.log(`left behind, removed: ${line}`);
   const problems = [...result, ...(only ? [] : unproven(chosen))];
@@ -68,43 +71,50 @@ function patternOf(only = ""): RegExp {
 const MUTANTS = join(import.meta.dir, "..", "contract", "mutants");
 
 /** Checks all mutants. Resolves with what is wrong, a line each. */
-async function hunt(chosen: Mutant[], subject: Subject, each: boolean): Promise<string[]> {
+async function hunt(chosen: Mutant[], subjects: Subjects, each: boolean): Promise<string[]> {
   setPatience(PATIENCE);
-  const known = await asItIs(checks, subject);
+  const known = await asItIs(subjects);
   const problems: string[] = [];
   const results = new Map<Mutant, Result>(
-    chosen.map((mutant) => [mutant, { mutant, found: [], ms: 0, left: 0 }]),
+    chosen.map((mutant) => [mutant, { mutant, found: [], ms: 0, left: checks.length }]),
   );
   for (const { name, foundBy } of chosen)
     if (foundBy.length === 0) problems.push(`WRONG    ${name}: names no check`);
-  const trials: Together[] = [];
-  let pairs = 0;
-  for (const check of checks) {
-    const { lives } = known.get(check)!;
-    const [named, others] = partition(chosen, ({ foundBy }) => foundBy.includes(check.id));
-    const groups = each ? callsBroken(others, lives) : await groupsChanging(others, lives);
-    trials.push(...[...named.map((mutant) => [mutant]), ...groups].map((group) => ({ check, group })));
-    const touching = [...named, ...groups.flat()];
-    for (const mutant of touching) results.get(mutant)!.left++;
-    pairs += touching.length;
-  }
-  console.log(`${chosen.length} mutants, ${pairs} checks that each may change, in ${trials.length} runs\n`);
-
   const settle = (mutant: Mutant) => {
     const result = results.get(mutant)!;
     if (--result.left === 0) console.log(line(result));
   };
-  const judge = async ({ check, group }: Together): Promise<void> => {
+
+  let runs = 0;
+  let pairs = 0;
+  async function* toBeFound(some: Check[]): AsyncGenerator<Together> {
+    for (const check of some)
+      for (const mutant of chosen.filter(({ foundBy }) => foundBy.includes(check.id)))
+        yield { check, group: [mutant] };
+  }
+  async function* notToBeFound(some: Check[]): AsyncGenerator<Together> {
+    for (const check of some) {
+      const [others, named] = partition(chosen, ({ foundBy }) => !foundBy.includes(check.id));
+      const { lives } = known.get(check)!;
+      const groups = each ? callsBroken(others, lives) : await groupsChanging(others, lives);
+      const touched = groups.flat();
+      new Set(others).difference(new Set(touched)).forEach(settle);
+      pairs += named.length + touched.length;
+      for (const group of groups) yield { check, group };
+    }
+  }
+  const judge = async ({ check, group }: Together, subject: Subject): Promise<void> => {
     const [mutant, ...others] = group;
     if (!mutant) return;
     const attempt = () => runThrough(check, subject, () => composed(group));
+    runs++;
     if (others.length > 0) {
       // Together they are as good as a driver that is right: so is each of them.
       const outcome = await attempt();
       if (!isFinding(outcome) && outcome.verdict === known.get(check)!.verdict) return group.forEach(settle);
       const half = Math.ceil(group.length / 2);
-      await judge({ check, group: group.slice(0, half) });
-      return judge({ check, group: group.slice(half) });
+      await judge({ check, group: group.slice(0, half) }, subject);
+      return judge({ check, group: group.slice(half) }, subject);
     }
     const result = results.get(mutant)!;
     const expected = mutant.foundBy.includes(check.id);
@@ -115,7 +125,13 @@ async function hunt(chosen: Mutant[], subject: Subject, each: boolean): Promise<
     if (wrong(outcome, expected)) problems.push(describe(mutant, outcome, expected));
     settle(mutant);
   };
-  await inTurns(trials, subject, judge);
+  // Who must find something often waits for what does not come, and who must not never does.
+  const queues = [
+    { items: toBeFound, atATime: 4 },
+    { items: notToBeFound, atATime: 5 },
+  ];
+  await everywhere(subjects, queues, judge);
+  console.log(`\n${chosen.length} mutants, ${pairs} checks that each may change, in ${runs} runs`);
   return problems;
 }
 
@@ -152,9 +168,12 @@ interface Known {
   lives: Lives;
 }
 
-async function asItIs(all: Check[], subject: Subject): Promise<Map<Check, Known>> {
+async function asItIs(subjects: Subjects): Promise<Map<Check, Known>> {
   const known = new Map<Check, Known>();
-  const learn = async ({ check }: { check: Check }) => {
+  async function* items(some: Check[]) {
+    yield* some;
+  }
+  await everywhere(subjects, [{ items, atATime: 8 }], async (check, subject) => {
     let lives: Lives = [];
     const attempt = () =>
       runThrough(
@@ -168,12 +187,7 @@ async function asItIs(all: Check[], subject: Subject): Promise<Map<Check, Known>
     if (bad(outcome)) outcome = await inPeace(attempt);
     if (bad(outcome)) throw new HarnessError(`${check.id} fails on the driver as it is: ${outcome.reason}`);
     known.set(check, { verdict: outcome.verdict, lives });
-  };
-  await inTurns(
-    all.map((check) => ({ check })),
-    subject,
-    learn,
-  );
+  });
   return known;
 }
 
@@ -218,27 +232,43 @@ function inPeace<T>(work: () => Promise<T>): Promise<T> {
   return turn;
 }
 
-/** First what may run side by side, then what may not. */
-async function inTurns<T extends { check: Check }>(
-  items: T[],
-  subject: Subject,
-  work: (item: T) => Promise<void>,
-): Promise<void> {
-  const [alone, together] = partition(items, ({ check }) => check.alone);
-  // Sandboxes of other checks come and go: with one that stays no list is empty, or is not, by chance.
-  const standing = new Trial(subject);
-  await standing.running();
-  await pool(together, AT_A_TIME, work);
-  await standing.end();
-  await pool(alone, 1, work);
+/** A driver for the checks that may share one, and one for those that each must have one to themselves. */
+interface Subjects {
+  shared: Subject;
+  alone: Subject;
 }
 
-async function pool<T>(items: T[], size: number, work: (item: T) => Promise<void>): Promise<void> {
-  const next = items.values();
-  const worker = async () => {
-    for (const item of next) await work(item);
-  };
-  await Promise.all(Array.from({ length: size }, worker));
+/** What there is to do, and how many of it at a time, as long as there is enough. */
+interface Queue<T> {
+  items: (some: Check[]) => AsyncGenerator<T>;
+  atATime: number;
+}
+
+/** Does the work that the checks make: side by side on the shared driver, one after the other on the other. */
+async function everywhere<T>(
+  { shared, alone }: Subjects,
+  queues: Queue<T>[],
+  work: (item: T, subject: Subject) => Promise<void>,
+): Promise<void> {
+  const [lone, together] = partition(checks, (check) => check.alone);
+  const shares = queues.map(({ items }) => items(together));
+  // Sandboxes of other checks come and go: with one that stays no list is empty, or is not, by chance.
+  const standing = new Trial(shared);
+  await standing.running();
+  const workers = queues.flatMap(({ atATime }, own) =>
+    Array.from({ length: atATime }, () => inTurn([shares[own]!, ...shares], (item) => work(item, shared))),
+  );
+  const loner = inTurn(
+    queues.map(({ items }) => items(lone)),
+    (item) => work(item, alone),
+  );
+  await Promise.all([...workers, loner]);
+  await standing.end();
+}
+
+/** Takes from one queue after the other; others may take from them, too. */
+async function inTurn<T>(queues: AsyncGenerator<T>[], work: (item: T) => Promise<void>): Promise<void> {
+  for (const queue of queues) for await (const item of queue) await work(item);
 }
 
 const isFinding = ({ verdict, left }: Outcome): boolean => verdict === "fail" || left.length > 0;

@@ -31,12 +31,17 @@ export interface Workload {
 
 /** What keeper/probe.sh tells of itself. */
 export interface Probe {
+  /** How often it was started in this workspace. */
+  starts: number;
+  /** What the driver gave it; unset until it was asked. */
+  given?: Given;
+}
+
+export interface Given {
   environment: Record<string, string>;
   arguments: string[];
   /** The token file's mode in octal and the SHA-256 of its content; unset without a file. */
   token?: { mode: string; sha256: string };
-  /** How often it was started in this workspace. */
-  starts: number;
 }
 
 /** What checks may ask of a backend. Each method is there only if this backend can do it. */
@@ -49,6 +54,8 @@ export interface Backend {
   /** Removes the workload, without the driver. */
   remove?: (id: string) => Promise<void>;
   inspect?: (id: string) => Promise<Workload>;
+  /** Has the probe tell what it was given: to be called once it has said that it was started. */
+  ask?: (id: string) => Promise<void>;
   /** Whether a limit of CPU or memory is anything here: a kernel without these controllers has none, and Podman drops it. */
   limits?: () => Promise<boolean>;
 }
@@ -77,6 +84,8 @@ export function podman(engine: Engine): Backend {
     if (!container) throw new Violation("a container of the sandbox", `podman has none with its id, ${id}`);
     return container;
   };
+  const signal = async (id: string, signal: string): Promise<void> =>
+    void (await engine.call("POST", `containers/${await one(id)}/kill`, { query: { signal } }));
   return {
     name: "podman",
     async list(id) {
@@ -86,9 +95,8 @@ export function podman(engine: Engine): Backend {
         names.filter((name) => name.includes(id)).map((name) => `${kind} ${name}`);
       return [...containers, ...mine("volume", volumes), ...mine("secret", secrets)];
     },
-    async kill(id) {
-      await engine.call("POST", `containers/${await one(id)}/kill`, { query: { signal: "SIGKILL" } });
-    },
+    kill: (id) => signal(id, "SIGKILL"),
+    ask: (id) => signal(id, "SIGUSR1"),
     async remove(id) {
       const containers = await find(id);
       await removeBelongings(
@@ -169,19 +177,24 @@ const fromPairs = (pairs: string[]): Record<string, string> =>
 /** The probe's lines of the container's last start. */
 function readProbe(lines: string[]): Probe | undefined {
   // Podman 4.3 puts some line ends in wrong places: no line end counts, only the words at the beginnings.
-  const parts = lines.join("").split(/(?=probe (?:begins|given|token|starts))/);
-  const told = parts.slice(parts.lastIndexOf("probe begins") + 1);
+  const parts = lines.join("").split(/(?=probe (?:starts|given|token|told))/);
+  const told = parts.slice(parts.findLastIndex((part) => part.startsWith("probe starts")));
   const of = (name: string) =>
-    told.find((part) => part.startsWith(`probe ${name}`))?.slice(`probe ${name}`.length) ?? "";
+    told.find((part) => part.startsWith(`probe ${name}`))?.slice(`probe ${name}`.length);
   const starts = of("starts");
-  if (!starts) return undefined;
-  const given = Buffer.from(of("given"), "base64").toString().split("\0");
+  if (starts === undefined) return undefined;
+  if (of("told") === undefined) return { starts: Number(starts) };
+  const given = Buffer.from(of("given") ?? "", "base64")
+    .toString()
+    .split("\0");
   const border = given.lastIndexOf("", -2);
-  const [mode = "", sha256 = ""] = of("token").trim().split(" ");
+  const [mode = "", sha256 = ""] = (of("token") ?? "").trim().split(" ");
   return {
-    arguments: given.slice(0, border),
-    environment: fromPairs(given.slice(border + 1, -1)),
-    token: sha256 ? { mode, sha256 } : undefined,
     starts: Number(starts),
+    given: {
+      arguments: given.slice(0, border),
+      environment: fromPairs(given.slice(border + 1, -1)),
+      token: sha256 ? { mode, sha256 } : undefined,
+    },
   };
 }

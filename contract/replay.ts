@@ -31,12 +31,23 @@ export async function footprint(mutant: Mutant, lives: Lives): Promise<Footprint
     const broken = mutant.make();
     const concerned = calls.filter(({ name }) => name in broken);
     const changed = await replay(broken, concerned);
-    const asItWas = await replay({}, concerned);
     // Nobody knows how it would have gone on.
     if (changed.late) return new Set([""]);
-    for (const place of differences(changed.courses, asItWas.courses)) places.add(`${life}${place}`);
+    const asItWas = await unchanged(calls);
+    for (const { seq } of concerned)
+      for (const place of differences(changed.courses[seq], asItWas[seq]))
+        places.add(`${life}/${seq}${place}`);
   }
   return places;
+}
+
+const replayed = new WeakMap<Crossed[], Record<string, Course>>();
+
+/** The same calls through no interceptor, replayed once for all mutants: there no call has to do with another. */
+async function unchanged(calls: Crossed[]): Promise<Record<string, Course>> {
+  const courses = replayed.get(calls) ?? (await replay({}, calls)).courses;
+  replayed.set(calls, courses);
+  return courses;
 }
 
 /** Puts mutants into groups of which no two change the same place, those that change little first. */

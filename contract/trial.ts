@@ -12,7 +12,7 @@ import { EngineProxy } from "../keeper/engine-proxy.ts";
 import type { DriverContext, StackInfo } from "../keeper/stack.ts";
 import type { DriverSandbox } from "../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
 import type { DriverSandboxSpec } from "../proto/v0.0/types/openshell/compute/v1/DriverSandboxSpec.ts";
-import type { Backend, Probe, Workload } from "./backend.ts";
+import type { Backend, Given, Workload } from "./backend.ts";
 import { holds, NotApplicable, patient, Refused, same, Violation } from "./check.ts";
 import { type Asked, Driver, describeSnapshot, isStopped, isUp, type Ref, type Snapshot } from "./driver.ts";
 
@@ -176,11 +176,15 @@ export class Trial {
   // Backend
 
   /** A power over the backend. @throws NotApplicable, with what would give it, when there is none. */
-  backend<Power extends "list" | "kill" | "remove" | "inspect">(power: Power): NonNullable<Backend[Power]> {
+  backend<Power extends "list" | "kill" | "remove" | "inspect" | "ask">(
+    power: Power,
+  ): NonNullable<Backend[Power]> {
     const found = this.subject.backend?.[power];
     if (found) return found as NonNullable<Backend[Power]>;
     const flag =
-      power === "inspect" ? "--backend podman" : `--backend podman or --backend-${power} 'CMD {id}'`;
+      power === "inspect" || power === "ask"
+        ? "--backend podman"
+        : `--backend podman or --backend-${power} 'CMD {id}'`;
     return this.skip(`nobody can ${power} in the driver's backend: ${flag} would`);
   }
 
@@ -311,15 +315,27 @@ export class Box implements Ref {
   /** What its workload was given. */
   workload = (): Promise<Workload> => this.trial.backend("inspect")(this.id);
 
-  /** What the probe in it was given; waits until it told, `starts` times. */
-  async probe(starts = 1): Promise<Probe> {
-    const inspect = this.trial.backend("inspect");
+  /** Waits until the probe in it said that it was started, so often in this workspace. */
+  async started(times = 1): Promise<void> {
     if (this.trial.subject.owned === undefined)
       this.trial.skip("the supervisor is the driver's own, and does not tell what it was given");
+    let told = 0;
+    await becomes(
+      `the workspace of ${this.name} to see start ${times}`,
+      async () => (told = (await this.workload()).probe?.starts ?? 0) === times,
+      () => `${told} starts`,
+      UP_MS,
+    );
+  }
+
+  /** What the probe in it was given; waits until it told. */
+  async given(): Promise<Given> {
+    await this.started();
+    await this.trial.backend("ask")(this.id);
     const told = async () => {
-      const { probe } = await inspect(this.id);
-      if (!probe || probe.starts < starts) throw new Error(`it told ${probe?.starts ?? 0} times`);
-      return probe;
+      const { probe } = await this.workload();
+      if (!probe?.given) throw new Error("it was asked, and told nothing");
+      return probe.given;
     };
     return eventually(told, {
       what: `the probe in ${this.name} to tell what it was given`,

@@ -325,7 +325,7 @@ export class Stack {
     );
     const environment = { ...cleanEnvironment(run, state), ...passed };
     const argv = profileOf(settings, parts)(
-      this.spec.probe ? commands.checkedDriver : commands.driver,
+      this.spec.probe && name === "driver" ? commands.checkedDriver : commands.driver,
       context,
     );
     return Child.start(name, argv, environment, this.#log(name));

@@ -17,7 +17,10 @@ umask 022
 trap : HUP INT TERM
 folder=$1 directory=$2; shift 2
 cd "$directory"
-/bin/sh -c 'echo $$ >"$0" && exec "$@"' "$folder/pid" "$@" >>"$folder/stdout.log" 2>>"$folder/stderr.log" </dev/null
+(
+  # $$ is the monitor's, here too.
+  read -r pid _ </proc/self/stat && echo "$pid" >"$folder/pid" && exec "$@"
+) >>"$folder/stdout.log" 2>>"$folder/stderr.log" </dev/null
 echo $? >"$folder/exit"`;
 
 /** Starts the program under a monitor of its own. */

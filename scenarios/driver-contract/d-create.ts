@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** What becomes of a sandbox that a driver is asked to make, and what its workload is given. */
-import type { Probe } from "../../contract/backend.ts";
+import type { Given } from "../../contract/backend.ts";
 import { codeOf, group, holds, refusalOf, type Refused, refuses, same } from "../../contract/check.ts";
 import { isUp, phaseOf, type Ref } from "../../contract/driver.ts";
 import { Box, sha256, type Trial } from "../../contract/trial.ts";
@@ -32,7 +32,7 @@ async function attempt(trial: Trial, sandbox: Ref): Promise<Refused | undefined>
 }
 
 /** What the supervisor is told to run. */
-function mainProcess({ environment }: Probe): unknown {
+function mainProcess({ environment }: Given): unknown {
   const spec = environment.OPENSHELL_MAIN_PROCESS_SPEC ?? "";
   const [, encoded] = /^base64url:(.*)$/.exec(spec) ?? [];
   try {
@@ -212,7 +212,7 @@ check(
   async (trial) => {
     const command = ["sh", "-c", 'echo "$1" | tr a b', "", "two  words", "$HOME;`id`", "*", "\\n'\"", "a\nb"];
     const box = await trial.create(trial.sandbox({ command, tty: true }));
-    same("OPENSHELL_MAIN_PROCESS_SPEC", mainProcess(await box.probe()), { version: 1, command, tty: true });
+    same("OPENSHELL_MAIN_PROCESS_SPEC", mainProcess(await box.given()), { version: 1, command, tty: true });
   },
 );
 
@@ -228,13 +228,13 @@ check(
   async (trial) => {
     const sandbox_token = trial.token();
     const box = await trial.create(trial.sandbox({ sandbox_token }));
-    const probe = await box.probe();
+    const given = await box.given();
     const { labels, command, environment } = await box.workload();
     const snapshots = [await box.get(), await box.listed()];
-    holds(/^[46]00$/.test(probe.token?.mode ?? ""), "a token file with mode 400 or 600", probe.token?.mode);
-    const right = [sandbox_token, `${sandbox_token}\n`].map(sha256).includes(probe.token?.sha256 ?? "");
+    holds(/^[46]00$/.test(given.token?.mode ?? ""), "a token file with mode 400 or 600", given.token?.mode);
+    const right = [sandbox_token, `${sandbox_token}\n`].map(sha256).includes(given.token?.sha256 ?? "");
     holds(right, "a file with the token", "a file with something else");
-    for (const [place, content] of Object.entries({ labels, command, environment, probe, snapshots }))
+    for (const [place, content] of Object.entries({ labels, command, environment, given, snapshots }))
       holds(!JSON.stringify(content).includes(sandbox_token), `no token in the ${place}`, "the token");
   },
 );
@@ -251,7 +251,7 @@ check(
     const own = ["SANDBOX", "SANDBOX_ID", "ENDPOINT", "SANDBOX_TOKEN_FILE", "MAIN_PROCESS_SPEC"];
     const environment = Object.fromEntries(own.map((name) => [`OPENSHELL_${name}`, "http://spoofed:1"]));
     const box = await trial.create(trial.sandbox({ environment }));
-    const seen = (await box.probe()).environment;
+    const seen = (await box.given()).environment;
     same("OPENSHELL_SANDBOX_ID", seen.OPENSHELL_SANDBOX_ID, box.id);
     same("OPENSHELL_SANDBOX", seen.OPENSHELL_SANDBOX, box.name);
     const { port } = new URL(trial.subject.owned!.stack.endpoint);
@@ -272,7 +272,7 @@ check(
   async (trial) => {
     const template = { environment: { COLOUR: "template", SHAPE: "template" } };
     const box = await trial.create(trial.sandbox({ template, environment: { COLOUR: "sandbox" } }));
-    const { COLOUR, SHAPE } = (await box.probe()).environment;
+    const { COLOUR, SHAPE } = (await box.given()).environment;
     same("the environment", { COLOUR, SHAPE }, { COLOUR: "sandbox", SHAPE: "template" });
   },
 );
@@ -401,10 +401,10 @@ check(
     const texts = ["grüße 你好 🦈 e\u0301 \u202Eשלום", "a=b==c", " $HOME `id` \\ ' \" % {} ", "\t", ""];
     const environment = Object.fromEntries(texts.map((text, index) => [`TEXT_${index}`, text]));
     const box = await trial.create(trial.sandbox({ environment, command: ["printf", ...texts] }));
-    const probe = await box.probe();
-    const seen = Object.keys(environment).map((name) => probe.environment[name]);
+    const given = await box.given();
+    const seen = Object.keys(environment).map((name) => given.environment[name]);
     same("the environment's values", seen, texts);
-    same("the command", mainProcess(probe), { version: 1, command: ["printf", ...texts], tty: false });
+    same("the command", mainProcess(given), { version: 1, command: ["printf", ...texts], tty: false });
   },
 );
 
@@ -425,7 +425,7 @@ check(
     const box = await trial.create(
       trial.sandbox({ template: { environment: ofTemplate }, environment: own }),
     );
-    const seen = (await box.probe()).environment;
+    const seen = (await box.given()).environment;
     const wanted = { ...ofTemplate, ...own };
     const wrong = Object.keys(wanted).filter((name) => seen[name] !== wanted[name]);
     same("variables that are missing or differ", wrong, []);
@@ -445,7 +445,7 @@ check(
       n === 7 ? "x".repeat(32 * 1024) : `argument ${n}`,
     );
     const box = await trial.create(trial.sandbox({ command }));
-    const seen = mainProcess(await box.probe());
+    const seen = mainProcess(await box.given());
     holds(Bun.deepEquals(seen, { version: 1, command, tty: false }), "the whole command", seen);
   },
 );
@@ -533,7 +533,7 @@ check(
   },
   async (trial) => {
     const box = await trial.create(trial.sandbox({ log_level: "debug" }));
-    same("OPENSHELL_LOG_LEVEL", (await box.probe()).environment.OPENSHELL_LOG_LEVEL, "debug");
+    same("OPENSHELL_LOG_LEVEL", (await box.given()).environment.OPENSHELL_LOG_LEVEL, "debug");
   },
 );
 
@@ -548,7 +548,7 @@ check(
   async (trial) => {
     const template = { environment: { SHAPE: "round" } };
     const box = await trial.create(trial.sandbox({ template, environment: { COLOUR: "blue" } }));
-    const told = (await box.probe()).environment.OPENSHELL_USER_ENVIRONMENT ?? "";
+    const told = (await box.given()).environment.OPENSHELL_USER_ENVIRONMENT ?? "";
     holds(told.startsWith("{"), "a JSON object", told);
     same("the user's environment", JSON.parse(told), { COLOUR: "blue", SHAPE: "round" });
   },

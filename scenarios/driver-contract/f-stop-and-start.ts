@@ -3,7 +3,7 @@
 /** Stopping and starting: a gateway writes down that a sandbox is stopped as soon as the driver says so. */
 import { group, holds, refuses, Refused, same } from "../../contract/check.ts";
 import { describeSnapshot, isStopped, isUp, type Ref } from "../../contract/driver.ts";
-import { becomes, type Box } from "../../contract/trial.ts";
+import { type Box } from "../../contract/trial.ts";
 
 const check = group("F StopSandbox and StartSandbox");
 
@@ -102,18 +102,11 @@ check(
   },
   async (trial) => {
     const box = await trial.running();
-    await box.probe();
+    await box.started();
     await box.stop();
     same("the id and the name in ListSandboxes", pick(await box.listed()), pick(box));
     await box.start();
-    // The probe counts its starts in a file of the workspace, and tells only when it runs.
-    const starts = async () => (await box.workload()).probe?.starts;
-    let told: number | undefined;
-    await becomes(
-      "the workspace to see a second start",
-      async () => (told = await starts()) === 2,
-      () => `${told ?? 0} starts`,
-    );
+    await box.started(2);
   },
 );
 const pick = (of?: Ref): Ref | undefined => of && { id: of.id, name: of.name };
@@ -237,7 +230,7 @@ check(
   async (trial) => {
     const stubborn = trial.sandbox({ environment: { PROBE_IS_STUBBORN: "yes" } });
     const box = await trial.running(stubborn);
-    await box.probe();
+    await box.started();
     await trial.driver.stop(box, 2 * trial.subject.stopMs);
     holds(!(await runs(box)), "no compute after StopSandbox", "it runs");
   },
@@ -314,7 +307,7 @@ check(
   },
   async (trial) => {
     const box = await trial.running();
-    await box.probe();
+    await box.started();
     await box.stop();
     const { running, exitCode } = await box.workload();
     holds(!running, "no compute after StopSandbox", "it runs");
