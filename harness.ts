@@ -11,7 +11,6 @@
  * A keeper, a process of its own, owns them: `bun test` kills its children when one test times out and cleans up
  * nothing when it is killed itself; the keeper stops everything once the last connection to it closes.
  */
-import * as grpc from "@grpc/grpc-js";
 import { test } from "bun:test";
 import { accessSync, constants, existsSync, readFileSync, statSync } from "node:fs";
 import { connect as connectSocket } from "node:net";
@@ -50,7 +49,8 @@ import { describeParts, findParts, type Parts } from "./keeper/places.ts";
 import { Run } from "./keeper/run.ts";
 import type { StackInfo, StackSpec } from "./keeper/stack.ts";
 import type { Call, Rule } from "./keeper/tap.ts";
-import { type CallError, codeName, openshell, streaming, unary } from "./proto/contract.ts";
+import { type CallError, codeName, loadGrpc, openshell, streaming, unary } from "./proto/contract.ts";
+import { grpc, status } from "./proto/grpc.ts";
 import { raisedWindows } from "./proto/raised-windows.ts";
 import type { ExecSandboxEvent__Output } from "./proto/v0.0/types/openshell/v1/ExecSandboxEvent.ts";
 import type { OpenShellClient } from "./proto/v0.0/types/openshell/v1/OpenShell.ts";
@@ -426,9 +426,9 @@ export function isAlive(pid: number): boolean {
 export function openClient({ endpoint, tls }: Pick<StackInfo, "endpoint" | "tls">): OpenShellClient {
   const address = endpoint.replace(/^https?:\/\//, "");
   const { OpenShell } = openshell();
-  if (!tls) return new OpenShell(address, raisedWindows(grpc.credentials.createInsecure()));
+  if (!tls) return new OpenShell(address, raisedWindows(grpc().credentials.createInsecure()));
   const [ca, key, cert] = [tls.ca, tls.key, tls.cert].map((file) => readFileSync(file));
-  return new OpenShell(address, raisedWindows(grpc.credentials.createSsl(ca, key, cert)), {
+  return new OpenShell(address, raisedWindows(grpc().credentials.createSsl(ca, key, cert)), {
     "grpc.ssl_target_name_override": "localhost",
     "grpc.default_authority": "localhost",
   });
@@ -661,7 +661,7 @@ export class Sandbox {
       throw new HarnessError(`${what}: it is in ${this.phase}\n${indent(this.describe(), "  ")}`);
     };
     await follow().catch((error: Error & { code?: number }) => {
-      if (error.code !== grpc.status.DEADLINE_EXCEEDED) throw error;
+      if (error.code !== status.DEADLINE_EXCEEDED) throw error;
       throw new HarnessError(`${what}: not within ${deadlineMs} ms\n${indent(this.describe(), "  ")}`);
     });
     return this;
@@ -762,7 +762,7 @@ export const phaseOf = (sandbox: Sandbox__Output): string =>
   String(sandbox.status?.phase ?? "").replace("SANDBOX_PHASE_", "");
 
 function notFound(error: CallError): undefined {
-  if (error.code !== grpc.status.NOT_FOUND) throw error;
+  if (error.code !== status.NOT_FOUND) throw error;
 }
 
 /**
@@ -1008,7 +1008,9 @@ export function sharedKeeper(): Promise<SharedKeeper> {
     const { settings } = readSettings();
     const at = now();
     const attached = await attach(settings);
-    const keeper = attached ?? (await startKeeper(Run.create(settings), settings));
+    const starting = attached ?? startKeeper(Run.create(settings), settings);
+    loadGrpc();
+    const keeper = await starting;
     const { run, folder, parts, stack } = await keeper.call("hello");
     if (!process.env.OPENSHELL_E2E_ANNOUNCED) console.log(describeParts(parts));
     recordTo(folder, `test-${process.pid}`);

@@ -4,7 +4,7 @@
  * Faults in words, as people type them: `StopSandbox: delay 3s`, `WatchSandboxes: end after 5 events`,
  * `CreateSandbox: fail UNAVAILABLE no room, on call 2`. Each becomes a rule of the tap.
  */
-import { status } from "@grpc/grpc-js";
+import { status } from "../proto/grpc.ts";
 import { HarnessError } from "../harness.ts";
 import { computeDriver } from "../proto/contract.ts";
 import type { Rule } from "./tap.ts";

@@ -11,7 +11,7 @@ import { createServer } from "node:net";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { HarnessError, openClient, type Settings } from "../harness.ts";
-import { unary } from "../proto/contract.ts";
+import { loadGrpc, unary } from "../proto/contract.ts";
 import { type Entry, now, readRecords, record, recordTo, writeResults } from "../report/record.ts";
 import { parseLine } from "./connection.ts";
 import { describeBelonging, Engine, removeBelongings } from "./engine.ts";
@@ -76,11 +76,13 @@ export class Keeper {
     const keeper = new Keeper(setup);
     recordTo(run.folder, "keeper");
     try {
-      const [checked] = await Promise.all([
+      const ready = Promise.all([
         checkParts(parts, settings),
         needsEngine ? keeper.#openEngine() : undefined,
         keeper.#compileFakes(),
       ]);
+      loadGrpc();
+      const [checked] = await ready;
       setup.parts = { ...setup.parts, gateway: checked.gateway, driver: checked.driver };
       return keeper;
     } catch (error) {

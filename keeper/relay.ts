@@ -6,7 +6,7 @@
  * It is plain HTTP/2 (RFC 9113, and gRPC's PROTOCOL-HTTP2.md on top). A server and a client of grpc-js between gateway
  * and driver cost every call half a millisecond, and pass on neither `:authority` nor what they do not know.
  */
-import { status } from "@grpc/grpc-js";
+import { status } from "../proto/grpc.ts";
 import * as http2 from "node:http2";
 import { connect } from "node:net";
 

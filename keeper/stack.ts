@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** A stack: one gateway with one driver, started and stopped in the order that they need. */
-import * as grpc from "@grpc/grpc-js";
 import { generateKeyPairSync, randomBytes } from "node:crypto";
 import { appendFileSync, existsSync, mkdirSync, writeFileSync } from "node:fs";
 import { connect as connectSocket, createServer } from "node:net";
@@ -21,6 +20,7 @@ import { fillIn } from "./command.ts";
 import { type Run, RUN_LABEL } from "./run.ts";
 import type { Parts } from "./places.ts";
 import { computeDriver, unary } from "../proto/contract.ts";
+import { grpc } from "../proto/grpc.ts";
 import { TRACE_FILE } from "../report/follow.ts";
 import { type Belonging, belongings, type Engine, removeBelongings } from "./engine.ts";
 import { EngineProxy } from "./engine-proxy.ts";
@@ -349,7 +349,7 @@ export class Stack {
   async #askDriver(driver: Child): Promise<void> {
     const client = new (computeDriver().ComputeDriver)(
       `unix:${this.driverSocket}`,
-      grpc.credentials.createInsecure(),
+      grpc().credentials.createInsecure(),
       { "grpc.initial_reconnect_backoff_ms": 20, "grpc.max_reconnect_backoff_ms": 50 },
     );
     try {

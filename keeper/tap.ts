@@ -7,12 +7,13 @@
  * responses, status and times. Rules make it delay, fail, rewrite or hang a call. Messages are decoded only when somebody looks
  * at them, with secret fields redacted, so an idle tap costs a copy of a reference.
  */
-import * as grpc from "@grpc/grpc-js";
+import type * as grpcJs from "@grpc/grpc-js";
 import type { MethodDefinition } from "@grpc/proto-loader";
 import { chmodSync, rmSync } from "node:fs";
 import type { IncomingHttpHeaders } from "node:http2";
 import { eventually } from "../harness.ts";
 import { codeName, computeDriver } from "../proto/contract.ts";
+import { grpc, status } from "../proto/grpc.ts";
 import type { CallRecord, EventRecord } from "../report/model.ts";
 import type { ComputeDriverDefinition } from "../proto/v0.0/types/openshell/compute/v1/ComputeDriver.ts";
 import { CallServer, ended, type Ended, type MadeCall, type ServedCall, Upstream } from "./relay.ts";
@@ -78,7 +79,7 @@ type Heard<M extends keyof Methods> =
 /** What the decoded request does not show of a call. */
 export interface RawCall {
   request: Buffer;
-  metadata: grpc.Metadata;
+  metadata: grpcJs.Metadata;
   /** The `:authority` that the caller named. */
   authority: string;
   /** Makes one more call of the driver. */
@@ -91,7 +92,7 @@ export interface TappedWatch {
   number: number;
   send(event: Answer<"WatchSandboxes">): void;
   /** Ends it, with OK unless told otherwise. */
-  end(code?: grpc.status, details?: string): void;
+  end(code?: status, details?: string): void;
   /** Keeps back the response's headers until something is sent. */
   holdHeaders(): void;
   /** Stays open when the driver ends it. */
@@ -135,7 +136,7 @@ const SHOWN_EVENTS = 1_000;
 const REPORTED_EVENTS = 3_000;
 const REPORTED_OF_A_SANDBOX = 20;
 /** A method of the contract, of messages that are known when there are any. */
-type Method = grpc.MethodDefinition<object, object>;
+type Method = grpcJs.MethodDefinition<object, object>;
 
 /** The methods by their path. */
 const methods = (): ReadonlyMap<string, [name: string, Method]> =>
@@ -152,7 +153,7 @@ interface Crossing {
   name: string;
   at: number;
   ms?: number;
-  status?: grpc.status;
+  status?: status;
   details?: string;
   request: Buffer;
   responses: { at: number; bytes: Buffer }[];
@@ -169,9 +170,9 @@ export interface Crossed {
   at: number;
   /** Unset while the call is open. */
   ms: number | undefined;
-  code: grpc.status | undefined;
+  code: status | undefined;
   details: string;
-  metadata: grpc.Metadata;
+  metadata: grpcJs.Metadata;
   authority: string;
 }
 
@@ -366,11 +367,11 @@ export class Tap {
     try {
       const answer = method.responseSerialize(await interceptor(request, pass, this.#rawCall(call)));
       this.#answered(record, answer);
-      const outcome = this.#end(record, ended(grpc.status.OK));
+      const outcome = this.#end(record, ended(status.OK));
       call.write(answer);
       call.end(outcome);
     } catch (error) {
-      const { code = grpc.status.UNKNOWN, details = String(error) } = error as Partial<grpc.ServiceError>;
+      const { code = status.UNKNOWN, details = String(error) } = error as Partial<grpcJs.ServiceError>;
       call.end(this.#end(record, ended(code, details)));
     }
   }
@@ -383,7 +384,7 @@ export class Tap {
       this.#upstream.call(headers, method.requestSerialize(request), {
         message: (bytes) => (answer = bytes),
         end: ({ code, details }) => {
-          if (code === grpc.status.OK && answer) resolve(method.responseDeserialize(answer));
+          if (code === status.OK && answer) resolve(method.responseDeserialize(answer));
           else reject(Object.assign(new Error(details), { code, details }));
         },
       });
@@ -428,7 +429,7 @@ export class Tap {
     const watch: TappedWatch = {
       number: ++this.#watches,
       send: (event) => send(method.responseSerialize(event)),
-      end: (code = grpc.status.OK, details = "") => {
+      end: (code = status.OK, details = "") => {
         finish(ended(code, details));
         upstream?.cancel();
       },
@@ -450,7 +451,7 @@ export class Tap {
     });
     call.onCancelled(() => {
       upstream.cancel();
-      finish(ended(grpc.status.CANCELLED));
+      finish(ended(status.CANCELLED));
     });
     call.onDrain(() => upstream.resume());
   }
@@ -464,7 +465,7 @@ export class Tap {
   async #held(record: Crossing, rule: Rule | undefined, call: ServedCall): Promise<boolean> {
     const gone = new Promise<true>((resolve) =>
       call.onCancelled(() => {
-        if (record.ms === undefined) this.#end(record, ended(grpc.status.CANCELLED));
+        if (record.ms === undefined) this.#end(record, ended(status.CANCELLED));
         resolve(true);
       }),
     );
@@ -522,8 +523,8 @@ const OF_TRANSPORT = [
 ];
 
 /** What a handler would see of a call's headers. */
-function metadataOf(headers: IncomingHttpHeaders): grpc.Metadata {
-  const metadata = grpc.Metadata.fromHttp2Headers(headers);
+function metadataOf(headers: IncomingHttpHeaders): grpcJs.Metadata {
+  const metadata = grpc().Metadata.fromHttp2Headers(headers);
   for (const name of OF_TRANSPORT) metadata.remove(name);
   return metadata;
 }

@@ -8,8 +8,8 @@
  * codecs (compile.ts). Conventions: field names as on the wire, 64-bit integers as decimal strings, enums by name, unset
  * messages `null`.
  */
-import * as grpc from "@grpc/grpc-js";
-import { services } from "./v0.0/codecs.ts";
+import type * as grpcJs from "@grpc/grpc-js";
+import { grpc, status } from "./grpc.ts";
 import type { ProtoGrpcType as ComputeDriverPackage } from "./v0.0/types/compute_driver.ts";
 import type { ProtoGrpcType as OpenShellPackage } from "./v0.0/types/openshell.ts";
 
@@ -31,16 +31,17 @@ export interface Method {
 
 /** The services of a package as grpc-js wants them. */
 function load<Package>(packageName: string): Package {
+  const { services }: typeof import("./v0.0/codecs.ts") = require("./v0.0/codecs.ts");
   const ofPackage = Object.entries(services).filter(([name]) => name.startsWith(`${packageName}.`));
   const definitions = ofPackage.map(([name, methods]) => [name, serviceDefinition(name, methods)] as const);
-  return grpc.loadPackageDefinition(Object.fromEntries(definitions)) as Package;
+  return grpc().loadPackageDefinition(Object.fromEntries(definitions)) as Package;
 }
 
-function serviceDefinition(service: string, methods: Record<string, Method>): grpc.ServiceDefinition {
+function serviceDefinition(service: string, methods: Record<string, Method>): grpcJs.ServiceDefinition {
   const definitions = Object.entries(methods).map(([name, method]) => {
     const request = codec(method.request);
     const response = codec(method.response);
-    const definition: grpc.MethodDefinition<object, object> & { originalName: string } = {
+    const definition: grpcJs.MethodDefinition<object, object> & { originalName: string } = {
       path: `/${service}/${name}`,
       originalName: name.charAt(0).toLowerCase() + name.slice(1),
       requestStream: method.requestStream,
@@ -71,29 +72,32 @@ export const computeDriver = (): Pick<ComputeDriverPackage["openshell"]["compute
 export const openshell = (): Pick<OpenShellPackage["openshell"]["v1"], "OpenShell"> =>
   (loaded.gateway ??= load<OpenShellPackage>("openshell.v1")).openshell.v1;
 
+/** Loads all that a call needs now, while there is something to wait for. */
+export const loadGrpc = (): void => void [computeDriver(), openshell()];
+
 const loaded: { driver?: ComputeDriverPackage; gateway?: OpenShellPackage } = {};
 
 /** How one call is made. `deadlineMs` is the time that the whole call may take, in milliseconds; `signal` cancels it. */
 export interface CallOptions {
   deadlineMs: number;
-  metadata?: grpc.Metadata;
+  metadata?: grpcJs.Metadata;
   signal?: AbortSignal;
 }
 
 /** A unary method of a generated client, in the shortest of its overloads: the one TypeScript infers from. */
 type UnaryMethod<Request, Response> = (
   request: Request,
-  callback: grpc.requestCallback<Response>,
-) => grpc.ClientUnaryCall;
+  callback: grpcJs.requestCallback<Response>,
+) => grpcJs.ClientUnaryCall;
 
 /** A call that did not end with OK. It is shown where it was asked for, which grpc-js's own error buries. */
-export class CallError extends Error implements Pick<grpc.ServiceError, "code" | "details"> {
+export class CallError extends Error implements Pick<grpcJs.ServiceError, "code" | "details"> {
   override name = "CallError";
-  code = grpc.status.UNKNOWN;
+  code = status.UNKNOWN;
   details = "";
 
   /** Takes over what grpc-js says of the call. */
-  because({ code, details, message }: grpc.ServiceError): this {
+  because({ code, details, message }: grpcJs.ServiceError): this {
     return Object.assign(this, { code, details, message });
   }
 }
@@ -103,16 +107,16 @@ export class CallError extends Error implements Pick<grpc.ServiceError, "code" |
  * @throws CallError, with DEADLINE_EXCEEDED once `deadlineMs` have passed.
  */
 export function unary<Request, Response>(
-  client: grpc.Client,
+  client: grpcJs.Client,
   method: UnaryMethod<Request, Response>,
   request: Request,
-  { deadlineMs, metadata = new grpc.Metadata(), signal }: CallOptions,
+  { deadlineMs, metadata = new (grpc().Metadata)(), signal }: CallOptions,
 ): Promise<Response> {
   const failure = new CallError();
   Error.captureStackTrace(failure, unary);
   return new Promise((resolve, reject) => {
-    const call = method as unknown as (...args: unknown[]) => grpc.ClientUnaryCall;
-    const done: grpc.requestCallback<Response> = (error, response) =>
+    const call = method as unknown as (...args: unknown[]) => grpcJs.ClientUnaryCall;
+    const done: grpcJs.requestCallback<Response> = (error, response) =>
       error ? reject(failure.because(error)) : resolve(response as Response);
     const made = call.call(client, request, metadata, { deadline: Date.now() + deadlineMs }, done);
     signal?.addEventListener("abort", () => made.cancel(), { once: true });
@@ -123,12 +127,12 @@ export function unary<Request, Response>(
  * The items of a server stream. Leaving the loop cancels the call, which `for await` over a grpc-js stream does not.
  * @throws CallError when the stream does not end with OK.
  */
-export async function* streaming<Item>(call: grpc.ClientReadableStream<Item>): AsyncGenerator<Item> {
+export async function* streaming<Item>(call: grpcJs.ClientReadableStream<Item>): AsyncGenerator<Item> {
   const failure = new CallError();
   try {
     yield* call as AsyncIterable<Item>;
   } catch (error) {
-    throw failure.because(error as grpc.ServiceError);
+    throw failure.because(error as grpcJs.ServiceError);
   } finally {
     // The cancel itself is reported as an error event, which would end the process if nobody listened.
     call.on("error", () => {});
@@ -137,4 +141,4 @@ export async function* streaming<Item>(call: grpc.ClientReadableStream<Item>): A
 }
 
 /** The name of a status code, such as "NOT_FOUND". */
-export const codeName = (code: grpc.status): string => grpc.status[code] ?? `code ${code}`;
+export const codeName = (code: status): string => status[code] ?? `code ${code}`;
