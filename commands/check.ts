@@ -35,8 +35,11 @@ import { liveProgress } from "../report/progress.ts";
 import { now, record, recordTo, waitingEntries, writeResults } from "../report/record.ts";
 import { shellQuoted } from "../report/text.ts";
 
-/** Most of a check is waiting; but a real Podman that does several things at a time now and then loses a mounted image. */
-const AT_A_TIME = { fake: 4, real: 1 };
+/**
+ * Most of a check is waiting; but a real Podman that does several things at a time now and then loses a mounted image, and
+ * what one check asks at once must fail no other where the driver takes so many calls, or sandboxes, and no more.
+ */
+const AT_A_TIME = { atHome: 4, elsewhere: 1 };
 
 /** Of the reports: a table of the rules, for the driver's README. */
 const CONFORMANCE = "contract.md";
@@ -99,7 +102,8 @@ async function check(settings: Settings, own: Record<string, string>, stop: Abor
       throw error;
     });
     if (subject instanceof NotReady) return reportNotReady(checks, subject);
-    const parallel = parts.engine.real ? AT_A_TIME.real : AT_A_TIME.fake;
+    const isAtHome = !parts.engine.real && !started.driverCmd;
+    const parallel = Number(started.parallel) || (isAtHome ? AT_A_TIME.atHome : AT_A_TIME.elsewhere);
     return checkAll(checks, subject, known, started, { parallel, flags, all: all.length, stop });
   });
   for (const line of left) console.log(`left behind, removed: ${line}`);
@@ -121,7 +125,7 @@ async function checkAll(
   subject: Subject,
   known: Known[],
   settings: Settings,
-  { parallel = AT_A_TIME.real, flags, all, stop }: Asking,
+  { parallel = AT_A_TIME.elsewhere, flags, all, stop }: Asking,
 ): Promise<number> {
   const identity = await identify(subject.socket).catch((error: Error) => {
     throw new HarnessError(

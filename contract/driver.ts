@@ -40,6 +40,7 @@ export class Driver {
   readonly client: ComputeDriverClient;
   readonly asked: Asked[] = [];
   readonly #watches = new Set<Watch>();
+  #underWay = new AbortController();
 
   /** @param authority what it names as `:authority`; by default what tonic does, the library that a gateway dials with */
   constructor(
@@ -58,6 +59,12 @@ export class Driver {
   close(): void {
     for (const watch of this.#watches) watch.close();
     this.client.close();
+  }
+
+  /** Ends the calls that are under way, and leaves the watches: a check that failed half-way is no longer waiting. */
+  cancel(): void {
+    this.#underWay.abort();
+    this.#underWay = new AbortController();
   }
 
   getCapabilities = (deadlineMs?: number) =>
@@ -124,6 +131,7 @@ export class Driver {
     longestMs = ANSWER_MS,
   ): Promise<Response> {
     const deadlineMs = patient(longestMs);
+    const { signal } = this.#underWay;
     const began = performance.now();
     const note = (status: string, details: string, responses: unknown[]) => {
       const [request, ms] = [redact(message), performance.now() - began];
@@ -134,7 +142,11 @@ export class Driver {
       recordCall({ method: name, status, details, request, responses, ms });
     };
     try {
-      const response = await unary(this.client, method, message, { deadlineMs, metadata: metadata() });
+      const response = await unary(this.client, method, message, {
+        deadlineMs,
+        metadata: metadata(),
+        signal,
+      });
       note("OK", "", [redact(response)]);
       return response;
     } catch (error) {

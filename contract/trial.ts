@@ -86,6 +86,7 @@ export class Trial {
   /** Undoes everything. Resolves with what went wrong with that, a line each; the rest is undone all the same. */
   async end(): Promise<string[]> {
     this.#ended = true;
+    for (const driver of this.#drivers) driver.cancel();
     const problems: string[] = [];
     for (const undo of this.#undo.toReversed()) {
       try {
@@ -168,7 +169,8 @@ export class Trial {
     const waiting = { what: `nothing left of ${who.name}`, deadlineMs: 3_000 };
     await eventually(none, waiting).catch(async (error) => {
       if (owned) await owned.keeper.call("removeLeftovers", owned.stack.id, [who.id]);
-      else await backend!.remove?.(who.id);
+      // The harness need not know the engine of a driver that it started.
+      await backend!.remove?.(who.id);
       throw error;
     });
   }
@@ -235,6 +237,9 @@ export class Trial {
   }
 }
 
+/** No driver makes again what it does not have, nor comes to like a request that it does not. */
+const FINAL = new Set(["NOT_FOUND", "INVALID_ARGUMENT", "UNIMPLEMENTED", "PERMISSION_DENIED"]);
+
 /** A sandbox that a check had created. */
 export class Box implements Ref {
   readonly id: string;
@@ -263,23 +268,23 @@ export class Box implements Ref {
 
   /**
    * Waits until its snapshot is as `seen` wants it.
-   * @throws Violation with the last one; Refused with NOT_FOUND, at once: no driver makes it again.
+   * @throws Violation with the last one; Refused, at once, when it is not to be had by asking again.
    */
   async until(what: string, seen: (snapshot: Snapshot) => boolean, longestMs = UP_MS): Promise<Snapshot> {
     const deadlineMs = patient(longestMs);
     let last = "nothing";
-    let gone: Refused | undefined;
+    let final: Refused | undefined;
     const look = async () => {
       const snapshot = await this.get().catch((error: unknown) => {
-        if (error instanceof Refused && error.code === "NOT_FOUND") gone = error;
+        if (error instanceof Refused && FINAL.has(error.code)) final = error;
         throw error;
       });
       last = describeSnapshot(snapshot);
       if (!seen(snapshot)) throw new Error(last);
       return snapshot;
     };
-    return eventually(look, { what, deadlineMs, failed: () => gone?.message }).catch((error: unknown) => {
-      if (gone) throw gone;
+    return eventually(look, { what, deadlineMs, failed: () => final?.message }).catch((error: unknown) => {
+      if (final) throw final;
       throw new Violation(`${what} within ${deadlineMs} ms`, last === "nothing" ? String(error) : last);
     });
   }
@@ -319,10 +324,11 @@ export class Box implements Ref {
   async started(times = 1): Promise<void> {
     if (this.trial.subject.owned === undefined)
       this.trial.skip("the supervisor is the driver's own, and does not tell what it was given");
+    const inspect = this.trial.backend("inspect");
     let told = 0;
     await becomes(
       `the workspace of ${this.name} to see start ${times}`,
-      async () => (told = (await this.workload()).probe?.starts ?? 0) === times,
+      async () => (told = (await inspect(this.id)).probe?.starts ?? 0) === times,
       () => `${told} starts`,
       UP_MS,
     );
@@ -330,8 +336,9 @@ export class Box implements Ref {
 
   /** What the probe in it was given; waits until it told. */
   async given(): Promise<Given> {
+    const ask = this.trial.backend("ask");
     await this.started();
-    await this.trial.backend("ask")(this.id);
+    await ask(this.id);
     const told = async () => {
       const { probe } = await this.workload();
       if (!probe?.given) throw new Error("it was asked, and told nothing");

@@ -116,10 +116,14 @@ export function unary<Request, Response>(
   Error.captureStackTrace(failure, unary);
   return new Promise((resolve, reject) => {
     const call = method as unknown as (...args: unknown[]) => grpcJs.ClientUnaryCall;
-    const done: grpcJs.requestCallback<Response> = (error, response) =>
-      error ? reject(failure.because(error)) : resolve(response as Response);
+    const cancel = () => made.cancel();
+    const done: grpcJs.requestCallback<Response> = (error, response) => {
+      signal?.removeEventListener("abort", cancel);
+      if (error) reject(failure.because(error));
+      else resolve(response as Response);
+    };
     const made = call.call(client, request, metadata, { deadline: Date.now() + deadlineMs }, done);
-    signal?.addEventListener("abort", () => made.cancel(), { once: true });
+    signal?.addEventListener("abort", cancel, { once: true });
   });
 }
 

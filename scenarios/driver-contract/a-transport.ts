@@ -217,7 +217,7 @@ check(
     const calls = connections.flatMap((driver) => [
       driver.list(),
       driver.getCapabilities(),
-      ...Array.from({ length: 16 }, () => refuses(driver.stop(nobody()), "NOT_FOUND")),
+      ...Array.from({ length: 12 }, () => refuses(driver.stop(nobody()), "NOT_FOUND")),
     ]);
     await Promise.all(calls);
     for (const { ended } of watches) same("the watch's end", ended, undefined);
