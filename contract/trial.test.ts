@@ -8,12 +8,23 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { computeDriver } from "../proto/contract.ts";
 import type { DriverSandbox } from "../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
+import type { Connection } from "../harness.ts";
+import type { StackInfo } from "../keeper/stack.ts";
+import type { Backend } from "./backend.ts";
 import { loadChecks } from "./load.ts";
-import { Trial } from "./trial.ts";
+import { type Subject, Trial } from "./trial.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "trial-"));
 const socket = join(folder, "driver.sock");
 const server = new grpc.Server();
+const cancelled = Promise.withResolvers<void>();
+const subject: Subject = {
+  socket,
+  directSocket: socket,
+  backend: undefined,
+  image: "",
+  stopMs: 5_000,
+};
 
 beforeAll(async () => {
   const there = new Map<string, DriverSandbox>();
@@ -32,6 +43,9 @@ beforeAll(async () => {
       if (sandbox) reply(null, { sandbox });
       else reply({ code: grpc.status.NOT_FOUND, details: "no such sandbox" });
     },
+    // Answers nobody.
+    ValidateSandboxCreate: (call: grpc.ServerUnaryCall<object, object>) =>
+      call.on("cancelled", () => cancelled.resolve()),
     StopSandbox: deletes,
     DeleteSandbox: deletes,
   });
@@ -48,7 +62,6 @@ afterAll(() => {
 
 test("DC-68 holds for a driver that deletes a sandbox which is stopped while it comes up, and at once", async () => {
   const { body } = (await loadChecks()).find(({ id }) => id === "DC-68")!;
-  const subject = { socket, directSocket: socket, backend: undefined, image: "", stopMs: 5_000 };
   const trial = new Trial(subject);
   const began = performance.now();
   try {
@@ -58,3 +71,34 @@ test("DC-68 holds for a driver that deletes a sandbox which is stopped while it 
     expect(await trial.end()).toEqual([]);
   }
 }, 30_000);
+
+test("a call that nobody waits for any more is over with its check", async () => {
+  const trial = new Trial(subject);
+  const call = trial.driver.validate(trial.sandbox()).catch((error: Error) => error.message);
+  await trial.driver.get({ id: "nobody", name: "" }).catch(() => {});
+  expect(await trial.end()).toEqual([]);
+  expect(await call).toContain("CANCELLED");
+  await cancelled.promise;
+}, 5_000);
+
+test("what a sandbox leaves is removed by command, also of a driver that the harness started", async () => {
+  const left = new Set<string>();
+  const backend: Backend = {
+    name: "commands",
+    list: async (id) => [...left].filter((each) => each === id),
+    remove: async (id) => void left.delete(id),
+  };
+  const asked: unknown[] = [];
+  const keeper = { call: async (...call: unknown[]) => void asked.push(call) } as unknown as Connection;
+  const stack = { id: 7 } as StackInfo;
+  const trial = new Trial({
+    ...subject,
+    backend,
+    owned: { keeper, stack, hasPodmanSocket: false, isolates: false },
+  });
+  const { id } = await trial.create();
+  left.add(id);
+  expect(await trial.end()).toEqual([expect.stringContaining(`nothing left of`)]);
+  expect(asked).toContainEqual(["removeLeftovers", 7, [id]]);
+  expect(left.size).toBe(0);
+}, 10_000);
