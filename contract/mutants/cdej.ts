@@ -43,9 +43,9 @@ const values = <Value, Other>(map: Record<string, Value>, change: (value: Value)
 const isNowhere = (sandbox: Sandbox | null): boolean =>
   sandbox?.spec?.template?.image.includes("no-such-image-") ?? false;
 
-const withoutConfig = (sandbox: Sandbox | null): Sandbox | null => {
+const withFields = (sandbox: Sandbox | null, fields: Partial<Template>): Sandbox | null => {
   const { spec = null } = sandbox ?? {};
-  const template = spec?.template && { ...spec.template, driver_config: null };
+  const template = spec?.template && { ...spec.template, ...fields };
   return sandbox && { ...sandbox, spec: spec && { ...spec, template: template ?? null } };
 };
 
@@ -103,15 +103,22 @@ mutant("ValidateSandboxCreate accepts a request without a sandbox", ["DC-22"], {
 });
 
 mutant("ValidateSandboxCreate does not read driver_config", ["DC-23"], {
-  ValidateSandboxCreate: ({ sandbox }, pass) => pass({ sandbox: withoutConfig(sandbox) }),
+  ValidateSandboxCreate: ({ sandbox }, pass) =>
+    pass({ sandbox: withFields(sandbox, { driver_config: null }) }),
 });
 
 mutant("CreateSandbox does not read driver_config", ["DC-25"], {
-  CreateSandbox: ({ sandbox }, pass) => pass({ sandbox: withoutConfig(sandbox) }),
+  CreateSandbox: ({ sandbox }, pass) => pass({ sandbox: withFields(sandbox, { driver_config: null }) }),
 });
 
 mutant("ValidateSandboxCreate takes what is missing here for the user's mistake", ["DC-24", "DC-25"], {
   ValidateSandboxCreate: (_, pass) => pass().catch(failing("FAILED_PRECONDITION", "INVALID_ARGUMENT")),
+});
+
+mutant("Makes nothing of an agent socket that is asked for", ["DC-145"], {
+  ValidateSandboxCreate: ({ sandbox }, pass) =>
+    pass({ sandbox: withFields(sandbox, { agent_socket_path: "" }) }),
+  CreateSandbox: ({ sandbox }, pass) => pass({ sandbox: withFields(sandbox, { agent_socket_path: "" }) }),
 });
 
 mutant("Reads no message of more than 512 KiB", ["DC-134"], {

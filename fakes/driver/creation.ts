@@ -28,6 +28,7 @@ export class Creation {
     const template = sandbox.spec?.template ?? null;
     const config = readDriverConfig(template?.driver_config ?? null);
     checkQuantities(template?.resources ?? null);
+    if (template?.agent_socket_path) throw precondition("template.agent_socket_path is not supported");
     gpuDevices(sandbox, config.cdiDevices);
     checkMounts(config.mounts, this.settings.enableBindMounts);
     for (const { type, source } of config.mounts) if (type === "volume") await this.#checkVolume(source);

@@ -110,6 +110,30 @@ check(
 );
 
 check(
+  "DC-145",
+  "SHOULD",
+  "A driver that has no agent socket to give answers FAILED_PRECONDITION to whoever asks for one",
+  {
+    source: "Docker driver 0.0.112, lib.rs:542; VM driver does the same, and the Kubernetes driver gives it",
+    harm: "Users ask for a socket of their agent's, are told that all is well, and find none in the sandbox.",
+  },
+  async (trial) => {
+    const path = `/tmp/${crypto.randomUUID()}.sock`;
+    const spec = { template: { agent_socket_path: path } };
+    const validated = await codeOf(trial.driver.validate(withoutToken(trial, spec)));
+    if (validated !== "OK") return same("ValidateSandboxCreate", validated, "FAILED_PRECONDITION");
+    trial.backend("inspect");
+    const box = await trial.running(trial.sandbox(spec));
+    const told = JSON.stringify([await box.given(), await box.workload()]);
+    holds(
+      told.includes(path),
+      "FAILED_PRECONDITION, or the socket in what the workload was given",
+      "neither",
+    );
+  },
+);
+
+check(
   "DC-25",
   "SHOULD",
   "CreateSandbox refuses what ValidateSandboxCreate refuses, with the same code",
