@@ -47,8 +47,8 @@ export interface Running {
 /** How long a check may go on once all is to end, in milliseconds: most end by themselves meanwhile. */
 const GRACE_MS = 2_000;
 
-/** After so many checks that waited in vain the rest would, too: a verdict is due in minutes. */
-const IN_VAIN = 8;
+/** After so many checks that waited in vain the rest would, too: a verdict is due in a minute. Some wait beside others. */
+const IN_VAIN = { oneByOne: 4, together: 8 };
 
 /**
  * Runs the checks, those that can side by side. Resolves with the outcomes in the order of the checks. Once the driver
@@ -57,6 +57,7 @@ const IN_VAIN = 8;
 export async function run(checks: Check[], subject: Subject, running: Running): Promise<Outcome[]> {
   const outcomes = new Map<Check, Outcome>();
   const looking = { gone: () => whatBecameOf(subject), ...running };
+  const enough = running.parallel > 1 ? IN_VAIN.together : IN_VAIN.oneByOne;
   let lost: string | undefined;
   let inVain = 0;
   let neverUp = 0;
@@ -66,12 +67,12 @@ export async function run(checks: Check[], subject: Subject, running: Running): 
     if (outcome.gone) lost ??= `the driver is gone since ${check.id}`;
     const late = outcome.evidence.some((call) => call.includes("DEADLINE_EXCEEDED"));
     if (outcome.verdict !== "skip") inVain = late ? inVain + 1 : 0;
-    if (inVain === IN_VAIN)
-      lost ??= `${IN_VAIN} checks in a row waited for an answer in vain, the last was ${check.id}`;
+    if (inVain === enough)
+      lost ??= `${enough} checks in a row waited for an answer in vain, the last was ${check.id}`;
     // Once one came up, those that do not are findings.
     if (outcome.cameUp) neverUp = -Infinity;
-    if (outcome.cameUp === false && ++neverUp === IN_VAIN)
-      lost ??= `no sandbox came up in ${IN_VAIN} checks, the last was ${check.id}: see how it failed`;
+    if (outcome.cameUp === false && ++neverUp === enough)
+      lost ??= `no sandbox came up in ${enough} checks, the last was ${check.id}: see how it failed`;
     outcomes.set(check, outcome);
     running.onOutcome?.(outcome);
   };
