@@ -62,6 +62,7 @@ mutant(
     "DC-23",
     "DC-24",
     "DC-25",
+    "DC-145",
     "DC-134",
     "DC-135",
     "DC-136",
@@ -111,9 +112,13 @@ mutant("CreateSandbox does not read driver_config", ["DC-25"], {
   CreateSandbox: ({ sandbox }, pass) => pass({ sandbox: withFields(sandbox, { driver_config: null }) }),
 });
 
-mutant("ValidateSandboxCreate takes what is missing here for the user's mistake", ["DC-24", "DC-25"], {
-  ValidateSandboxCreate: (_, pass) => pass().catch(failing("FAILED_PRECONDITION", "INVALID_ARGUMENT")),
-});
+mutant(
+  "ValidateSandboxCreate takes what is missing here for the user's mistake",
+  ["DC-24", "DC-25", "DC-145"],
+  {
+    ValidateSandboxCreate: (_, pass) => pass().catch(failing("FAILED_PRECONDITION", "INVALID_ARGUMENT")),
+  },
+);
 
 mutant("Makes nothing of an agent socket that is asked for", ["DC-145"], {
   ValidateSandboxCreate: ({ sandbox }, pass) =>
