@@ -47,7 +47,7 @@ export interface Running {
 /** How long a check may go on once all is to end, in milliseconds: most end by themselves meanwhile. */
 const GRACE_MS = 2_000;
 
-/** After so many checks that waited in vain the rest would, too: a verdict is due in a minute. Some wait beside others. */
+/** After so many checks that waited in vain the rest would, too: a verdict is due in a minute. */
 const IN_VAIN = { oneByOne: 4, together: 8 };
 
 /**
