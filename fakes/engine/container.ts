@@ -73,6 +73,14 @@ export interface HealthResult {
   Output: string;
 }
 
+/** The process that waits for the container's own, and how to tell it from a later one with the same pid. */
+export interface Monitor {
+  pid: number;
+  birth: string;
+  /** How many processes and threads the machine had started before it. */
+  startedBefore: number;
+}
+
 export interface Container {
   id: string;
   name: string;
@@ -91,8 +99,7 @@ export interface Container {
   status: "created" | "running" | "paused" | "stopping" | "exited" | "removing";
   mounted: Mounted[];
   pid: number;
-  /** The process that waits for the container's own, and how to tell it from a later one with the same pid. */
-  monitor: { pid: number; birth: string } | null;
+  monitor: Monitor | null;
   startedAt: string;
   finishedAt: string;
   exitCode: number;

@@ -9,7 +9,7 @@ import { type Container, healthTest, isUp, signalName, stopSignal } from "./cont
 import type { Containers } from "./containers.ts";
 import { fail, improper } from "./http.ts";
 import { mountAll, unmountAll } from "./mounts.ts";
-import { birth, endProcesses, members, sendSignal, signalFirst } from "./processes.ts";
+import { birth, endProcesses, members, sendSignal, signalFirst, startedSoFar } from "./processes.ts";
 import { exitOf, pidOf, spawnMonitor } from "./program.ts";
 import { removeTree } from "./state.ts";
 
@@ -46,8 +46,9 @@ export class Lifecycle {
   async #launch(container: Container): Promise<void> {
     try {
       mountAll(container, () => this.containers.save(container));
+      const startedBefore = startedSoFar();
       const monitor = spawnMonitor(container);
-      container.monitor = { pid: monitor.pid, birth: birth(monitor.pid) };
+      container.monitor = { pid: monitor.pid, birth: birth(monitor.pid), startedBefore };
       this.containers.save(container);
       Object.assign(container, {
         pid: await pidOf(container, monitor),

@@ -3,10 +3,12 @@
 /** Processes of the host, and which of them are a container's: Linux by /proc, other systems by ps. */
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { constants as os } from "node:os";
-import { type Container, rootfs } from "./container.ts";
+import { type Container, type Monitor, rootfs } from "./container.ts";
 
 const LINUX = process.platform === "linux";
 const END_MS = 5_000;
+/** So many processes are fewer than Linux starts before it gives a pid away again. */
+const FEW = 300;
 
 interface Process {
   pid: number;
@@ -36,14 +38,16 @@ function statFields(pid: number): string[] {
   return text.slice(text.lastIndexOf(")") + 2).split(" ");
 }
 
+/** How many processes and threads the machine has started so far; NaN where nobody counts. */
+export function startedSoFar(): number {
+  return LINUX ? Number(/^processes (\d+)$/m.exec(readFileSync("/proc/stat", "latin1"))?.[1]) : NaN;
+}
+
 const ps = (...words: string[]): string => Bun.spawnSync(["ps", ...words]).stdout.toString();
 
-/** Every process that this user can see. Linux says when each was born: of an older one the mark is not looked for. */
-function processes(mark: string, since: number): Process[] {
-  if (LINUX) {
-    const pids = readdirSync("/proc").filter((name) => /^\d+$/.test(name));
-    return pids.flatMap((pid) => processOf(Number(pid), mark, since));
-  }
+/** Every process that this user can see and that may be younger than the monitor. */
+function processes(mark: string, monitor: Monitor): Process[] {
+  if (LINUX) return pidsSince(monitor).flatMap((pid) => processOf(pid, mark, Number(monitor.birth)));
   return ps("-axEww", "-o", "pid=,ppid=,pgid=,stat=,command=")
     .split("\n")
     .flatMap((line) => {
@@ -55,7 +59,17 @@ function processes(mark: string, since: number): Process[] {
     });
 }
 
-/** A process, or none if it ends while one looks. */
+/** Pids are given away in turn: on a machine with many processes few are younger than a container that lives for moments. */
+function pidsSince({ pid, startedBefore }: Monitor): number[] {
+  const last = Number(readFileSync("/proc/loadavg", "latin1").split(" ").at(-1));
+  if (startedSoFar() - startedBefore < FEW && last >= pid && last < pid + 2 * FEW) {
+    const younger = Array.from({ length: last - pid }, (_, index) => pid + 1 + index);
+    return younger.filter((each) => existsSync(`/proc/${each}`));
+  }
+  return readdirSync("/proc").map(Number).filter(Boolean);
+}
+
+/** A process, or none if it ends while one looks. Of one that is older than the container the mark is not looked for. */
 function processOf(pid: number, mark: string, since: number): Process[] {
   try {
     const fields = statFields(pid);
@@ -82,18 +96,31 @@ function carries(pid: number, mark: string): boolean {
  * and their descendants. Not the monitor itself.
  */
 export function members(container: Container): number[] {
-  const monitor = container.monitor?.pid ?? -1;
-  const all = processes(`OPENSHELL_FAKE_ROOT=${rootfs(container)}`, Number(container.monitor?.birth ?? 0));
+  const { monitor } = container;
+  if (!monitor) return [];
+  const all = processes(`OPENSHELL_FAKE_ROOT=${rootfs(container)}`, monitor);
   const inside = new Set(
-    all.filter(({ session, marked }) => marked || session === monitor).map(({ pid }) => pid),
+    all.filter(({ session, marked }) => marked || session === monitor.pid).map(({ pid }) => pid),
   );
   for (let before = -1; before < inside.size;) {
     before = inside.size;
     for (const { pid, parent } of all) if (inside.has(parent)) inside.add(pid);
   }
-  inside.delete(monitor);
+  inside.delete(monitor.pid);
   inside.delete(process.pid);
-  return [...inside];
+  return [...inside].filter((pid) => !isThread(pid));
+}
+
+/** Linux shows a thread, too, to those who ask for its id. */
+const isThread = (pid: number): boolean => Number(/^Tgid:\s*(\d+)$/m.exec(statusOf(pid))?.[1] ?? pid) !== pid;
+
+/** /proc/PID/status; nothing of a process that is gone, or where there is no such file. */
+function statusOf(pid: number): string {
+  try {
+    return readFileSync(`/proc/${pid}/status`, "latin1");
+  } catch {
+    return "";
+  }
 }
 
 /** Signals a process that may be gone already. */
@@ -111,8 +138,7 @@ export function sendSignal(pid: number, name: NodeJS.Signals): void {
  */
 export function signalFirst({ pid }: Container, name: NodeJS.Signals): void {
   if (LINUX && name !== "SIGSTOP" && name !== "SIGCONT") {
-    const status = existsSync(`/proc/${pid}/status`) ? readFileSync(`/proc/${pid}/status`, "latin1") : "";
-    const [, caught = "0"] = /^SigCgt:\s*([0-9a-f]+)$/m.exec(status) ?? [];
+    const [, caught = "0"] = /^SigCgt:\s*([0-9a-f]+)$/m.exec(statusOf(pid)) ?? [];
     if ((BigInt(`0x${caught}`) & (1n << BigInt(os.signals[name] - 1))) === 0n) return;
   }
   sendSignal(pid, name);
