@@ -210,7 +210,7 @@ async function runThrough(
     return socket;
   };
   try {
-    return await runOne(check, { ...subject, socket: await inFront(subject.directSocket), inFront });
+    return await runOne(check, { ...subject, socket: await inFront(subject.own.socket), inFront });
   } finally {
     onCalls?.(opened.map((tap) => tap.crossed()));
     for (const tap of opened) tap.close();

@@ -53,6 +53,8 @@ export interface Backend {
   kill?: (id: string) => Promise<void>;
   /** Removes the workload, without the driver. */
   remove?: (id: string) => Promise<void>;
+  /** Whether its compute runs. */
+  runs?: (id: string) => Promise<boolean>;
   inspect?: (id: string) => Promise<Workload>;
   /** Has the probe tell what it was given: to be called once it has said that it was started. */
   ask?: (id: string) => Promise<void>;
@@ -74,11 +76,13 @@ interface Inspected {
 
 /** A Podman service, real or fake. Sandboxes are found by the label that carries their id. */
 export function podman(engine: Engine): Backend {
-  const find = async (id: string) => {
+  const entries = async (id: string) => {
     const query = { all: "true", filters: JSON.stringify({ label: [`openshell.ai/sandbox-id=${id}`] }) };
-    const found = await engine.call<{ Id: string }[] | null>("GET", "containers/json", { query });
-    return (found ?? []).map(({ Id }) => Id);
+    return (
+      (await engine.call<{ Id: string; State: string }[] | null>("GET", "containers/json", { query })) ?? []
+    );
   };
+  const find = async (id: string) => (await entries(id)).map(({ Id }) => Id);
   const one = async (id: string) => {
     const [container] = await find(id);
     if (!container) throw new Violation("a container of the sandbox", `podman has none with its id, ${id}`);
@@ -108,6 +112,7 @@ export function podman(engine: Engine): Backend {
       const { host } = await engine.call<{ host: { cgroupControllers?: string[] | null } }>("GET", "info");
       return ["cpu", "memory"].every((controller) => host.cgroupControllers?.includes(controller));
     },
+    runs: async (id) => (await entries(id)).some(({ State }) => State === "running"),
     async inspect(id) {
       const container = await one(id);
       const [seen, lines] = await Promise.all([

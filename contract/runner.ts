@@ -142,13 +142,13 @@ export const notRun = (check: Check, why: string): Outcome => ({
 const SILENT_MS = 10_000;
 
 /** How the driver ended, with its last words, or that it is silent; undefined as long as it answers something. */
-async function whatBecameOf({ owned, directSocket }: Subject): Promise<string | undefined> {
+async function whatBecameOf({ owned, own }: Subject): Promise<string | undefined> {
   const ended = async () => {
     if (!owned) return undefined;
     const { ended, tail } = await owned.keeper.call("driverState", owned.stack.id, 0);
     return ended && `it ended with ${ended}, its log with\n${indent(tail || "(nothing)", "  | ")}`;
   };
-  const driver = new Driver(directSocket);
+  const driver = new Driver(own.socket);
   const answers = () =>
     driver.getCapabilities(SILENT_MS / 3).catch((error: unknown) => {
       if (!(error instanceof Refused) || ["UNAVAILABLE", "DEADLINE_EXCEEDED"].includes(error.code))

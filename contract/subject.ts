@@ -6,6 +6,7 @@ import { resolve } from "node:path";
 import { type Connection, HarnessError, type Settings } from "../harness.ts";
 import { Engine } from "../keeper/engine.ts";
 import { type Backend, commands, podman } from "./backend.ts";
+import { Driver } from "./driver.ts";
 import type { Subject } from "./trial.ts";
 
 /** How a check may look behind the driver: `--backend podman`, or commands. */
@@ -39,7 +40,7 @@ export async function startSubject(
   const { engineSocket, driverSocket } = stack;
   return {
     socket: driverSocket,
-    directSocket: driverSocket,
+    own: new Driver(driverSocket),
     backend: await chooseBackend(choice, engineSocket),
     image: engineSocket ? sandboxImage : settings.sandboxImage,
     stopMs: Number(settings.stopTimeout) * 1_000 + STOP_MARGIN_MS,
@@ -63,7 +64,7 @@ export async function runningSubject(
     throw new HarnessError(`--socket: ${socket} is not a socket`);
   return {
     socket,
-    directSocket: socket,
+    own: new Driver(socket),
     backend: await chooseBackend(choice, settings.podmanSocket),
     image: settings.sandboxImage,
     stopMs: Number(settings.stopTimeout) * 1_000 + STOP_MARGIN_MS,

@@ -11,6 +11,7 @@ import type { DriverSandbox } from "../proto/v0.0/types/openshell/compute/v1/Dri
 import type { Connection } from "../harness.ts";
 import type { StackInfo } from "../keeper/stack.ts";
 import type { Backend } from "./backend.ts";
+import { Driver } from "./driver.ts";
 import { loadChecks } from "./load.ts";
 import { type Subject, Trial } from "./trial.ts";
 
@@ -20,7 +21,7 @@ const server = new grpc.Server();
 const cancelled = Promise.withResolvers<void>();
 const subject: Subject = {
   socket,
-  directSocket: socket,
+  own: new Driver(socket),
   backend: undefined,
   image: "",
   stopMs: 5_000,

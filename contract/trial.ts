@@ -20,8 +20,8 @@ import { type Asked, Driver, describeSnapshot, isStopped, isUp, type Ref, type S
 export interface Subject {
   /** Where it serves. */
   socket: string;
-  /** The same driver, with nothing broken in between: for what the harness does on its own account. */
-  directSocket: string;
+  /** The same driver, with nothing broken in between: for what the harness does on its own account, for all checks. */
+  own: Driver;
   backend: Backend | undefined;
   /** The image that sandboxes ask for; empty for the driver's default. */
   image: string;
@@ -51,7 +51,6 @@ export class Trial {
   /** Whether a sandbox that was to come up did; unset while none was to. */
   cameUp: boolean | undefined;
   #ended = false;
-  #own: Driver | undefined;
 
   constructor(readonly subject: Subject) {
     this.driver = this.connect();
@@ -96,7 +95,6 @@ export class Trial {
       }
     }
     for (const driver of this.#drivers) driver.close();
-    this.#own?.close();
     return problems;
   }
 
@@ -143,13 +141,12 @@ export class Trial {
 
   /** Removes a sandbox at the end, whether or not it was ever made: over the driver that made it, if that still can. */
   async forget(who: Ref, maker?: Driver): Promise<void> {
-    const { owned, backend, directSocket, stopMs } = this.subject;
+    const { owned, own, backend, stopMs } = this.subject;
     await owned?.keeper.call("remember", owned.stack.id, who.id);
     this.defer(async () => {
-      this.#own ??= new Driver(directSocket);
       // Whatever comes of it, the backend is looked into: a driver that is gone has left everything there.
       if (maker && maker !== this.driver) await maker.delete(who, stopMs).catch(() => {});
-      const refused = await this.#own.delete(who, stopMs).then(
+      const refused = await own.delete(who, stopMs).then(
         () => undefined,
         (error: Error) => error,
       );
@@ -292,18 +289,17 @@ export class Box implements Ref {
   /** Waits until its compute is up: for the probe's word where there is one, for the backend's, or the driver's. */
   async up(): Promise<Snapshot> {
     this.trial.cameUp ??= false;
-    const inspect = this.trial.subject.backend?.inspect;
-    if (inspect)
+    const { runs, list } = this.trial.subject.backend ?? {};
+    if (runs)
       await becomes(
         "compute that runs",
-        async () => (await inspect(this.id)).running,
+        () => runs(this.id),
         () => "it does not run",
         UP_MS,
       );
     const snapshot = await this.until("a sandbox that is up", isUp);
     // A driver may answer first and provision later.
-    const { list } = this.trial.subject.backend ?? {};
-    if (!inspect && list)
+    if (!runs && list)
       await becomes(
         "something in the backend",
         async () => (await list(this.id)).length > 0,

@@ -34,6 +34,7 @@ export class Sandboxes {
   /** Create, stop, start and delete of one sandbox run one after the other. */
   readonly #turns = new Turns();
   readonly #creating = new Map<string, { abort: AbortController; settled: Promise<unknown> }>();
+  readonly #deleting = new Set<string>();
 
   constructor(
     private readonly settings: Settings,
@@ -181,16 +182,22 @@ export class Sandboxes {
     this.log.info("Deleting sandbox container", { sandbox_id: sandboxId, container: shortId(entry) });
     const timeout = this.settings.stopTimeout;
     const path = `/containers/${entry.Id}?force=true&volumes=true&timeout=${timeout}`;
-    const existed = await this.podman.call("DELETE", path, { timeoutMs: timeout * 1000 + CALL_MS }).then(
-      () => true,
-      (error: unknown) => {
-        if (!isGone(error)) throw error;
-        return false;
-      },
-    );
-    await this.#clean(sandboxId);
-    await this.watch.removed(entry.Id, sandboxId);
-    return existed;
+    this.watch.know(entry.Id, sandboxId);
+    this.#deleting.add(sandboxId);
+    try {
+      const existed = await this.podman.call("DELETE", path, { timeoutMs: timeout * 1000 + CALL_MS }).then(
+        () => true,
+        (error: unknown) => {
+          if (!isGone(error)) throw error;
+          return false;
+        },
+      );
+      await this.#clean(sandboxId);
+      await this.watch.removed(entry.Id, sandboxId);
+      return existed;
+    } finally {
+      this.#deleting.delete(sandboxId);
+    }
   }
 
   /** Removes what a sandbox has beside its container. */
@@ -204,8 +211,9 @@ export class Sandboxes {
     await Promise.all([discard(`/volumes/${volumeName(sandboxId)}`), unlessRefused("secrets", secrets)]);
   }
 
-  /** Cleans up after a container that is gone, whoever removed it, unless its sandbox has another one by now. */
+  /** Cleans up after a container that somebody else removed, unless its sandbox has another one by now. */
   async #sweep(sandboxId: string): Promise<void> {
+    if (this.#deleting.has(sandboxId)) return;
     await this.#turns
       .run(sandboxId, async () => {
         if ((await this.podman.list(sandboxId)).length === 0) await this.#clean(sandboxId);

@@ -122,6 +122,7 @@ export class Watch {
 
   /** Reads a container's state and reports it: to all, or for the `first` time to one. */
   async #refresh(containerId: string, who: Identity, first?: Watcher): Promise<void> {
+    if (!first && this.#watchers.size === 0 && this.#known.has(containerId)) return;
     const found = await this.#inspections.run(() =>
       this.podman.inspect(containerId).catch((error: unknown) => error),
     );
@@ -180,15 +181,21 @@ export class Watch {
     this.#fences.delete(sandboxId);
   }
 
+  /** Has the end of a container reported, though no event told that there is one. */
+  know(containerId: string, sandboxId: string): void {
+    this.#known.set(containerId, sandboxId);
+  }
+
   /** Reports that a container was removed, unless that was reported. Resolves when it is sent. */
   removed(containerId: string, sandboxId: string): Promise<void> {
-    this.#known.set(containerId, sandboxId);
     return this.#enqueue(sandboxId, () => this.#gone(containerId, sandboxId));
   }
 
   /** A create that was cancelled before it had a container. */
   cancelled(sandboxId: string): Promise<void> {
-    return this.removed(`cancelled-${sandboxId}`, sandboxId);
+    const none = `cancelled-${sandboxId}`;
+    this.know(none, sandboxId);
+    return this.removed(none, sandboxId);
   }
 
   // Watchers

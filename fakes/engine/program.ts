@@ -18,8 +18,9 @@ trap : HUP INT TERM
 folder=$1 directory=$2; shift 2
 cd "$directory"
 (
-  # $$ is the monitor's, here too.
-  read -r pid _ </proc/self/stat && echo "$pid" >"$folder/pid" && exec "$@"
+  # $$ is the monitor's, here too. Without Linux' /proc a child is asked who its parent is.
+  { read -r pid _ </proc/self/stat || pid=$(exec sh -c 'echo "$PPID"'); } 2>/dev/null
+  echo "$pid" >"$folder/pid" && exec "$@"
 ) >>"$folder/stdout.log" 2>>"$folder/stderr.log" </dev/null
 echo $? >"$folder/exit"`;
 

@@ -64,8 +64,8 @@ check(
       return { mode: (mode & 0o777).toString(8), uid };
     };
     const uid = process.geteuid?.();
-    same("the socket", seen(subject.directSocket), { mode: "600", uid });
-    same("its folder", seen(dirname(subject.directSocket)), { mode: "700", uid });
+    same("the socket", seen(subject.own.socket), { mode: "600", uid });
+    same("its folder", seen(dirname(subject.own.socket)), { mode: "700", uid });
   },
 );
 
@@ -79,10 +79,10 @@ check(
   },
   async (trial) => {
     if (process.geteuid?.() !== 0) trial.skip("only root can start a process of another user");
-    const { directSocket } = trial.subject;
+    const { socket } = trial.subject.own;
     // It stands in the folder already, so that what hides the folder itself proves nothing.
-    const intruder = Bun.spawn([process.execPath, OTHER_USER, basename(directSocket)], {
-      cwd: dirname(directSocket),
+    const intruder = Bun.spawn([process.execPath, OTHER_USER, basename(socket)], {
+      cwd: dirname(socket),
       stdout: "pipe",
       stderr: "pipe",
       timeout: 10_000,
