@@ -411,12 +411,12 @@ describe("a container", () => {
       await start("mounts");
       await settles(() => status("mounts"), "exited");
       expect(readFileSync(join(rootOf(id), "seen"), "utf8")).toBe("from the imageboundworks\n");
-      expect(readFileSync(join(home, "root/volumes/data/_data/runs"), "utf8")).toBe("x\n".repeat(runs));
+      expect(readFileSync(join(home, "root/volumes/data/runs"), "utf8")).toBe("x\n".repeat(runs));
       expect(readFileSync(join(rootOf(id), "tmpruns"), "utf8")).toBe("y\n");
     }
     // Nothing of a mount stays in the container's own layer.
     expect(lstatSync(join(rootOf(id), "data")).isDirectory()).toBe(true);
-    expect(readdirSync(join(rootOf(id), "tmp"))).toEqual([]);
+    expect(existsSync(join(rootOf(id), "tmp"))).toBe(false);
     expect(brief(await call("DELETE", "/volumes/data"))).toBe(
       `409 volume data is being used by the following container(s): ${id}: volume is being used`,
     );

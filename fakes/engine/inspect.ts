@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** Containers as the API shows them: of Podman's fields those that say something about a process. */
-import { join } from "node:path";
 import { unixSeconds } from "./clock.ts";
 import { type Container, healthTest, hostnameOf, isUp, type Mount, rootfs, stopSignal } from "./container.ts";
 
@@ -40,7 +39,6 @@ export function inspect(container: Container): object {
     ImageName: container.imageName,
     Driver: "overlay",
     GraphDriver: { Name: "overlay", Data: { MergedDir: rootfs(container) } },
-    PidFile: join(container.folder, "pid"),
     Mounts: container.mounts.filter(({ type }) => type !== "tmpfs").map(mount),
     NetworkSettings: { Ports: bindings(container), Networks: networks(container) },
     Config: config(container),

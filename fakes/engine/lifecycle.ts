@@ -90,7 +90,9 @@ export class Lifecycle {
   async #finish(container: Container): Promise<void> {
     await endProcesses(container);
     const { code, at } = exitOf(container) ?? { code: 137, at: instant() };
-    unmountAll(container);
+    // With one that is removed all goes that is left of its mounts, too.
+    const isRemoved = this.#removing.has(container.id);
+    if (!isRemoved) unmountAll(container);
     Object.assign(container, {
       status: "exited",
       pid: 0,
@@ -101,7 +103,7 @@ export class Lifecycle {
     this.containers.save(container);
     this.#exits.delete(container.id);
     this.containers.emit(container, "die", { containerExitCode: String(code), exitCode: String(code) });
-    if (!this.#removing.has(container.id)) this.containers.emit(container, "cleanup");
+    if (!isRemoved) this.containers.emit(container, "cleanup");
   }
 
   /**

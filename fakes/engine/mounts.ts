@@ -108,7 +108,6 @@ export function unmountAll(container: Container): void {
     if (link) rmSync(target, { force: true });
     else removeTree(target);
     if (hidden && existsSync(hidden)) renameSync(hidden, target);
-    else if (existsSync(dirname(target))) mkdirSync(target, { recursive: true, mode: 0o755 });
   }
   container.mounted = [];
 }

@@ -20,14 +20,14 @@ cd "$directory"
 (
   # $$ is the monitor's, here too. Without Linux' /proc a child is asked who its parent is.
   { read -r pid _ </proc/self/stat || pid=$(exec sh -c 'echo "$PPID"'); } 2>/dev/null
-  echo "$pid" >"$folder/pid" && exec "$@"
+  echo "$pid" >"$folder/life" && exec "$@"
 ) >>"$folder/stdout.log" 2>>"$folder/stderr.log" </dev/null
-echo $? >"$folder/exit"`;
+echo $? >>"$folder/life"`;
 
 /** Starts the program under a monitor of its own. */
 export function spawnMonitor(container: Container): Bun.Subprocess {
   const { folder, spec, workingDirectory } = container;
-  for (const name of ["pid", "exit"]) rmSync(join(folder, name), { force: true });
+  rmSync(lifeOf(container), { force: true });
   const directory = join(rootfs(container), workingDirectory);
   mkdirSync(directory, { recursive: true, mode: 0o755 });
   const [program = "", ...rest] = [...spec.entrypoint, ...spec.command];
@@ -41,10 +41,18 @@ export function spawnMonitor(container: Container): Bun.Subprocess {
   return monitor;
 }
 
+/** What the monitor notes of its program: a line with its pid, and one with its exit code. */
+const lifeOf = ({ folder }: Container): string => join(folder, "life");
+
+function readLife(container: Container): string[] {
+  const file = lifeOf(container);
+  // Of one that is killed while it writes there is half a line, which does not count.
+  return existsSync(file) ? readFileSync(file, "utf8").split("\n").slice(0, -1) : [];
+}
+
 /** The pid of the program, once its monitor has noted it. */
-export async function pidOf({ folder }: Container, monitor: Bun.Subprocess): Promise<number> {
-  const file = join(folder, "pid");
-  const read = (): number => (existsSync(file) ? Number(readFileSync(file, "utf8")) : 0);
+export async function pidOf(container: Container, monitor: Bun.Subprocess): Promise<number> {
+  const read = (): number => Number(readLife(container)[0] ?? 0);
   const deadline = Date.now() + START_MS;
   for (let pid = 0; ; pid = read()) {
     // A monitor that has ended had a program.
@@ -57,12 +65,10 @@ export async function pidOf({ folder }: Container, monitor: Bun.Subprocess): Pro
 }
 
 /** The exit code that the monitor noted, and when, in nanoseconds; null if the monitor was killed. */
-export function exitOf({ folder }: Container): { code: number; at: bigint } | null {
-  const file = join(folder, "exit");
-  const code = existsSync(file) ? readFileSync(file, "utf8") : "";
-  // One that is killed while it writes leaves an empty file.
-  if (!code) return null;
-  return { code: Number(code), at: BigInt(Math.round(statSync(file).mtimeMs * 1e6)) };
+export function exitOf(container: Container): { code: number; at: bigint } | null {
+  const [, code] = readLife(container);
+  if (code === undefined) return null;
+  return { code: Number(code), at: BigInt(Math.round(statSync(lifeOf(container)).mtimeMs * 1e6)) };
 }
 
 /** The program's file on the host, found as the container's kernel and PATH would. */

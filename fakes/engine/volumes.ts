@@ -44,8 +44,8 @@ export class Volumes {
       fail(500, "volume already exists", `volume with name ${name} already exists`);
     }
     checkName(name, "running volume create option");
-    const data = this.state.path("volumes", name, "_data");
-    mkdirSync(data, { recursive: true });
+    const data = this.state.path("volumes", name);
+    mkdirSync(data);
     chmodSync(data, 0o755);
     const volume: Volume = {
       Name: name,
