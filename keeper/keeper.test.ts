@@ -88,7 +88,9 @@ function findKeeper(): number | undefined {
 }
 
 const findEngines = () =>
-  processTable().filter(({ command }) => command.includes("fakes/engine.ts") && command.includes(runs));
+  processTable().filter(
+    ({ command }) => /\/engine-[0-9a-f]+ --root /.test(command) && command.includes(runs),
+  );
 
 setDefaultTimeout(60_000);
 

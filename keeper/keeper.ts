@@ -96,9 +96,9 @@ export class Keeper {
     const { parts, commands, settings } = this.setup;
     const compileGateway = async () => (commands.gateway = (await compiledFake("gateway")).command);
     const compileDriver = async () => {
-      const { command, path } = await compiledFake("driver");
+      const { command, busy } = await compiledFake("driver");
       commands.driver = command;
-      commands.checkedDriver = [path];
+      commands.checkedDriver = busy;
     };
     await Promise.all([
       parts.gateway.real ? undefined : compileGateway(),
@@ -110,22 +110,23 @@ export class Keeper {
 
   async #openEngine(): Promise<void> {
     const { run, settings, parts } = this.setup;
-    let socket = settings.podmanSocket;
-    if (parts.engine.real && socket) {
-      run.engine = { socket, command: [] };
-    } else {
-      socket = join(run.folder, "engine.sock");
-      const command = enginePrograms(run, parts);
-      run.engine = { socket, command };
-      await this.#startEngine(socket, command);
-    }
+    const isOurs = !parts.engine.real || !settings.podmanSocket;
+    const socket = isOurs ? join(run.folder, "engine.sock") : settings.podmanSocket;
+    // A sweep starts it from its source: what was compiled is not kept for ever.
+    run.engine = { socket, command: isOurs ? [...parts.engine.command, ...engineArguments(run, parts)] : [] };
+    const [fakeImages] = await Promise.all([
+      parts.engine.real ? undefined : makeFakeImages(run),
+      isOurs ? this.#startEngine(socket) : undefined,
+    ]);
     const engine = (this.setup.engine = new Engine(socket));
     if (parts.engine.real) await this.#checkEngine(engine);
-    await this.#provideImages(engine);
+    await (fakeImages ? importAll(engine, fakeImages) : this.#provideImages(engine));
   }
 
-  async #startEngine(socket: string, command: string[]): Promise<void> {
+  async #startEngine(socket: string): Promise<void> {
     const { run, parts } = this.setup;
+    const program = parts.engine.real ? parts.engine.command : (await compiledFake("engine")).busy;
+    const command = [...program, ...engineArguments(run, parts)];
     const environment = parts.engine.real
       ? { ...(process.env as Record<string, string>), [RUN_MARK]: run.id }
       : cleanEnvironment(run, join(run.folder, "engine-home"));
@@ -154,23 +155,10 @@ export class Keeper {
     }
   }
 
-  /** The sandbox image, pulled if it must be, and the fake supervisor's image, made on the spot. */
+  /** On a real engine: the sandbox image, pulled if it must be, and the supervisor's, or the fake supervisor's. */
   async #provideImages(engine: Engine): Promise<void> {
     const { setup } = this;
     const { parts } = setup;
-    if (!parts.engine.real) {
-      const image = join(setup.run.folder, "images");
-      const { command } = await compiledFake("supervisor");
-      const launcher = `#!/bin/sh\nexec ${command.map((word) => `'${word}'`).join(" ")} "$@"\n`;
-      mkdirSync(join(image, "sandbox"), { recursive: true });
-      mkdirSync(join(image, "supervisor"));
-      writeFileSync(join(image, "supervisor", "openshell-sandbox"), launcher, { mode: 0o755 });
-      await Promise.all([
-        engine.importImage(FAKE_SANDBOX_IMAGE, await tarOf(join(image, "sandbox"))),
-        engine.importImage(FAKE_SUPERVISOR_IMAGE, await tarOf(join(image, "supervisor"))),
-      ]);
-      return;
-    }
     const wanted = parts.supervisor.real ? [setup.sandboxImage, setup.supervisorImage] : [setup.sandboxImage];
     for (const image of wanted) {
       await engine.needImage(image).catch((error: Error) => {
@@ -280,11 +268,11 @@ export class Keeper {
     const { run } = this.setup;
     if (!this.#engineProcess || !run.engine)
       throw new HarnessError("The engine is somebody else's service, which is not ours to restart");
-    const { socket, command } = run.engine;
+    const { socket } = run.engine;
     this.#engineProcess.kill("SIGKILL");
     await this.#engineProcess.exited;
     rmSync(socket, { force: true });
-    await this.#startEngine(socket, command);
+    await this.#startEngine(socket);
   }
 
   /** Starts one more driver process of a stack. Resolves with its number, at once. */
@@ -466,11 +454,30 @@ export class Keeper {
 
 const ruleMark = ({ method, ...rule }: Rule): string => `fault ${method}: ${JSON.stringify(rule)}`;
 
-/** How the engine is started, less the socket: Podman's own command line, which the fake takes too. */
-function enginePrograms(run: Run, parts: Parts): string[] {
-  const [program = "", ...rest] = parts.engine.command;
+/** What an engine that is ours is told, less the socket: Podman's own command line, which the fake takes too. */
+function engineArguments(run: Run, parts: Parts): string[] {
   const root = parts.engine.real ? [] : ["--root", join(run.folder, "engine")];
-  return [program, ...rest, ...root, "system", "service", "--time=0"];
+  return [...root, "system", "service", "--time=0"];
+}
+
+/** The images of a fake engine, by reference: an empty one for sandboxes, and one that launches the compiled supervisor. */
+async function makeFakeImages(run: Run): Promise<Map<string, Blob>> {
+  const { command } = await compiledFake("supervisor");
+  const launcher = `#!/bin/sh\nexec ${command.map((word) => `'${word}'`).join(" ")} "$@"\n`;
+  const folder = join(run.folder, "images");
+  const [sandbox, supervisor] = [join(folder, "sandbox"), join(folder, "supervisor")];
+  mkdirSync(sandbox, { recursive: true });
+  mkdirSync(supervisor);
+  writeFileSync(join(supervisor, "openshell-sandbox"), launcher, { mode: 0o755 });
+  const [empty, launching] = await Promise.all([tarOf(sandbox), tarOf(supervisor)]);
+  return new Map([
+    [FAKE_SANDBOX_IMAGE, empty],
+    [FAKE_SUPERVISOR_IMAGE, launching],
+  ]);
+}
+
+async function importAll(engine: Engine, images: Map<string, Blob>): Promise<void> {
+  await Promise.all([...images].map(([reference, tar]) => engine.importImage(reference, tar)));
 }
 
 async function tarOf(folder: string): Promise<Blob> {

@@ -7,13 +7,15 @@
  */
 import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, utimesSync } from "node:fs";
 import { join } from "node:path";
-import { HarnessError } from "../harness.ts";
+import { HarnessError, type Place } from "../harness.ts";
 
 const ROOT = join(import.meta.dir, "..");
 const CACHE = join(ROOT, "node_modules", ".cache", "openshell-e2e");
 const KEPT = 3;
-/** A fake is over before a compiler of hot code pays, or a collector that works ahead: without them, a life is cheap. */
+/** Most fakes are over before a compiler of hot code pays, or a collector that works ahead: without them, a life is cheap. */
 const BRIEF = ["BUN_JSC_useJIT=0", "BUN_GC_TIMER_DISABLE=1"];
+/** One that is asked thousands of things in seconds gains by a first compiler, and not yet by the next. */
+const BUSY = ["BUN_JSC_useDFGJIT=0"];
 
 /** A digest of all that a fake is made of: the sources, the contract's codecs, the locked packages, and Bun itself. */
 function digestOfFakes(): string {
@@ -28,14 +30,15 @@ function digestOfFakes(): string {
 
 /**
  * The compiled program of a fake, made now if there is none of its present sources.
- * @returns its path, the command line that starts it, and the digest that it was made from.
+ * @returns its path, the command line that starts it, or starts it for much work, and the digest that it was made from.
  */
 export async function compiledFake(
-  name: "gateway" | "driver" | "supervisor",
-): Promise<{ path: string; command: string[]; digest: string }> {
+  name: Place,
+): Promise<{ path: string; command: string[]; busy: string[]; digest: string }> {
   const digest = digestOfFakes();
   const path = join(CACHE, `${name}-${digest}`);
-  const compiled = { path, command: ["/usr/bin/env", ...BRIEF, path], digest };
+  const [command, busy] = [BRIEF, BUSY].map((settings) => ["/usr/bin/env", ...settings, path]);
+  const compiled = { path, command: command!, busy: busy!, digest };
   if (isFile(path)) {
     // What is in use is none of the old ones that `prune` removes.
     utimesSync(path, new Date(), new Date());

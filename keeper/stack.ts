@@ -253,10 +253,11 @@ export class Stack {
 
   /** The network is ours before the driver asks for it, so that it carries the run's label and is removed with it. */
   async #startDriverOnNetwork(): Promise<void> {
-    const { engine, parts, sandboxImage, run, rootless } = this.setup;
+    const { engine, parts, sandboxImage, run, rootless, probeImage } = this.setup;
     await Promise.all([
       engine?.createNetwork(this.network, run),
       this.spec.engineProxy ? this.#openEngineProxy() : undefined,
+      this.spec.probe && engine ? probeImage() : undefined,
     ]);
     const holdsBridge = parts.engine.real && !rootless && this.spec.holdBridge !== false;
     await Promise.all([
