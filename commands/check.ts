@@ -30,6 +30,7 @@ import { notRun, run } from "../contract/runner.ts";
 import { type BackendChoice, NotReady, runningSubject, startSubject } from "../contract/subject.ts";
 import type { Subject } from "../contract/trial.ts";
 import { identify } from "../contract/versions.ts";
+import { loadGrpc } from "../proto/contract.ts";
 import type { Standing } from "../report/model.ts";
 import { liveProgress } from "../report/progress.ts";
 import { now, record, recordTo, waitingEntries, writeResults } from "../report/record.ts";
@@ -87,7 +88,7 @@ async function check(settings: Settings, own: Record<string, string>, stop: Abor
   }
 
   const started = driver ? { ...settings, driverCmd: fromHere(driver) } : settings;
-  const { result, left } = await withKeeper(started, async (keeper, { id, folder }) => {
+  const checking = withKeeper(started, async (keeper, { id, folder }) => {
     const { parts } = await keeper.call("hello");
     recordTo(folder, "check");
     const label = bringsEngine(started) ? "the driver's own" : "probe";
@@ -106,6 +107,9 @@ async function check(settings: Settings, own: Record<string, string>, stop: Abor
     const parallel = Number(started.parallel) || (isAtHome ? AT_A_TIME.atHome : AT_A_TIME.elsewhere);
     return checkAll(checks, subject, known, started, { parallel, flags, all: all.length, stop });
   });
+  // While its programs start.
+  loadGrpc();
+  const { result, left } = await checking;
   for (const line of left) console.log(`left behind, removed: ${line}`);
   return result === EXIT.ok && left.length > 0 ? EXIT.leftovers : result;
 }

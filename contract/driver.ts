@@ -4,8 +4,9 @@
  * A client of a driver that asks as a gateway asks: over HTTP/2 cleartext on a Unix socket, with `traceparent` in the
  * metadata, an `:authority` that says nothing, and id and name both set. It keeps what it called, as evidence.
  */
-import * as grpc from "@grpc/grpc-js";
+import type * as grpcJs from "@grpc/grpc-js";
 import { type CallError, codeName, computeDriver, unary } from "../proto/contract.ts";
+import { grpc, status } from "../proto/grpc.ts";
 import type { ComputeDriverClient } from "../proto/v0.0/types/openshell/compute/v1/ComputeDriver.ts";
 import type { DriverSandbox } from "../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
 import type { DriverSandbox__Output as Snapshot } from "../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
@@ -47,7 +48,7 @@ export class Driver {
     readonly socket: string,
     authority = "[::]:50051",
   ) {
-    this.client = new (computeDriver().ComputeDriver)(`unix:${socket}`, grpc.credentials.createInsecure(), {
+    this.client = new (computeDriver().ComputeDriver)(`unix:${socket}`, grpc().credentials.createInsecure(), {
       "grpc.default_authority": authority,
       "grpc.initial_reconnect_backoff_ms": 20,
       "grpc.max_reconnect_backoff_ms": 100,
@@ -109,7 +110,7 @@ export class Driver {
     const { path, responseDeserialize } = computeDriver().ComputeDriver.service[name];
     const asIs = (bytes: Buffer) => bytes;
     const method = (
-      ...[message, metadata, options, done]: [Buffer, grpc.Metadata, grpc.CallOptions, Done]
+      ...[message, metadata, options, done]: [Buffer, grpcJs.Metadata, grpcJs.CallOptions, Done]
     ) => {
       for (const [key, value] of Object.entries(more)) metadata.set(key, value);
       return this.client.makeUnaryRequest(path, asIs, responseDeserialize, message, metadata, options, done);
@@ -126,20 +127,20 @@ export class Driver {
 
   async #ask<Request, Response>(
     name: string,
-    method: (request: Request, callback: grpc.requestCallback<Response>) => grpc.ClientUnaryCall,
+    method: (request: Request, callback: grpcJs.requestCallback<Response>) => grpcJs.ClientUnaryCall,
     message: Request,
     longestMs = ANSWER_MS,
   ): Promise<Response> {
     const deadlineMs = patient(longestMs);
     const { signal } = this.#underWay;
     const began = performance.now();
-    const note = (status: string, details: string, responses: unknown[]) => {
+    const note = (code: string, details: string, responses: unknown[]) => {
       const [request, ms] = [redact(message), performance.now() - began];
       this.#note(() => {
         const outcome = responses.length > 0 ? responses.map(show).join(" ") : details;
-        return `${name} ${show(request)} → ${status} ${outcome} (${Math.round(ms)} ms)`;
+        return `${name} ${show(request)} → ${code} ${outcome} (${Math.round(ms)} ms)`;
       });
-      recordCall({ method: name, status, details, request, responses, ms });
+      recordCall({ method: name, status: code, details, request, responses, ms });
     };
     try {
       const response = await unary(this.client, method, message, {
@@ -153,7 +154,7 @@ export class Driver {
       const { code, details } = error as CallError;
       if (typeof code !== "number") throw error;
       note(codeName(code), details, []);
-      const said = code === grpc.status.DEADLINE_EXCEEDED ? `no answer within ${deadlineMs} ms` : details;
+      const said = code === status.DEADLINE_EXCEEDED ? `no answer within ${deadlineMs} ms` : details;
       throw new Refused(name, codeName(code), said);
     }
   }
@@ -164,8 +165,8 @@ export class Driver {
   }
 }
 
-type Done = grpc.requestCallback<object>;
-type UnaryMethod = (request: Buffer, callback: Done) => grpc.ClientUnaryCall;
+type Done = grpcJs.requestCallback<object>;
+type UnaryMethod = (request: Buffer, callback: Done) => grpcJs.ClientUnaryCall;
 
 let calls = 0;
 
@@ -180,9 +181,9 @@ function recordCall(
 
 const request = ({ id, name }: Ref) => ({ sandbox_id: id, sandbox_name: name });
 
-function metadata(): grpc.Metadata {
+function metadata(): grpcJs.Metadata {
   const trace = crypto.randomUUID().replaceAll("-", "");
-  const metadata = new grpc.Metadata();
+  const metadata = new (grpc().Metadata)();
   metadata.set("traceparent", `00-${trace}-${trace.slice(0, 16)}-01`);
   return metadata;
 }
@@ -196,10 +197,10 @@ export class Watch {
   ended: string | undefined;
   /** Resolves when the driver has begun to answer. */
   readonly began: Promise<void>;
-  readonly #call: grpc.ClientReadableStream<Event>;
+  readonly #call: grpcJs.ClientReadableStream<Event>;
   #changed = Promise.withResolvers<void>();
 
-  constructor(call: grpc.ClientReadableStream<Event>, note: (text: () => string) => void) {
+  constructor(call: grpcJs.ClientReadableStream<Event>, note: (text: () => string) => void) {
     this.#call = call;
     this.began = new Promise((resolve) => call.once("metadata", () => resolve()));
     call.on("data", (event: Event) => {
@@ -208,8 +209,8 @@ export class Watch {
       this.#change();
     });
     call.on("error", () => {});
-    call.on("status", ({ code, details }: grpc.StatusObject) => {
-      this.ended = code === grpc.status.OK ? "OK" : `${codeName(code)}: ${details}`;
+    call.on("status", ({ code, details }: grpcJs.StatusObject) => {
+      this.ended = code === status.OK ? "OK" : `${codeName(code)}: ${details}`;
       note(() => `WatchSandboxes ended: ${this.ended}`);
       this.#change();
     });

@@ -4,9 +4,10 @@
  * Mutants: drivers broken on purpose, each in one way, by a few lines on the tap between a check and the driver. They
  * prove that the checks bite: every mutant must be found by exactly the checks that it names.
  */
-import { type MethodDefinition, status } from "@grpc/grpc-js";
+import type { MethodDefinition } from "@grpc/grpc-js";
 import type { Interceptors, UnaryInterceptor } from "../keeper/tap.ts";
 import { computeDriver } from "../proto/contract.ts";
+import { status } from "../proto/grpc.ts";
 
 /** A broken driver. */
 export interface Mutant {

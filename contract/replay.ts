@@ -5,7 +5,7 @@
  * driver as it is. A check in which it changes nothing cannot find it; and mutants that change different things can be
  * looked for together, since none of them hides another.
  */
-import { status } from "@grpc/grpc-js";
+import { status } from "../proto/grpc.ts";
 import type { Mutant } from "./mutant.ts";
 import type { Crossed, Interceptors, RawCall, TappedWatch, UnaryInterceptor } from "../keeper/tap.ts";
 

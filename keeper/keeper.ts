@@ -81,6 +81,8 @@ export class Keeper {
         needsEngine ? keeper.#openEngine() : undefined,
         keeper.#compileFakes(),
       ]);
+      // Once they have been started, and while they come up.
+      await new Promise(setImmediate);
       loadGrpc();
       const [checked] = await ready;
       setup.parts = { ...setup.parts, gateway: checked.gateway, driver: checked.driver };

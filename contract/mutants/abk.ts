@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** Drivers that break what they say of themselves, their transport, or their recovery. */
-import { status } from "@grpc/grpc-js";
+import { status } from "../../proto/grpc.ts";
 import type { Interceptors } from "../../keeper/tap.ts";
 import { patient } from "../check.ts";
 import { mutant, refusal } from "../mutant.ts";

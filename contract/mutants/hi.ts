@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** Drivers that tell watchers too little, too much or the wrong thing, and snapshots that mislead a gateway. */
-import { status } from "@grpc/grpc-js";
+import { status } from "../../proto/grpc.ts";
 import type { Interceptors, TappedWatch } from "../../keeper/tap.ts";
 import { type Event, isStopped, isUp, type Snapshot } from "../driver.ts";
 import { mutant } from "../mutant.ts";
