@@ -101,7 +101,7 @@ export const SETTINGS = [
   ["stop-timeout",    "OPENSHELL_E2E_STOP_TIMEOUT",   "seconds", "1",     "how long the driver lets a sandbox stop by itself, in seconds"],
   ["run-dir",         "OPENSHELL_E2E_RUN_DIR",        "folder",  "",      "where runs keep sockets and state; short, private, default in the temporary folder"],
   ["reports",         "OPENSHELL_E2E_REPORTS",        "path",    "reports", "where a run leaves its results and its logs"],
-  ["parallel",        "OPENSHELL_E2E_PARALLEL",       "count",   "",      "scenarios at a time; default 6, or 1 with a real gateway or engine (checks: 4, or 1)"],
+  ["parallel",        "OPENSHELL_E2E_PARALLEL",       "count",   "",      "scenarios at a time; default 6, or 1 with a real gateway or engine (checks: 5, or 1)"],
   ["verbose",         "OPENSHELL_E2E_VERBOSE",        "flag",    "",      "1 shows what the programs of a test run write, as they write it"],
   ["trace",           "OPENSHELL_E2E_TRACE",          "flag",    "",      "1 shows the calls between gateway and driver, as they end"],
   ["attach",          "OPENSHELL_E2E_ATTACH",         "flag",    "1",     "`bun test` and `with` use a stack that `bun harness.ts up` keeps; 0 never does"],
@@ -308,7 +308,7 @@ export async function eventually<T>(attempt: () => T | Promise<T>, waiting: Wait
     const late = left() <= 0 && `not within ${Math.round(deadlineMs)} ms${overload()}`;
     if (verdict || late) throw new HarnessError(`${what}: ${verdict || late}\n  last seen: ${seen}`);
   };
-  for (let pause = 2; ; pause = Math.min(pause * 1.5, LOOK_MS)) {
+  for (let pause = 2; ; pause = Math.min(pause * 1.2, LOOK_MS)) {
     const attempted = Promise.try(attempt).then(
       (result) => ({ result }),
       (error: unknown) => void (seen = error instanceof Error ? error.message : String(error)),
