@@ -35,12 +35,15 @@ export interface Ref {
 }
 
 const KEPT_CALLS = 40;
+/** How long a create may go on when its check has ended, in milliseconds. */
+const CREATE_MS = 1_000;
 
 /** One connection to a driver. */
 export class Driver {
   readonly client: ComputeDriverClient;
   readonly asked: Asked[] = [];
   readonly #watches = new Set<Watch>();
+  readonly #creating = new Set<Promise<unknown>>();
   #underWay = new AbortController();
 
   /** @param authority what it names as `:authority`; by default what tonic does, the library that a gateway dials with */
@@ -62,8 +65,13 @@ export class Driver {
     this.client.close();
   }
 
-  /** Ends the calls that are under way, and leaves the watches: a check that failed half-way is no longer waiting. */
-  cancel(): void {
+  /**
+   * Ends the calls that are under way, and leaves the watches: a check that failed half-way is no longer waiting. A create
+   * is waited for a moment, since a driver may carry out one that was cancelled, after all has been deleted.
+   */
+  async cancel(): Promise<void> {
+    if (this.#creating.size > 0)
+      await Promise.race([Promise.allSettled(this.#creating), Bun.sleep(CREATE_MS)]);
     this.#underWay.abort();
     this.#underWay = new AbortController();
   }
@@ -74,8 +82,13 @@ export class Driver {
     this.#ask("GetGatewayListenerRequirements", this.client.GetGatewayListenerRequirements, {});
   validate = (sandbox: DriverSandbox | null, deadlineMs?: number) =>
     this.#ask("ValidateSandboxCreate", this.client.ValidateSandboxCreate, { sandbox }, deadlineMs);
-  create = (sandbox: DriverSandbox | null, deadlineMs?: number) =>
-    this.#ask("CreateSandbox", this.client.CreateSandbox, { sandbox }, deadlineMs);
+  create(sandbox: DriverSandbox | null, deadlineMs?: number) {
+    const call = this.#ask("CreateSandbox", this.client.CreateSandbox, { sandbox }, deadlineMs);
+    this.#creating.add(call);
+    const ended = () => void this.#creating.delete(call);
+    call.then(ended, ended);
+    return call;
+  }
   stop = (who: Ref, deadlineMs?: number) =>
     this.#ask("StopSandbox", this.client.StopSandbox, request(who), deadlineMs);
   start = (who: Ref, deadlineMs?: number) =>

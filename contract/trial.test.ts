@@ -27,16 +27,22 @@ const subject: Subject = {
   stopMs: 5_000,
 };
 
+const there = new Map<string, DriverSandbox>();
+const madeSlowly = Promise.withResolvers<void>();
+
 beforeAll(async () => {
-  const there = new Map<string, DriverSandbox>();
   const deletes: grpc.handleUnaryCall<{ sandbox_id: string }, object> = ({ request }, reply) =>
     reply(null, { deleted: there.delete(request.sandbox_id) });
   server.addService(computeDriver().ComputeDriver.service, {
-    CreateSandbox: (
+    // Takes its time for one that is slow, and makes it although the call was cancelled meanwhile.
+    CreateSandbox: async (
       { request }: { request: { sandbox: DriverSandbox } },
       reply: grpc.sendUnaryData<object>,
     ) => {
+      const isSlow = request.sandbox.workspace === "slow";
+      if (isSlow) await Bun.sleep(100);
       there.set(request.sandbox.id!, request.sandbox);
+      if (isSlow) madeSlowly.resolve();
       reply(null, {});
     },
     GetSandbox: ({ request }: { request: { sandbox_id: string } }, reply: grpc.sendUnaryData<object>) => {
@@ -80,6 +86,15 @@ test("a call that nobody waits for any more is over with its check", async () =>
   expect(await trial.end()).toEqual([]);
   expect(await call).toContain("CANCELLED");
   await cancelled.promise;
+}, 5_000);
+
+test("what is being created when its check ends is deleted, too", async () => {
+  const trial = new Trial(subject);
+  void trial.create(trial.sandbox({}, { workspace: "slow" })).catch(() => {});
+  await trial.driver.get({ id: "nobody", name: "" }).catch(() => {});
+  expect(await trial.end()).toEqual([]);
+  await madeSlowly.promise;
+  expect(there.size).toBe(0);
 }, 5_000);
 
 test("what a sandbox leaves is removed by command, also of a driver that the harness started", async () => {

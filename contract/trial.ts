@@ -85,7 +85,7 @@ export class Trial {
   /** Undoes everything. Resolves with what went wrong with that, a line each; the rest is undone all the same. */
   async end(): Promise<string[]> {
     this.#ended = true;
-    for (const driver of this.#drivers) driver.cancel();
+    await Promise.all(this.#drivers.map((driver) => driver.cancel()));
     const problems: string[] = [];
     for (const undo of this.#undo.toReversed()) {
       try {
