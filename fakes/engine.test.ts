@@ -550,13 +550,16 @@ describe("a container's life", () => {
     await remove("deaf");
   });
 
-  test("its end is everybody's end, wherever they went", async () => {
+  test.each([
+    ["at once", ""],
+    ["and after hundreds of processes", "i=0; while [ $i -lt 400 ]; do (:); i=$((i + 1)); done;"],
+  ])("its end is everybody's end, wherever they went: %s", async (_, before) => {
     // A number that no other process has as its argument.
     const sleep = `sleep ${100_000_000 + process.pid}`;
     const sleepers = (): number =>
       processes().filter((line) => line.trim().split(/\s+/).slice(2).join(" ").startsWith(sleep)).length;
     const away = Bun.which("setsid") ? `setsid ${sleep} &` : `${sleep} &`;
-    const id = await run("crowd", `${away} (${sleep} &) ; env -i ${sleep} & ${GRACEFUL}`);
+    const id = await run("crowd", `${away} (${sleep} &) ; env -i ${sleep} & ${before} ${GRACEFUL}`);
     await settles(sleepers, 3);
     await isReady(id);
     expect((await call("POST", "/containers/crowd/kill?signal=SIGKILL")).status).toBe(204);
