@@ -308,7 +308,7 @@ export async function eventually<T>(attempt: () => T | Promise<T>, waiting: Wait
     const late = left() <= 0 && `not within ${Math.round(deadlineMs)} ms${overload()}`;
     if (verdict || late) throw new HarnessError(`${what}: ${verdict || late}\n  last seen: ${seen}`);
   };
-  for (let pause = 2; ; pause = Math.min(pause * 1.2, LOOK_MS)) {
+  for (let pause = 2; ; pause = Math.min(pause * 1.5, LOOK_MS)) {
     const attempted = Promise.try(attempt).then(
       (result) => ({ result }),
       (error: unknown) => void (seen = error instanceof Error ? error.message : String(error)),
@@ -406,7 +406,8 @@ export function connectable(path: string): Promise<boolean> {
       socket.destroy();
       done(listens);
     };
-    socket.once("error", () => end(false)).once("connect", () => end(true));
+    // A reset may be told twice.
+    socket.on("error", () => end(false)).once("connect", () => end(true));
   });
 }
 

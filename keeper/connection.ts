@@ -39,7 +39,10 @@ export class Connection {
   #id = 0;
 
   private constructor(readonly socket: Socket) {
-    createInterface({ input: socket }).on("line", (line) => {
+    const lines = createInterface({ input: socket });
+    // It tells of the socket's, whose end is what counts.
+    lines.on("error", () => {});
+    lines.on("line", (line) => {
       const { id = 0, result, error } = parseLine<{ id: number; result?: unknown; error?: string }>(line);
       const waiting = this.#waiting.get(id);
       this.#waiting.delete(id);
@@ -56,9 +59,9 @@ export class Connection {
   static open(run: Run): Promise<Connection> {
     return new Promise((done, reject) => {
       const socket = connectSocket(run.controlSocket);
-      socket.once("error", reject);
+      // It stays: a reset may be told twice, and later ones are the business of "close".
+      socket.on("error", reject);
       socket.once("connect", () => {
-        socket.off("error", reject).on("error", () => {});
         // A test process must be able to end while it is connected.
         socket.unref();
         done(new Connection(socket));

@@ -76,15 +76,13 @@ export class Keeper {
     const keeper = new Keeper(setup);
     recordTo(run.folder, "keeper");
     try {
-      const ready = Promise.all([
+      const [checked] = await Promise.all([
         checkParts(parts, settings),
         needsEngine ? keeper.#openEngine() : undefined,
         keeper.#compileFakes(),
+        // Once all that has begun.
+        new Promise(setImmediate).then(loadGrpc),
       ]);
-      // Once they have been started, and while they come up.
-      await new Promise(setImmediate);
-      loadGrpc();
-      const [checked] = await ready;
       setup.parts = { ...setup.parts, gateway: checked.gateway, driver: checked.driver };
       return keeper;
     } catch (error) {
@@ -580,7 +578,9 @@ export async function serveControl(
         reply({ error: (error as Error).message });
       }
     };
-    createInterface({ input: socket }).on("line", (line) => void answer(line));
+    createInterface({ input: socket })
+      .on("line", (line) => void answer(line))
+      .on("error", () => {});
     socket.on("error", () => {});
     socket.on("close", async () => {
       const keeper = await opening.catch(() => undefined);

@@ -104,10 +104,14 @@ export class Child {
 /** A log lies in the folder of its stack, which is a number; of a program that all stacks share, in the run's. */
 const stackOf = (log: string): number => Number(/^\d{1,3}$/.exec(basename(dirname(log)))?.[0] ?? 0);
 
-/** Whether a user's file in that folder could not grow. */
+/** What a disk has left that is full for all that is larger than a line, in bytes. */
+const REST = 65_536;
+
+/** Whether a user's file in that folder could hardly grow. */
 function isFull(folder: string): boolean {
   try {
-    return statfsSync(folder).bavail === 0;
+    const { bavail, bsize } = statfsSync(folder);
+    return bavail * bsize < REST;
   } catch {
     return false;
   }

@@ -536,7 +536,7 @@ export async function freePort(): Promise<number> {
 function dial(port: number): Promise<void> {
   return new Promise((done, reject) => {
     const socket = connectSocket(port, "127.0.0.1");
-    socket.once("error", reject);
+    socket.on("error", reject);
     socket.once("connect", () => {
       socket.destroy();
       done();

@@ -195,6 +195,11 @@ export class Sandboxes {
       await this.#clean(sandboxId);
       await this.watch.removed(entry.Id, sandboxId);
       return existed;
+    } catch (error) {
+      // The engine may have removed it all the same.
+      this.#deleting.delete(sandboxId);
+      void this.#sweep(sandboxId);
+      throw error;
     } finally {
       this.#deleting.delete(sandboxId);
     }
