@@ -20,9 +20,9 @@ cd "$directory"
 (
   # $$ is the monitor's, here too. Without Linux' /proc a child is asked who its parent is.
   { read -r pid _ </proc/self/stat || pid=$(exec sh -c 'echo "$PPID"'); } 2>/dev/null
-  echo "$pid" >"$folder/life" && exec "$@"
+  echo "pid $pid" >"$folder/life" && exec "$@"
 ) >>"$folder/stdout.log" 2>>"$folder/stderr.log" </dev/null
-echo $? >>"$folder/life"`;
+echo "exit $?" >>"$folder/life"`;
 
 /** Starts the program under a monitor of its own. */
 export function spawnMonitor(container: Container): Bun.Subprocess {
@@ -41,18 +41,20 @@ export function spawnMonitor(container: Container): Bun.Subprocess {
   return monitor;
 }
 
-/** What the monitor notes of its program: a line with its pid, and one with its exit code. */
+/** What the monitor notes of its program, a line each: its pid, and its exit code. */
 const lifeOf = ({ folder }: Container): string => join(folder, "life");
 
-function readLife(container: Container): string[] {
+/** A number that the monitor has noted. Of one that is killed while it writes there is half a line, which does not count. */
+function noted(container: Container, what: "pid" | "exit"): number | undefined {
   const file = lifeOf(container);
-  // Of one that is killed while it writes there is half a line, which does not count.
-  return existsSync(file) ? readFileSync(file, "utf8").split("\n").slice(0, -1) : [];
+  const life = existsSync(file) ? readFileSync(file, "utf8") : "";
+  const [, number] = new RegExp(`^${what} (\\d+)\n`, "m").exec(life) ?? [];
+  return number === undefined ? undefined : Number(number);
 }
 
 /** The pid of the program, once its monitor has noted it. */
 export async function pidOf(container: Container, monitor: Bun.Subprocess): Promise<number> {
-  const read = (): number => Number(readLife(container)[0] ?? 0);
+  const read = (): number => noted(container, "pid") ?? 0;
   const deadline = Date.now() + START_MS;
   for (let pid = 0; ; pid = read()) {
     // A monitor that has ended had a program.
@@ -66,9 +68,9 @@ export async function pidOf(container: Container, monitor: Bun.Subprocess): Prom
 
 /** The exit code that the monitor noted, and when, in nanoseconds; null if the monitor was killed. */
 export function exitOf(container: Container): { code: number; at: bigint } | null {
-  const [, code] = readLife(container);
+  const code = noted(container, "exit");
   if (code === undefined) return null;
-  return { code: Number(code), at: BigInt(Math.round(statSync(lifeOf(container)).mtimeMs * 1e6)) };
+  return { code, at: BigInt(Math.round(statSync(lifeOf(container)).mtimeMs * 1e6)) };
 }
 
 /** The program's file on the host, found as the container's kernel and PATH would. */
