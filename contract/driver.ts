@@ -55,8 +55,11 @@ export class Driver {
       "grpc.default_authority": authority,
       "grpc.initial_reconnect_backoff_ms": 20,
       "grpc.max_reconnect_backoff_ms": 100,
-      // A connection of its own, as every gateway has.
+      // A connection of its own, as every gateway has, and no second try, which no gateway has.
       "grpc.use_local_subchannel_pool": 1,
+      "grpc.enable_retries": 0,
+      // Statistics that nobody reads are a tenth of what a call costs.
+      "grpc.enable_channelz": 0,
     });
   }
 

@@ -841,12 +841,8 @@ describe(`${SUBJECT}: watch`, () => {
 
 describe(`${SUBJECT}: end`, () => {
   test("SIGTERM ends it although a gateway watches and does not hang up, and its socket is gone", async () => {
-    using tap = new Tap();
-    await using own = await startDriver({ "podman-socket": tap.socket });
-    const listed = (): number => tap.calls.filter(({ path }) => path.endsWith("/containers/json")).length;
-    const before = listed();
+    await using own = await startDriver();
     using watch = await FrameCall.watch(own.socket);
-    await eventually("the watch's list", () => listed() > before);
     own.process.kill("SIGTERM");
     const code = await Promise.race([
       own.process.exited,

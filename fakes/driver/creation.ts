@@ -15,7 +15,16 @@ import type { Settings } from "./settings.ts";
 /** Steps that take back what was made so far. */
 type Undo = (() => Promise<unknown>)[];
 
+interface Image {
+  Id?: string;
+  Config?: { User?: string } | null;
+}
+
 export class Creation {
+  /** By id, which is a digest of all that an image is. */
+  readonly #images = new Map<string, Image>();
+  #hasSupervisor = false;
+
   constructor(
     private readonly settings: Settings,
     private readonly podman: Podman,
@@ -54,18 +63,31 @@ export class Creation {
     }
   }
 
-  /** Makes everything of a sandbox and starts it, or leaves nothing. `signal` ends it at any point. */
-  async make(sandbox: Sandbox, config: DriverConfig, signal: AbortSignal): Promise<void> {
+  /**
+   * Makes everything of a sandbox and starts it, or leaves nothing. `signal` ends it at any point; `made` is told the
+   * container's id as soon as there is one.
+   */
+  async make(
+    sandbox: Sandbox,
+    config: DriverConfig,
+    signal: AbortSignal,
+    made: (containerId: string) => void,
+  ): Promise<void> {
     const undo: Undo = [];
     try {
       signal.throwIfAborted();
       const fields = { sandbox_id: sandbox.id, container: containerName(sandbox) };
       this.log.info("Creating sandbox container", fields);
-      await this.#steps(sandbox, config, signal, undo);
+      const container = await this.#steps(sandbox, config, signal, undo);
+      made(container);
+      signal.throwIfAborted();
+      await this.#start(container);
       this.log.info("Sandbox container started", fields);
     } catch (error) {
       const fields = { sandbox_id: sandbox.id, error: messageOf(error) };
       this.log.warn("Failed to create sandbox; cleaning up", fields);
+      // Somebody may have removed it since.
+      this.#hasSupervisor = false;
       for (const step of undo.toReversed()) {
         await step().catch((left: unknown) =>
           this.log.warn("Failed to clean up", { sandbox_id: sandbox.id, error: messageOf(left) }),
@@ -78,7 +100,8 @@ export class Creation {
     }
   }
 
-  async #steps(sandbox: Sandbox, config: DriverConfig, signal: AbortSignal, undo: Undo): Promise<void> {
+  /** All but the start. Resolves with the container's id. */
+  async #steps(sandbox: Sandbox, config: DriverConfig, signal: AbortSignal, undo: Undo): Promise<string> {
     const { podman, settings } = this;
     const { bridgeAddress } = this.host;
     const image = await this.#prepareImages(sandbox, config, signal);
@@ -89,24 +112,24 @@ export class Creation {
     const devices = gpuDevices(sandbox, config.cdiDevices);
     const withToken = token !== "";
     const body = containerSpec(settings, { sandbox, config, devices, image, withToken, bridgeAddress });
-    const container = `/containers/${containerName(sandbox)}`;
     // By its name: the engine may have made it although its answer did not come.
+    const container = `/containers/${containerName(sandbox)}`;
     undo.push(() => podman.discard(`${container}?force=true&volumes=true&timeout=0`));
-    await podman.call("POST", "/containers/create", { body }).catch((error: unknown) => {
+    const made = podman.json<{ Id: string }>("POST", "/containers/create", { body });
+    const { Id } = await made.catch((error: unknown) => {
       // Somebody else's, with all that is in it.
       if (isDuplicate(error)) undo.length = 0;
       throw error;
     });
-    signal.throwIfAborted();
-    await this.#start(`${container}/start`);
+    return Id;
   }
 
   /**
    * Starts a container that was just made. Podman 4 makes the firewall's chains of a network with its first container,
    * and fails when two are started at once ("Chain already exists"): then they are there for a second try.
    */
-  async #start(path: string): Promise<void> {
-    const start = () => this.podman.call("POST", path);
+  async #start(containerId: string): Promise<void> {
+    const start = () => this.podman.call("POST", `/containers/${containerId}/start`);
     const again = (error: unknown) => {
       if (!/chain already exists/i.test(messageOf(error))) throw error;
       this.log.warn("Starting a container again", { error: messageOf(error) });
@@ -134,19 +157,31 @@ export class Creation {
       );
     }
     const mounted = config.mounts.filter(({ type }) => type === "image").map(({ source }) => source);
-    await Promise.all([
-      podman.pull(settings.supervisorImage, supervisorPullPolicy(settings.supervisorImage), signal),
+    const [pulled] = await Promise.all([
       ...[reference, ...mounted].map((image) => podman.pull(image, settings.pullPolicy, signal)),
+      this.#pullSupervisor(signal),
     ]);
-    interface Image {
-      Id?: string;
-      Config?: { User?: string } | null;
-    }
-    const { Id, Config } = await podman.get<Image>(`/images/${encodeURIComponent(reference)}/json`);
-    if (!Id) {
+    const { Id: id, Config } = await this.#image(pulled || reference);
+    if (!id) {
       throw precondition(`podman image '${reference}' inspection did not return an immutable image ID`);
     }
-    return { reference, id: Id, user: Config?.User ?? "" };
+    return { reference, id, user: Config?.User ?? "" };
+  }
+
+  async #pullSupervisor(signal: AbortSignal): Promise<void> {
+    const { supervisorImage } = this.settings;
+    if (this.#hasSupervisor) return;
+    const policy = supervisorPullPolicy(supervisorImage);
+    await this.podman.pull(supervisorImage, policy, signal);
+    this.#hasSupervisor = policy === "missing";
+  }
+
+  async #image(idOrReference: string): Promise<Image> {
+    const seen = this.#images.get(idOrReference);
+    if (seen) return seen;
+    const image = await this.podman.get<Image>(`/images/${encodeURIComponent(idOrReference)}/json`);
+    if (image.Id) this.#images.set(image.Id, image);
+    return image;
   }
 
   /** A volume that is there already belongs to a container (then the engine keeps it), or to a sandbox long dead. */
@@ -157,11 +192,11 @@ export class Creation {
     const make = () => this.podman.call("POST", "/volumes/create", { body: { Name: name } });
     await make().catch(async (error: unknown) => {
       if (!isDuplicate(error)) throw error;
-      this.log.warn("Replacing the volume of a sandbox that is gone", { volume: name });
       await this.podman.discard(path).catch((inUse: unknown) => {
         undo.length = 0;
         throw inUse;
       });
+      this.log.warn("Replacing the volume of a sandbox that is gone", { volume: name });
       await make();
     });
   }

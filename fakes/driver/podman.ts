@@ -145,13 +145,18 @@ export class Podman {
     throw engineError(response.status, text);
   }
 
-  async get<Type>(path: string): Promise<Type> {
-    const text = await this.call("GET", path);
+  /** The same, of an answer in JSON. */
+  async json<Type>(method: string, path: string, call: Call = {}): Promise<Type> {
+    const text = await this.call(method, path, call);
     try {
       return JSON.parse(text) as Type;
     } catch (error) {
       throw new EngineError(0, "json", `JSON error: ${messageOf(error)}: ${text.slice(0, 200)}`);
     }
+  }
+
+  get<Type>(path: string): Promise<Type> {
+    return this.json("GET", path);
   }
 
   /** A delete that succeeds when there is nothing to delete. */
@@ -189,13 +194,20 @@ export class Podman {
     return this.get(`/containers/${id}/json`);
   }
 
-  /** Pulls as the policy says. The engine reports a failure in the last line of a successful answer. */
-  async pull(reference: string, policy: string, signal: AbortSignal): Promise<void> {
+  /**
+   * Pulls as the policy says. Resolves with the image's id. The engine reports a failure in the last line of a successful
+   * answer.
+   */
+  async pull(reference: string, policy: string, signal: AbortSignal): Promise<string> {
     const query = `reference=${encodeURIComponent(reference)}&policy=${policy}`;
     const text = await this.call("POST", `/images/pull?${query}`, { timeoutMs: PULL_MS, signal });
     const last = text.trimEnd().split("\n").at(-1) ?? "";
-    const { error } = (last.startsWith("{") ? JSON.parse(last) : {}) as { error?: string };
+    const { error, id = "" } = (last.startsWith("{") ? JSON.parse(last) : {}) as {
+      error?: string;
+      id?: string;
+    };
     if (error) throw new EngineError(500, error, `image pull failed: ${error}`);
+    return id;
   }
 
   /**

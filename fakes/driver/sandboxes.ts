@@ -27,13 +27,16 @@ const STOPPED_POLL_MS = 20;
 const NOT_RUNNING = ["created", "configured", "initialized", "exited", "stopped"];
 
 const noSandbox = () => notFound("sandbox not found");
-const shortId = ({ Id }: ListEntry): string => Id.slice(0, 12);
+const shortId = (containerId: string): string => containerId.slice(0, 12);
 
 export class Sandboxes {
   readonly watch: Watch;
   /** Create, stop, start and delete of one sandbox run one after the other. */
   readonly #turns = new Turns();
-  readonly #creating = new Map<string, { abort: AbortController; settled: Promise<unknown> }>();
+  readonly #creating = new Map<
+    string,
+    { who: Identity; abort: AbortController; settled: Promise<unknown> }
+  >();
   readonly #deleting = new Set<string>();
 
   constructor(
@@ -60,8 +63,8 @@ export class Sandboxes {
   // Asking
 
   async get(sandboxId: string): Promise<DriverSandbox> {
-    const { Id } = await this.#find(sandboxId);
-    const sandbox = describe(await this.podman.inspect(Id).catch(goneIsNotFound));
+    const id = this.watch.containerOf(sandboxId) ?? (await this.#find(sandboxId)).Id;
+    const sandbox = describe(await this.podman.inspect(id).catch(goneIsNotFound));
     if (!sandbox) throw noSandbox();
     return sandbox;
   }
@@ -92,17 +95,16 @@ export class Sandboxes {
     const settled = this.#createOnce(sandbox, abort.signal).catch((error: unknown) => {
       throw abort.signal.aborted ? aborted("sandbox creation was cancelled") : error;
     });
-    this.#creating.set(sandbox.id, { abort, settled: settled.catch(() => {}) });
+    const who = { id: sandbox.id, name: sandbox.name, workspace: sandbox.workspace };
+    this.#creating.set(sandbox.id, { who, abort, settled: settled.catch(() => {}) });
     await settled.finally(() => this.#creating.delete(sandbox.id));
   }
 
   async #createOnce(sandbox: Sandbox, signal: AbortSignal): Promise<void> {
     const config = await this.creation.validate(sandbox);
-    await this.#turns.run(sandbox.id, async () => {
-      // Whosever it is: its volume and secrets have the same names.
-      if ((await this.podman.list(sandbox.id)).length > 0) throw alreadyExists("sandbox already exists");
-      await this.creation.make(sandbox, config, signal);
-    });
+    const { id, name, workspace } = sandbox;
+    const made = (containerId: string) => this.watch.know(containerId, { id, name, workspace });
+    await this.#turns.run(sandbox.id, () => this.creation.make(sandbox, config, signal, made));
   }
 
   // Stopping and starting
@@ -111,7 +113,7 @@ export class Sandboxes {
     return this.#turns.run(sandboxId, async () => {
       const entry = await this.#find(sandboxId);
       if (NOT_RUNNING.includes(entry.State)) return;
-      this.log.info("Stopping sandbox container", { sandbox_id: sandboxId, container: shortId(entry) });
+      this.log.info("Stopping sandbox container", { sandbox_id: sandboxId, container: shortId(entry.Id) });
       // Podman refuses to stop a paused container, and a frozen process cannot act on a signal.
       if (entry.State === "paused") await this.#post(entry, "unpause").catch(goneIsNotFound);
       const { stopTimeout } = this.settings;
@@ -144,7 +146,7 @@ export class Sandboxes {
     return this.#turns.run(sandboxId, async () => {
       const entry = await this.#find(sandboxId);
       if (entry.State === "running") return;
-      this.log.info("Starting sandbox container", { sandbox_id: sandboxId, container: shortId(entry) });
+      this.log.info("Starting sandbox container", { sandbox_id: sandboxId, container: shortId(entry.Id) });
       if (entry.State === "paused") {
         await this.#post(entry, "unpause").catch(goneIsNotFound);
         return;
@@ -169,20 +171,25 @@ export class Sandboxes {
     creating?.abort.abort();
     await creating?.settled;
     return this.#turns.run(sandboxId, async () => {
+      const known = this.watch.containerOf(sandboxId);
+      if (known && (await this.#remove(known, sandboxId))) return true;
       const found = await this.podman.list(sandboxId);
-      const entry = found.find(({ Networks }) => Networks?.includes(this.settings.networkName));
-      if (entry) return this.#remove(entry, sandboxId);
+      const ours = found.find(({ Networks }) => Networks?.includes(this.settings.networkName));
+      if (ours) {
+        this.watch.know(ours.Id, identity(ours.Labels) as Identity);
+        return this.#remove(ours.Id, sandboxId);
+      }
       if (found.length === 0) await this.#clean(sandboxId);
-      if (creating) await this.watch.cancelled(sandboxId);
+      if (creating) await this.watch.cancelled(creating.who);
       return creating !== undefined;
     });
   }
 
-  async #remove(entry: ListEntry, sandboxId: string): Promise<boolean> {
-    this.log.info("Deleting sandbox container", { sandbox_id: sandboxId, container: shortId(entry) });
+  /** Removes a sandbox's known container, and what it has beside it. Resolves with whether it was there. */
+  async #remove(containerId: string, sandboxId: string): Promise<boolean> {
+    this.log.info("Deleting sandbox container", { sandbox_id: sandboxId, container: shortId(containerId) });
     const timeout = this.settings.stopTimeout;
-    const path = `/containers/${entry.Id}?force=true&volumes=true&timeout=${timeout}`;
-    this.watch.know(entry.Id, sandboxId);
+    const path = `/containers/${containerId}?force=true&volumes=true&timeout=${timeout}`;
     this.#deleting.add(sandboxId);
     try {
       const existed = await this.podman.call("DELETE", path, { timeoutMs: timeout * 1000 + CALL_MS }).then(
@@ -193,7 +200,7 @@ export class Sandboxes {
         },
       );
       await this.#clean(sandboxId);
-      await this.watch.removed(entry.Id, sandboxId);
+      await this.watch.removed(containerId, sandboxId);
       return existed;
     } catch (error) {
       // The engine may have removed it all the same.

@@ -36,12 +36,14 @@ export const hasExited = ({ State: { Status } }: Inspect): boolean =>
   Status === "exited" || Status === "stopped";
 
 const snapshot = (
-  who: Identity,
+  { id, name, workspace }: Identity,
   container: { Id: string; Name: string },
   ready: DriverCondition,
   deleting = false,
 ): DriverSandbox => ({
-  ...who,
+  id,
+  name,
+  workspace,
   status: {
     sandbox_name: container.Name.replace(/^\//, ""),
     instance_id: container.Id.slice(0, 12),

@@ -31,8 +31,10 @@ export class Watch {
   readonly #turns = new Turns();
   readonly #inspections = new Slots(MAX_INSPECTIONS);
   readonly #ending = new AbortController();
-  /** Container id to sandbox id, of every container of this driver that was seen and not yet reported gone. */
-  readonly #known = new Map<string, string>();
+  /** Whose each container of this driver is that was seen and not yet reported gone. */
+  readonly #known = new Map<string, Identity>();
+  /** Each of them as it was last seen, unless an event has come since. */
+  readonly #seen = new Map<string, Inspect>();
   /**
    * The end of a sandbox's last run, when it must not be reported any more: `restarted` once StartSandbox has begun,
    * otherwise because StopSandbox has reported it. Events of it may still be on their way.
@@ -70,10 +72,11 @@ export class Watch {
     });
     const present = new Map(entries.map(({ Id, Labels }) => [Id, identity(Labels) as Identity]));
     // What went away while nobody told us.
-    for (const [containerId, id] of this.#known) {
+    for (const [containerId, { id }] of this.#known) {
       if (!present.has(containerId)) void this.#enqueue(id, () => this.#gone(containerId, id));
     }
-    for (const [containerId, who] of present) this.#known.set(containerId, who.id);
+    for (const [containerId, who] of present) this.#known.set(containerId, who);
+    this.#seen.clear();
     void this.#follow(events);
   }
 
@@ -110,6 +113,7 @@ export class Watch {
   #receive({ Action, Actor }: Event): void {
     const who = identity(Actor.Attributes);
     if (!who) return;
+    this.#seen.delete(Actor.ID);
     if (Action === "remove") void this.#enqueue(who.id, () => this.#gone(Actor.ID, who.id));
     else if (CHANGES.test(Action)) void this.#enqueue(who.id, () => this.#refresh(Actor.ID, who));
   }
@@ -122,7 +126,12 @@ export class Watch {
 
   /** Reads a container's state and reports it: to all, or for the `first` time to one. */
   async #refresh(containerId: string, who: Identity, first?: Watcher): Promise<void> {
-    if (!first && this.#watchers.size === 0 && this.#known.has(containerId)) return;
+    if (!first && this.#watchers.size === 0 && this.#known.has(containerId)) {
+      this.#seen.delete(containerId);
+      return;
+    }
+    const seen = first && this.#seen.get(containerId);
+    if (seen) return this.#report(seen, first);
     const found = await this.#inspections.run(() =>
       this.podman.inspect(containerId).catch((error: unknown) => error),
     );
@@ -136,7 +145,8 @@ export class Watch {
     const sandbox = describe(container);
     const networks = container.NetworkSettings?.Networks ?? {};
     if (!sandbox?.id || !(this.network in networks)) return;
-    this.#known.set(container.Id, sandbox.id);
+    this.#known.set(container.Id, identity(container.Config.Labels) as Identity);
+    this.#seen.set(container.Id, container);
     const fence = this.#fences.get(sandbox.id);
     const stale = hasExited(container) && fence?.finishedAt === container.State.FinishedAt;
     // A new watcher has not seen the end of a stopped sandbox; but once it is restarted, nobody may.
@@ -147,6 +157,7 @@ export class Watch {
 
   #gone(containerId: string, sandboxId: string): void {
     if (!this.#known.delete(containerId)) return;
+    this.#seen.delete(containerId);
     this.#fences.delete(sandboxId);
     this.#reportedEnds.delete(sandboxId);
     this.#send({ deleted: { sandbox_id: sandboxId } });
@@ -182,8 +193,14 @@ export class Watch {
   }
 
   /** Has the end of a container reported, though no event told that there is one. */
-  know(containerId: string, sandboxId: string): void {
-    this.#known.set(containerId, sandboxId);
+  know(containerId: string, who: Identity): void {
+    this.#known.set(containerId, who);
+  }
+
+  /** The container that a sandbox was last known to have. */
+  containerOf(sandboxId: string): string | undefined {
+    for (const [containerId, { id }] of this.#known) if (id === sandboxId) return containerId;
+    return undefined;
   }
 
   /** Reports that a container was removed, unless that was reported. Resolves when it is sent. */
@@ -192,10 +209,10 @@ export class Watch {
   }
 
   /** A create that was cancelled before it had a container. */
-  cancelled(sandboxId: string): Promise<void> {
-    const none = `cancelled-${sandboxId}`;
-    this.know(none, sandboxId);
-    return this.removed(none, sandboxId);
+  cancelled(who: Identity): Promise<void> {
+    const none = `cancelled-${who.id}`;
+    this.know(none, who);
+    return this.removed(none, who.id);
   }
 
   // Watchers
@@ -204,12 +221,9 @@ export class Watch {
   async add(watcher: Watcher): Promise<void> {
     await this.subscribe();
     this.#watchers.add(watcher);
-    const entries = await this.ours();
-    const first = entries.map(({ Id, Labels }) => {
-      const who = identity(Labels) as Identity;
-      this.#known.set(Id, who.id);
-      return this.#enqueue(who.id, () => this.#refresh(Id, who, watcher));
-    });
+    const first = [...this.#known].map(([containerId, who]) =>
+      this.#enqueue(who.id, () => this.#refresh(containerId, who, watcher)),
+    );
     await Promise.all(first);
   }
 

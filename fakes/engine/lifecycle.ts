@@ -122,7 +122,7 @@ export class Lifecycle {
       container.stoppedByUser = true;
       this.containers.save(container);
       const seconds = timeoutSeconds ?? container.spec.stop_timeout ?? DEFAULT_STOP_SECONDS;
-      if (seconds > 0) signalFirst(container, stopSignal(container));
+      if (seconds > 0) await signalFirst(container, stopSignal(container));
       const expired = Bun.sleep(seconds * 1000).then(() => "expired");
       if ((await Promise.race([exit, expired])) === "expired") await endProcesses(container);
     }

@@ -7,6 +7,8 @@ import { type Container, type Monitor, rootfs } from "./container.ts";
 
 const LINUX = process.platform === "linux";
 const END_MS = 5_000;
+/** How long a program may take to handle signals after its start, in milliseconds: Podman's own start takes longer. */
+const YOUNG_MS = 50;
 /** So many processes are fewer than Linux starts before it gives a pid away again. */
 const FEW = 300;
 
@@ -136,12 +138,21 @@ export function sendSignal(pid: number, name: NodeJS.Signals): void {
  * Signals the container's first process. The kernel drops a signal to the first process of a PID namespace that has
  * no handler for it; a plain process would die of it, so ask first.
  */
-export function signalFirst({ pid }: Container, name: NodeJS.Signals): void {
+export async function signalFirst({ pid, startedAt }: Container, name: NodeJS.Signals): Promise<void> {
   if (LINUX && name !== "SIGSTOP" && name !== "SIGCONT") {
-    const [, caught = "0"] = /^SigCgt:\s*([0-9a-f]+)$/m.exec(statusOf(pid)) ?? [];
-    if ((BigInt(`0x${caught}`) & (1n << BigInt(os.signals[name] - 1))) === 0n) return;
+    const grownUp = Date.parse(startedAt) + YOUNG_MS;
+    while (!catches(pid, name)) {
+      if (Date.now() > grownUp) return;
+      await Bun.sleep(2);
+    }
   }
   sendSignal(pid, name);
+}
+
+/** Whether a process has a handler for this signal. */
+function catches(pid: number, name: NodeJS.Signals): boolean {
+  const [, caught = "0"] = /^SigCgt:\s*([0-9a-f]+)$/m.exec(statusOf(pid)) ?? [];
+  return (BigInt(`0x${caught}`) & (1n << BigInt(os.signals[name] - 1))) !== 0n;
 }
 
 /** Ends every process of a container, as the kernel does when a PID namespace loses its first process. */
