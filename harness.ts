@@ -99,7 +99,7 @@ export const SETTINGS = [
   ["require",         "OPENSHELL_E2E_REQUIRE",        "places",  "",      "places that must be real, comma separated, else exit 2"],
   ["fake",            "OPENSHELL_E2E_FAKE",           "places",  "",      "places that must be fake, comma separated"],
   ["stop-timeout",    "OPENSHELL_E2E_STOP_TIMEOUT",   "seconds", "1",     "how long the driver lets a sandbox stop by itself, in seconds"],
-  ["run-dir",         "OPENSHELL_E2E_RUN_DIR",        "folder",  "",      "where runs keep sockets and state; short, private, default in the temporary folder"],
+  ["run-dir",         "OPENSHELL_E2E_RUN_DIR",        "folder",  "",      "where runs keep sockets and state; short, private, default in memory or the temporary folder"],
   ["reports",         "OPENSHELL_E2E_REPORTS",        "path",    "reports", "where a run leaves its results and its logs"],
   ["parallel",        "OPENSHELL_E2E_PARALLEL",       "count",   "",      "scenarios at a time; default 6, or 1 with a real gateway or engine (checks: 5, or 1)"],
   ["verbose",         "OPENSHELL_E2E_VERBOSE",        "flag",    "",      "1 shows what the programs of a test run write, as they write it"],

@@ -66,14 +66,13 @@ async function check(settings: Settings, own: Record<string, string>, stop: Abor
   if (driver) refuseFaked("--driver", "driver", settings);
   const problem = driver && driverProblem(driver);
   if (problem) throw new HarnessError(`--driver: ${problem}: ${driver}`);
-  const all = await loadChecks();
-  const checks = choose(all, only);
+  // A choice may be wrong, which is said before anything is started.
+  const chosen = only || list || socket ? await chooseRules(only) : undefined;
   if (list) {
-    for (const { id, level, group, rule } of checks)
+    for (const { id, level, group, rule } of chosen?.checks ?? [])
       console.log(`${id.padEnd(6)} ${level.padEnd(6)} ${group}: ${rule}`);
     return EXIT.ok;
   }
-  const known = readKnown("check", new Set(all.map(({ id }) => id)));
   const choice = own as BackendChoice;
   const said = SUBJECT_FLAGS.flatMap((flag) => (own[flag] === undefined ? [] : [`--${flag}`, own[flag]]));
   const flags = said.map(shellQuoted).join(" ");
@@ -82,7 +81,7 @@ async function check(settings: Settings, own: Record<string, string>, stop: Abor
   if (socket) {
     recordBegin("", {});
     const subject = await runningSubject(socket, settings, choice);
-    const code = await checkAll(checks, subject, known, settings, { flags, all: all.length, stop });
+    const code = await checkAll(chosen!, subject, settings, { flags, stop });
     writeResults(waitingEntries(), settings.reports);
     return code;
   }
@@ -97,15 +96,16 @@ async function check(settings: Settings, own: Record<string, string>, stop: Abor
     const { gateway: _gateway, ...stack } = standings(probed);
     recordBegin(id, stack);
     console.log(describeParts(probed, ["driver", "engine", "supervisor"]));
-    const starting = startSubject(keeper, started, choice);
-    const subject = await unless(stop, starting).catch((error: unknown) => {
+    const starting = unless(stop, startSubject(keeper, started, choice)).catch((error: unknown) => {
       if (error instanceof NotReady) return error;
       throw error;
     });
-    if (subject instanceof NotReady) return reportNotReady(checks, subject);
+    // All of them are loaded while the driver starts.
+    const [subject, rules] = await Promise.all([starting, chosen ?? chooseRules()]);
+    if (subject instanceof NotReady) return reportNotReady(rules.checks, subject);
     const isAtHome = !parts.engine.real && !started.driverCmd;
     const parallel = Number(started.parallel) || (isAtHome ? AT_A_TIME.atHome : AT_A_TIME.elsewhere);
-    return checkAll(checks, subject, known, started, { parallel, flags, all: all.length, stop });
+    return checkAll(rules, subject, started, { parallel, flags, stop });
   });
   // While its programs start.
   loadGrpc();
@@ -119,17 +119,14 @@ interface Asking {
   parallel?: number;
   /** What was said of the driver, for whoever asks again. */
   flags: string;
-  /** How many rules there are, asked or not. */
-  all: number;
   stop: AbortSignal;
 }
 
 async function checkAll(
-  checks: Check[],
+  { checks, all, known }: Rules,
   subject: Subject,
-  known: Known[],
   settings: Settings,
-  { parallel = AT_A_TIME.elsewhere, flags, all, stop }: Asking,
+  { parallel = AT_A_TIME.elsewhere, flags, stop }: Asking,
 ): Promise<number> {
   const identity = await identify(subject.socket).catch((error: Error) => {
     throw new HarnessError(
@@ -199,6 +196,20 @@ function reportNotReady(checks: Check[], { message }: NotReady): number {
   record({ kind: "end", at: now() });
   console.log(`\nThe driver did not come up.\n${message}\n\n${countsTable(judged)}\n\n${summary(judged)}`);
   return EXIT.error;
+}
+
+/** The rules that are asked. */
+interface Rules {
+  checks: Check[];
+  /** How many there are, asked or not. */
+  all: number;
+  known: Known[];
+}
+
+async function chooseRules(only?: string): Promise<Rules> {
+  const all = await loadChecks();
+  const checks = choose(all, only);
+  return { checks, all: all.length, known: readKnown("check", new Set(all.map(({ id }) => id))) };
 }
 
 /** The checks that `--only` names: ids, ranges (`DC-70..79`) and groups (`E`), on lines or comma separated; all without it. */

@@ -11,7 +11,7 @@ import { createServer } from "node:net";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { HarnessError, openClient, type Settings } from "../harness.ts";
-import { loadGrpc, unary } from "../proto/contract.ts";
+import { unary } from "../proto/contract.ts";
 import { type Entry, now, readRecords, record, recordTo, writeResults } from "../report/record.ts";
 import { parseLine } from "./connection.ts";
 import { describeBelonging, Engine, removeBelongings } from "./engine.ts";
@@ -80,8 +80,6 @@ export class Keeper {
         checkParts(parts, settings),
         needsEngine ? keeper.#openEngine() : undefined,
         keeper.#compileFakes(),
-        // Once all that has begun.
-        new Promise(setImmediate).then(loadGrpc),
       ]);
       setup.parts = { ...setup.parts, gateway: checked.gateway, driver: checked.driver };
       return keeper;

@@ -1,12 +1,43 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/** What belongs to a run is found. */
-import { expect, test } from "bun:test";
-import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
+/** Where a run is, and that what belongs to it is found. */
+import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { existsSync, mkdirSync, mkdtempSync, rmSync, statfsSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { eventually } from "../harness.ts";
-import { processesOf, Run, RUN_MARK } from "./run.ts";
+import { processesOf, Run, RUN_MARK, usualPlace } from "./run.ts";
+
+describe("a run is, unless somebody names a place,", () => {
+  const kept = process.env.TMPDIR;
+  const restore = () => (kept === undefined ? delete process.env.TMPDIR : (process.env.TMPDIR = kept));
+  beforeEach(() => delete process.env.TMPDIR);
+  afterEach(restore);
+
+  const RAM = "tmpfs /dev/shm tmpfs rw,nosuid,nodev 0 0";
+  const isRoomy = (): boolean => {
+    const { blocks, bsize } = statfsSync("/dev/shm");
+    return blocks * bsize >= 2 ** 30;
+  };
+
+  test.skipIf(!existsSync("/dev/shm") || !isRoomy())("in memory", () => {
+    expect(usualPlace(`proc /proc proc rw 0 0\n${RAM}\n`)).toBe("/dev/shm");
+  });
+
+  test.each([
+    ["no table", ""],
+    ["no RAM disk", "proc /proc proc rw 0 0\n"],
+    ["a disk", "/dev/vda /dev/shm ext4 rw 0 0\n"],
+    ["a RAM disk from which nothing may be started", `${RAM}\ntmpfs /dev/shm tmpfs rw,noexec 0 0\n`],
+  ])("in the temporary folder with %s", (_, mounts) => {
+    expect(usualPlace(mounts)).toBe(tmpdir());
+  });
+
+  test("in the temporary folder that the environment names", () => {
+    process.env.TMPDIR = "/var/tmp";
+    expect(usualPlace(RAM)).toBe("/var/tmp");
+  });
+});
 
 test("a process is told on one line, however many its script has", async () => {
   const root = mkdtempSync(join(tmpdir(), "rn-"));

@@ -19,7 +19,7 @@ import {
 import { fillIn } from "./command.ts";
 import { type Run, RUN_LABEL } from "./run.ts";
 import type { Parts } from "./places.ts";
-import { computeDriver, unary } from "../proto/contract.ts";
+import { computeDriver, loadGrpc, unary } from "../proto/contract.ts";
 import { grpc } from "../proto/grpc.ts";
 import { TRACE_FILE } from "../report/follow.ts";
 import { type Belonging, belongings, type Engine, removeBelongings } from "./engine.ts";
@@ -275,6 +275,8 @@ export class Stack {
   /** Starts the driver and waits until it answers. */
   async startDriver(): Promise<void> {
     const driver = (this.driver = await this.#launchDriver({}, "driver"));
+    // While it starts; nothing before that calls anybody over gRPC.
+    loadGrpc();
     await driver.ready(
       async () => {
         if (!existsSync(this.driverSocket)) throw new Error(`${this.driverSocket} does not exist`);
