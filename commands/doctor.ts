@@ -71,11 +71,17 @@ async function reportPodman(settings: Settings, say: Say): Promise<void> {
   } else say("note", "no podman", install("podman"));
   if (!settings.podmanSocket) return;
   try {
-    const { version, rootless, cgroups } = await new Engine(settings.podmanSocket).info();
+    const { version, rootless, cgroups, events } = await new Engine(settings.podmanSocket).info();
     say(
       "ok",
       `Podman ${version} answers on ${settings.podmanSocket}, ${rootless ? "rootless" : "rootful"}, cgroup ${cgroups}`,
     );
+    if (events === "file")
+      say(
+        "note",
+        "Podman keeps events in a file, and loses some when it rotates it: a driver may miss that a sandbox is gone",
+        'events_logfile_max_size = "0" in containers.conf, or events_logger = "journald"',
+      );
     if (settings.sandboxImage)
       await reportImage(new Engine(settings.podmanSocket), settings.sandboxImage, say);
     if (settings.supervisorImage)

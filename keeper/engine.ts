@@ -8,6 +8,8 @@ interface EngineInfo {
   version: string;
   rootless: boolean;
   cgroups: string;
+  /** What it keeps events in, such as "journald" or "file". */
+  events: string;
 }
 
 /** A Podman API service on a Unix socket, asked over `/v4.0.0/libpod`, which Podman 4 and 5 both serve. */
@@ -55,10 +57,15 @@ export class Engine {
 
   async info(): Promise<EngineInfo> {
     const { host, version } = await this.call<{
-      host: { cgroupVersion: string; security: { rootless: boolean } };
+      host: { cgroupVersion: string; eventLogger: string; security: { rootless: boolean } };
       version: { Version: string };
     }>("GET", "info");
-    return { version: version.Version, rootless: host.security.rootless, cgroups: host.cgroupVersion };
+    return {
+      version: version.Version,
+      rootless: host.security.rootless,
+      cgroups: host.cgroupVersion,
+      events: host.eventLogger,
+    };
   }
 
   /** Every container, running or not, of those networks. */

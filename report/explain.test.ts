@@ -206,6 +206,25 @@ describe("a failure points to the process that is at fault", () => {
     expect(explain(scenario, left).sentence).not.toContain("left something behind");
   });
 
+  test("a sandbox that stays in DELETING since no watch said that it is gone points to the driver", () => {
+    const stuck = structuredClone(results);
+    const scenario = of("XF-09", stuck);
+    delete scenario.failedMs;
+    const reason = "sandbox box: be gone: not within 10000 ms\nlast seen: it is in DELETING";
+    Object.assign(scenario, { reason, ...finding(reason) });
+    const [id] = scenario.sandboxes;
+    const watch = stuck.calls.find(({ method, stack }) => method === "WatchSandboxes" && stack === 1)!;
+    watch.events = watch.events!.filter(({ event }) => !("deleted" in (event as object)));
+    expect(explain(scenario, stuck)).toMatchObject({
+      culprit: "driver",
+      sentence: "The driver deleted the sandbox, and its watch never said that it is gone.",
+      lines: [expect.any(String), expect.any(String), expect.stringContaining("DeleteSandbox → OK")],
+      advice: expect.stringContaining("events_logfile_max_size"),
+    });
+    watch.events.push({ at: 0, sandbox: id!, event: { deleted: { sandbox_id: id } } });
+    expect(explain(scenario, stuck).culprit).toBe("gateway");
+  });
+
   test("what a server says beside an OK is shown, unless it is OK", () => {
     const [call] = results.calls;
     const ended = { ...call!, method: "StopSandbox", status: "OK", ms: 3 };

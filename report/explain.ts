@@ -528,6 +528,27 @@ const neverConnected: Clue = ({ scenario, message }) => {
   };
 };
 
+/** The sandbox was deleted, and no watch said so: a gateway shows it as DELETING for ever. */
+const neverToldOfEnd: Clue = ({ scenario, message, calls, marks }) => {
+  const watches = calls.filter((call) => isWatch(call) && call.events);
+  if (!/\bDELETING\b/.test(message) || marks.length > 0 || watches.length === 0) return undefined;
+  const events = watches.flatMap((watch) => watch.events!);
+  const isTold = (id: string) =>
+    events.some(({ sandbox, event }) => sandbox === id && "deleted" in (event as object));
+  const deletion = calls.find(
+    ({ method, status, sandbox }) => method === "DeleteSandbox" && status === "OK" && !isTold(sandbox),
+  );
+  if (!deletion) return undefined;
+  return {
+    culprit: "driver",
+    sentence: "The driver deleted the sandbox, and its watch never said that it is gone.",
+    lines: [...findingLines(scenario, message), callLine(deletion, scenario.at)],
+    advice:
+      "Look at what the driver reports an end from. Podman loses events when it rotates the file that it keeps them in: " +
+      'events_logfile_max_size = "0" in containers.conf',
+  };
+};
+
 /** The driver did all that it was asked, and the public API still shows something else. */
 const gatewayAlone: Clue = ({ scenario, message, calls, marks }) => {
   // What a gateway asks while it starts is about no sandbox, and says nothing of this scenario.
@@ -575,6 +596,7 @@ const CLUES: Clue[] = [
   refused,
   containerEnded,
   neverConnected,
+  neverToldOfEnd,
   gatewayAlone,
   onPurpose,
 ];
