@@ -192,7 +192,22 @@ function recordCall(
 ) {
   const ms = Math.round(call.ms * 100) / 100;
   const sandbox = sandboxOf(call.request as SandboxRequest);
-  record({ kind: "calls", calls: [{ ...call, ms, stack: 0, seq: ++calls, at: now() - call.ms, sandbox }] });
+  const request = shortened(call.request);
+  const at = now() - call.ms;
+  record({ kind: "calls", calls: [{ ...call, request, ms, stack: 0, seq: ++calls, at, sandbox }] });
+}
+
+/** So many characters of a text tell what it is. */
+const TELLING = 1_000;
+
+/** A copy of a message without long texts: what is sent to reach a limit, by the half megabyte, is no evidence. */
+export function shortened(value: unknown): unknown {
+  if (typeof value === "string")
+    return value.length > TELLING ? `${value.slice(0, TELLING)}… (${value.length} characters)` : value;
+  if (Buffer.isBuffer(value)) return `${value.length} bytes`;
+  if (Array.isArray(value)) return value.map(shortened);
+  if (typeof value !== "object" || value === null) return value;
+  return Object.fromEntries(Object.entries(value).map(([name, field]) => [name, shortened(field)]));
 }
 
 const request = ({ id, name }: Ref) => ({ sandbox_id: id, sandbox_name: name });
