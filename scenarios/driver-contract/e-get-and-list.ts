@@ -1,21 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** What a driver says of its sandboxes when it is asked. */
+import { randomBytes } from "node:crypto";
+import { dirname } from "node:path";
 import { group, holds, refuses, Refused, same } from "../../contract/check.ts";
 import { type Driver, isUp } from "../../contract/driver.ts";
 import { agree, type Trial } from "../../contract/trial.ts";
 import { Engine } from "../../keeper/engine.ts";
+import { Run } from "../../keeper/run.ts";
 
 const check = group("E Get and List");
 
 /** A driver of another installation: it has a network and a state of its own, and the same backend. */
 async function otherInstallation(trial: Trial): Promise<Driver> {
   const { stack } = trial.subject.owned ?? {};
-  const network = `${stack?.network}-other`;
-  trial.defer(async () => {
-    if (!stack?.engineSocket) return;
-    await new Engine(stack.engineSocket).call("DELETE", `networks/${network}`, { accept: [404] });
-  });
+  const network = `${stack?.network}-${randomBytes(3).toString("hex")}`;
+  if (stack?.engineSocket) {
+    const engine = new Engine(stack.engineSocket);
+    // Made for the driver, so that it carries the run's label: whatever ends this, a sweep finds it.
+    await engine.createNetwork(network, Run.open(dirname(stack.folder)));
+    trial.defer(() => engine.call("DELETE", `networks/${network}`, { accept: [404] }));
+  }
   const process = await trial.startDriver({ network });
   return process.answers(trial);
 }
