@@ -126,12 +126,13 @@ export class Creation {
 
   /**
    * Starts a container that was just made. Podman 4 makes the firewall's chains of a network with its first container,
-   * and fails when two are started at once ("Chain already exists"): then they are there for a second try.
+   * and fails when two are started at once ("Chain already exists"): then they are there for a second try. And while it
+   * looks for a free port for one container it may hold for a moment the one that it has promised to another.
    */
   async #start(containerId: string): Promise<void> {
     const start = () => this.podman.call("POST", `/containers/${containerId}/start`);
     const again = (error: unknown) => {
-      if (!/chain already exists/i.test(messageOf(error))) throw error;
+      if (!/chain already exists|address already in use/i.test(messageOf(error))) throw error;
       this.log.warn("Starting a container again", { error: messageOf(error) });
       return start();
     };
