@@ -8,6 +8,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 import { type Browser, type BrowserContext, chromium, type Page } from "playwright-core";
+import { eventually } from "../harness.ts";
 import { largeExample, smallExample } from "./example.ts";
 import { CALLS_CARRIED, html } from "./html.ts";
 import { count, isRed, type Results } from "./model.ts";
@@ -371,7 +372,9 @@ describe.skipIf(!CHROMIUM)(
       await page.keyboard.press("0");
       expect(await page.locator("#range").textContent()).toBe("0 ms to 16.50 s of 16.50 s");
       await page.setViewportSize({ width: 1000, height: 900 });
-      await page.waitForFunction("document.querySelector('#chart svg').viewBox.baseVal.width < 1000");
+      const width = () => page.evaluate<number>("document.querySelector('#chart svg').viewBox.baseVal.width");
+      // Not `waitForFunction`, which evaluates a string in the page where the page's own policy may forbid it.
+      await eventually(async () => expect(await width()).toBeLessThan(1000), { what: "a narrower chart" });
       expect(await nameOfFocused(page)).toStartWith("StopSandbox");
       await page.setViewportSize({ width: 1280, height: 900 });
       const box = (await page.locator("#chart").boundingBox())!;
