@@ -33,10 +33,7 @@ export class Sandboxes {
   readonly watch: Watch;
   /** Create, stop, start and delete of one sandbox run one after the other. */
   readonly #turns = new Turns();
-  readonly #creating = new Map<
-    string,
-    { who: Identity; abort: AbortController; settled: Promise<unknown> }
-  >();
+  readonly #creating = new Map<string, { abort: AbortController; settled: Promise<unknown> }>();
   readonly #deleting = new Set<string>();
 
   constructor(
@@ -95,15 +92,13 @@ export class Sandboxes {
     const settled = this.#createOnce(sandbox, abort.signal).catch((error: unknown) => {
       throw abort.signal.aborted ? aborted("sandbox creation was cancelled") : error;
     });
-    const who = { id: sandbox.id, name: sandbox.name, workspace: sandbox.workspace };
-    this.#creating.set(sandbox.id, { who, abort, settled: settled.catch(() => {}) });
+    this.#creating.set(sandbox.id, { abort, settled: settled.catch(() => {}) });
     await settled.finally(() => this.#creating.delete(sandbox.id));
   }
 
   async #createOnce(sandbox: Sandbox, signal: AbortSignal): Promise<void> {
     const config = await this.creation.validate(sandbox);
-    const { id, name, workspace } = sandbox;
-    const made = (containerId: string) => this.watch.know(containerId, { id, name, workspace });
+    const made = (containerId: string) => this.watch.know(containerId, sandbox.id);
     await this.#turns.run(sandbox.id, () => this.creation.make(sandbox, config, signal, made));
   }
 
@@ -176,11 +171,11 @@ export class Sandboxes {
       const found = await this.podman.list(sandboxId);
       const ours = found.find(({ Networks }) => Networks?.includes(this.settings.networkName));
       if (ours) {
-        this.watch.know(ours.Id, identity(ours.Labels) as Identity);
+        this.watch.know(ours.Id, sandboxId);
         return this.#remove(ours.Id, sandboxId);
       }
       if (found.length === 0) await this.#clean(sandboxId);
-      if (creating) await this.watch.cancelled(creating.who);
+      if (creating) await this.watch.cancelled(sandboxId);
       return creating !== undefined;
     });
   }

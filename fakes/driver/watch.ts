@@ -31,10 +31,8 @@ export class Watch {
   readonly #turns = new Turns();
   readonly #inspections = new Slots(MAX_INSPECTIONS);
   readonly #ending = new AbortController();
-  /** Whose each container of this driver is that was seen and not yet reported gone. */
-  readonly #known = new Map<string, Identity>();
-  /** Each of them as it was last seen, unless an event has come since. */
-  readonly #seen = new Map<string, Inspect>();
+  /** Container id to sandbox id, of every container of this driver that was seen and not yet reported gone. */
+  readonly #known = new Map<string, string>();
   /**
    * The end of a sandbox's last run, when it must not be reported any more: `restarted` once StartSandbox has begun,
    * otherwise because StopSandbox has reported it. Events of it may still be on their way.
@@ -72,11 +70,10 @@ export class Watch {
     });
     const present = new Map(entries.map(({ Id, Labels }) => [Id, identity(Labels) as Identity]));
     // What went away while nobody told us.
-    for (const [containerId, { id }] of this.#known) {
+    for (const [containerId, id] of this.#known) {
       if (!present.has(containerId)) void this.#enqueue(id, () => this.#gone(containerId, id));
     }
-    for (const [containerId, who] of present) this.#known.set(containerId, who);
-    this.#seen.clear();
+    for (const [containerId, who] of present) this.#known.set(containerId, who.id);
     void this.#follow(events);
   }
 
@@ -113,7 +110,6 @@ export class Watch {
   #receive({ Action, Actor }: Event): void {
     const who = identity(Actor.Attributes);
     if (!who) return;
-    this.#seen.delete(Actor.ID);
     if (Action === "remove") void this.#enqueue(who.id, () => this.#gone(Actor.ID, who.id));
     else if (CHANGES.test(Action)) void this.#enqueue(who.id, () => this.#refresh(Actor.ID, who));
   }
@@ -126,12 +122,7 @@ export class Watch {
 
   /** Reads a container's state and reports it: to all, or for the `first` time to one. */
   async #refresh(containerId: string, who: Identity, first?: Watcher): Promise<void> {
-    if (!first && this.#watchers.size === 0 && this.#known.has(containerId)) {
-      this.#seen.delete(containerId);
-      return;
-    }
-    const seen = first && this.#seen.get(containerId);
-    if (seen) return this.#report(seen, first);
+    if (!first && this.#watchers.size === 0 && this.#known.has(containerId)) return;
     const found = await this.#inspections.run(() =>
       this.podman.inspect(containerId).catch((error: unknown) => error),
     );
@@ -145,8 +136,7 @@ export class Watch {
     const sandbox = describe(container);
     const networks = container.NetworkSettings?.Networks ?? {};
     if (!sandbox?.id || !(this.network in networks)) return;
-    this.#known.set(container.Id, identity(container.Config.Labels) as Identity);
-    this.#seen.set(container.Id, container);
+    this.#known.set(container.Id, sandbox.id);
     const fence = this.#fences.get(sandbox.id);
     const stale = hasExited(container) && fence?.finishedAt === container.State.FinishedAt;
     // A new watcher has not seen the end of a stopped sandbox; but once it is restarted, nobody may.
@@ -157,7 +147,6 @@ export class Watch {
 
   #gone(containerId: string, sandboxId: string): void {
     if (!this.#known.delete(containerId)) return;
-    this.#seen.delete(containerId);
     this.#fences.delete(sandboxId);
     this.#reportedEnds.delete(sandboxId);
     this.#send({ deleted: { sandbox_id: sandboxId } });
@@ -193,13 +182,13 @@ export class Watch {
   }
 
   /** Has the end of a container reported, though no event told that there is one. */
-  know(containerId: string, who: Identity): void {
-    this.#known.set(containerId, who);
+  know(containerId: string, sandboxId: string): void {
+    this.#known.set(containerId, sandboxId);
   }
 
   /** The container that a sandbox was last known to have. */
   containerOf(sandboxId: string): string | undefined {
-    for (const [containerId, { id }] of this.#known) if (id === sandboxId) return containerId;
+    for (const [containerId, id] of this.#known) if (id === sandboxId) return containerId;
     return undefined;
   }
 
@@ -209,10 +198,10 @@ export class Watch {
   }
 
   /** A create that was cancelled before it had a container. */
-  cancelled(who: Identity): Promise<void> {
-    const none = `cancelled-${who.id}`;
-    this.know(none, who);
-    return this.removed(none, who.id);
+  cancelled(sandboxId: string): Promise<void> {
+    const none = `cancelled-${sandboxId}`;
+    this.know(none, sandboxId);
+    return this.removed(none, sandboxId);
   }
 
   // Watchers
@@ -221,9 +210,13 @@ export class Watch {
   async add(watcher: Watcher): Promise<void> {
     await this.subscribe();
     this.#watchers.add(watcher);
-    const first = [...this.#known].map(([containerId, who]) =>
-      this.#enqueue(who.id, () => this.#refresh(containerId, who, watcher)),
-    );
+    // Asked of the engine, not remembered: it may have lost an event.
+    const entries = await this.ours();
+    const first = entries.map(({ Id, Labels }) => {
+      const who = identity(Labels) as Identity;
+      this.#known.set(Id, who.id);
+      return this.#enqueue(who.id, () => this.#refresh(Id, who, watcher));
+    });
     await Promise.all(first);
   }
 
