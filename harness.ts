@@ -1364,7 +1364,11 @@ const VERBS: Record<string, OwnFlags> = {
 const TAKES_ARGUMENTS = new Set(["test", "with", "report", "diff", "help", "keep"]);
 const HELP = ["--help", "-h"];
 
+/** Code must be so many times hotter than usual to be compiled: most verbs are over before that pays. */
+const JIT_RELUCTANCE = 100;
+
 async function main(argv: string[]): Promise<number> {
+  Bun.unsafe.setJITPolicy(JIT_RELUCTANCE);
   const [first = "help", ...rest] = argv;
   const verb = HELP.includes(first) ? "help" : first;
   const ownFlags = VERBS[verb];

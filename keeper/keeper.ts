@@ -112,9 +112,9 @@ export class Keeper {
     const socket = isOurs ? join(run.folder, "engine.sock") : settings.podmanSocket;
     // A sweep starts it from its source: what was compiled is not kept for ever.
     run.engine = { socket, command: isOurs ? [...parts.engine.command, ...engineArguments(run, parts)] : [] };
-    const [fakeImages] = await Promise.all([
-      parts.engine.real ? undefined : makeFakeImages(run),
+    const [, fakeImages] = await Promise.all([
       isOurs ? this.#startEngine(socket) : undefined,
+      parts.engine.real ? undefined : makeFakeImages(run),
     ]);
     const engine = (this.setup.engine = new Engine(socket));
     if (parts.engine.real) await this.#checkEngine(engine);

@@ -6,9 +6,11 @@
  * It is plain HTTP/2 (RFC 9113, and gRPC's PROTOCOL-HTTP2.md on top). A server and a client of grpc-js between gateway
  * and driver cost every call half a millisecond, and pass on neither `:authority` nor what they do not know.
  */
-import { status } from "../proto/grpc.ts";
 import * as http2 from "node:http2";
 import { connect } from "node:net";
+import { within } from "../harness.ts";
+import { codeName } from "../proto/contract.ts";
+import { status } from "../proto/grpc.ts";
 
 /** How a call ended; the trailers say it in HTTP/2's words, with whatever else came along. */
 export interface Ended {
@@ -25,6 +27,12 @@ export const ended = (code: status, details = ""): Ended => ({
 });
 
 const TRAILERS_ONLY = { ":status": 200, "content-type": "application/grpc+proto" };
+const REQUEST = {
+  ":method": "POST",
+  ":authority": "localhost",
+  "content-type": "application/grpc",
+  te: "trailers",
+};
 /** A flag and a length come before each message. */
 const PREFIX_BYTES = 5;
 /** What a peer may send before it is read: a reader who is slow on purpose must be noticed by the sender, not here. */
@@ -192,6 +200,17 @@ export class Upstream {
       pause: () => stream.pause(),
       resume: () => stream.resume(),
     };
+  }
+
+  /**
+   * Makes a call with an empty request. To load grpc-js for that one would take longer than a driver's start.
+   * @throws Error that says how it ended, unless with OK within `deadlineMs`.
+   */
+  async ask(path: string, deadlineMs: number): Promise<void> {
+    const { promise: end, resolve } = Promise.withResolvers<Ended>();
+    const call = this.call({ ...REQUEST, ":path": path }, Buffer.of(), { message() {}, end: resolve });
+    const { code, details } = await within(deadlineMs, path, end).finally(() => call.cancel());
+    if (code !== status.OK) throw new Error(`${codeName(code)}: ${details}`);
   }
 
   /** Resolves once there is a connection. @throws why there is none */

@@ -19,12 +19,12 @@ import {
 import { fillIn } from "./command.ts";
 import { type Run, RUN_LABEL } from "./run.ts";
 import type { Parts } from "./places.ts";
-import { computeDriver, loadGrpc, unary } from "../proto/contract.ts";
-import { grpc } from "../proto/grpc.ts";
+import { loadGrpc, unary } from "../proto/contract.ts";
 import { TRACE_FILE } from "../report/follow.ts";
 import { type Belonging, belongings, type Engine, removeBelongings } from "./engine.ts";
 import { EngineProxy } from "./engine-proxy.ts";
 import { Child, cleanEnvironment } from "./process.ts";
+import { Upstream } from "./relay.ts";
 import { Tap } from "./tap.ts";
 
 // Driver launch profiles
@@ -275,8 +275,8 @@ export class Stack {
   /** Starts the driver and waits until it answers. */
   async startDriver(): Promise<void> {
     const driver = (this.driver = await this.#launchDriver({}, "driver"));
-    // While it starts; nothing before that calls anybody over gRPC.
-    loadGrpc();
+    // While it starts: the tap needs it, and whoever waits for a gateway.
+    if (this.spec.order !== "driver-only") loadGrpc();
     await driver.ready(
       async () => {
         if (!existsSync(this.driverSocket)) throw new Error(`${this.driverSocket} does not exist`);
@@ -350,19 +350,12 @@ export class Stack {
 
   /** A driver that accepts and never answers would hang the gateway for ever, without a word. */
   async #askDriver(driver: Child): Promise<void> {
-    const client = new (computeDriver().ComputeDriver)(
-      `unix:${this.driverSocket}`,
-      grpc().credentials.createInsecure(),
-      { "grpc.initial_reconnect_backoff_ms": 20, "grpc.max_reconnect_backoff_ms": 50 },
-    );
+    const upstream = new Upstream(this.driverSocket);
+    const ask = () => upstream.ask("/openshell.compute.v1.ComputeDriver/GetCapabilities", 3_000);
     try {
-      await driver.ready(
-        () => unary(client, client.GetCapabilities, {}, { deadlineMs: 3_000 }),
-        "answer GetCapabilities",
-        5_000,
-      );
+      await driver.ready(ask, "answer GetCapabilities", 5_000);
     } finally {
-      client.close();
+      upstream.close();
     }
   }
 

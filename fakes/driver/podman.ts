@@ -91,18 +91,21 @@ function engineError(status: number, text: string): EngineError {
 interface Call {
   /** Sent as JSON, text as it is. */
   body?: object | string;
-  /** Until the whole answer is there; of an endless one, until it begins. */
+  /** Until what is wanted of the answer is read. */
   timeoutMs?: number;
   signal?: AbortSignal;
-  endless?: boolean;
 }
 
 export class Podman {
   constructor(readonly socket: string) {}
 
   /** One call on a connection of its own, so that an engine that was restarted is no surprise. */
-  async #request(method: string, path: string, call: Call = {}): Promise<Response> {
-    const { body, timeoutMs = CALL_MS, signal, endless = false } = call;
+  async #request<Read>(
+    method: string,
+    path: string,
+    { body, timeoutMs = CALL_MS, signal }: Call,
+    read: (response: Response) => Read | Promise<Read>,
+  ): Promise<Read> {
     const deadline = new AbortController();
     const timer = setTimeout(() => deadline.abort(), timeoutMs);
     const isText = typeof body === "string";
@@ -119,8 +122,7 @@ export class Podman {
       }),
     };
     try {
-      const response = await fetch(`http://d${path}`, options);
-      return endless ? response : new Response((await response.text()) || null, response);
+      return await read(await fetch(`http://d${path}`, options));
     } catch (error) {
       if (signal?.aborted) throw signal.reason;
       const what = `${method} ${path.split("?", 1)[0]}`;
@@ -139,10 +141,12 @@ export class Podman {
    * @throws EngineError for any other answer, a deadline passed, or no connection.
    */
   async call(method: string, path: string, call: Call = {}): Promise<string> {
-    const response = await this.#request(method, `/v4.0.0/libpod${path}`, call);
-    const text = await response.text();
-    if (response.ok || response.status === 304) return text;
-    throw engineError(response.status, text);
+    const { status, text } = await this.#request(method, `/v4.0.0/libpod${path}`, call, async (response) => ({
+      status: response.status,
+      text: await response.text(),
+    }));
+    if (status < 300 || status === 304) return text;
+    throw engineError(status, text);
   }
 
   /** The same, of an answer in JSON. */
@@ -167,7 +171,7 @@ export class Podman {
   }
 
   async ping(): Promise<void> {
-    const response = await this.#request("GET", "/_ping");
+    const response = await this.#request("GET", "/_ping", {}, (response) => response);
     if (!response.ok) throw new EngineError(response.status, "", "ping failed");
     if (!response.headers.has("libpod-api-version")) {
       const message = `connection error: ${this.socket}: the answer to /_ping is not Podman's`;
@@ -216,7 +220,8 @@ export class Podman {
    */
   async events(signal: AbortSignal): Promise<AsyncGenerator<Event>> {
     const query = `stream=true&filters=${filters({ type: ["container"], label: [`${LABEL.managed}=true`] })}`;
-    const response = await this.#request("GET", `/v4.0.0/libpod/events?${query}`, { signal, endless: true });
+    const path = `/v4.0.0/libpod/events?${query}`;
+    const response = await this.#request("GET", path, { signal }, (response) => response);
     if (!response.ok || !response.body) throw engineError(response.status, await response.text());
     return eventsIn(response.body);
   }

@@ -40,6 +40,8 @@ export class Watch {
   readonly #fences = new Map<string, { finishedAt: string; restarted: boolean }>();
   /** The end that all watchers were told last, by sandbox. */
   readonly #reportedEnds = new Map<string, string>();
+  /** The watchers that wait for the first word of a container, by its id. */
+  readonly #newcomers = new Map<string, { watchers: Watcher[]; told: Promise<void> }>();
   #subscription: Promise<void> | null = null;
 
   /** @param onVanished told of every sandbox whose container is gone, whoever removed it */
@@ -120,9 +122,10 @@ export class Watch {
     });
   }
 
-  /** Reads a container's state and reports it: to all, or for the `first` time to one. */
-  async #refresh(containerId: string, who: Identity, first?: Watcher): Promise<void> {
-    if (!first && this.#watchers.size === 0 && this.#known.has(containerId)) return;
+  /** Reads a container's state and reports it: to all, or for the `first` time to some. */
+  async #refresh(containerId: string, who: Identity, first?: Watcher[]): Promise<void> {
+    // Who watches later is told of all there is.
+    if (!first && this.#watchers.size === 0) return;
     const found = await this.#inspections.run(() =>
       this.podman.inspect(containerId).catch((error: unknown) => error),
     );
@@ -132,7 +135,7 @@ export class Watch {
     this.#send({ sandbox: { sandbox: unsure(who, { Id: containerId, Name: "" }, found) } }, first);
   }
 
-  #report(container: Inspect, first?: Watcher): void {
+  #report(container: Inspect, first?: Watcher[]): void {
     const sandbox = describe(container);
     const networks = container.NetworkSettings?.Networks ?? {};
     if (!sandbox?.id || !(this.network in networks)) return;
@@ -153,8 +156,8 @@ export class Watch {
     this.onVanished(sandboxId);
   }
 
-  #send(event: WatchSandboxesEvent, only?: Watcher): void {
-    for (const watcher of only ? [only] : this.#watchers) watcher.send(event);
+  #send(event: WatchSandboxesEvent, to: Iterable<Watcher> = this.#watchers): void {
+    for (const watcher of to) watcher.send(event);
   }
 
   // What the driver itself does to a sandbox
@@ -215,9 +218,25 @@ export class Watch {
     const first = entries.map(({ Id, Labels }) => {
       const who = identity(Labels) as Identity;
       this.#known.set(Id, who.id);
-      return this.#enqueue(who.id, () => this.#refresh(Id, who, watcher));
+      return this.#introduce(Id, who, watcher);
     });
     await Promise.all(first);
+  }
+
+  /** Tells a new watcher of a container. Those who come before it is looked at share that look. */
+  #introduce(containerId: string, who: Identity, watcher: Watcher): Promise<void> {
+    const waiting = this.#newcomers.get(containerId);
+    if (waiting) {
+      waiting.watchers.push(watcher);
+      return waiting.told;
+    }
+    const watchers = [watcher];
+    const told = this.#enqueue(who.id, () => {
+      this.#newcomers.delete(containerId);
+      return this.#refresh(containerId, who, watchers);
+    });
+    this.#newcomers.set(containerId, { watchers, told });
+    return told;
   }
 
   remove(watcher: Watcher): void {

@@ -96,7 +96,7 @@ export interface Container {
   mounts: Mount[];
   ports: { host_ip: string; container_port: number; host_port: number; range: number; protocol: string }[];
   created: string;
-  status: "created" | "running" | "paused" | "stopping" | "exited" | "removing";
+  status: "created" | "running" | "paused" | "stopping" | "exited";
   mounted: Mounted[];
   pid: number;
   monitor: Monitor | null;

@@ -176,10 +176,9 @@ export class Containers {
   }
 
   remove(container: Container): void {
-    container.status = "removing";
-    this.save(container);
-    removeTree(container.folder);
+    // In this order: an engine that starts removes the folders of containers that it does not know.
     this.all.delete(container.id);
+    removeTree(container.folder);
     const ran = container.startedAt !== NEVER;
     this.emit(container, "remove", ran ? { containerExitCode: String(container.exitCode) } : {});
   }

@@ -100,7 +100,7 @@ export class Lifecycle {
       exitCode: code,
       finishedAt: timestamp(instant(at)),
     });
-    this.containers.save(container);
+    if (!isRemoved) this.containers.save(container);
     this.#exits.delete(container.id);
     this.containers.emit(container, "die", { containerExitCode: String(code), exitCode: String(code) });
     if (!isRemoved) this.containers.emit(container, "cleanup");
@@ -118,9 +118,9 @@ export class Lifecycle {
     }
     const exit = this.#exits.get(container.id);
     if (container.status === "running") {
+      // Not kept: to an engine that died meanwhile, it runs.
       container.status = "stopping";
       container.stoppedByUser = true;
-      this.containers.save(container);
       const seconds = timeoutSeconds ?? container.spec.stop_timeout ?? DEFAULT_STOP_SECONDS;
       if (seconds > 0) await signalFirst(container, stopSignal(container));
       const expired = Bun.sleep(seconds * 1000).then(() => "expired");
@@ -193,13 +193,12 @@ export class Lifecycle {
   /** Takes over what an earlier engine on this root left: running containers go on, others are settled. */
   async adoptAll(folder: string): Promise<void> {
     const { all } = this.containers;
-    for (const container of [...all.values()]) await this.#adopt(container);
+    for (const container of all.values()) await this.#adopt(container);
     for (const id of readdirSync(folder)) if (!all.has(id)) removeTree(join(folder, id));
   }
 
   async #adopt(container: Container): Promise<void> {
-    if (container.status === "removing") this.containers.all.delete(container.id);
-    else if (isUp(container)) {
+    if (isUp(container)) {
       if (container.status === "stopping") container.status = "running";
       this.#expectEnd(container, ended(container.monitor));
     } else if (container.monitor) {
