@@ -38,29 +38,44 @@ const KEPT_CALLS = 40;
 /** How long a create may go on when its check has ended, in milliseconds. */
 const CREATE_MS = 1_000;
 
+/** What tonic names as `:authority`, the library that a gateway dials with. */
+const AUTHORITY = "[::]:50051";
+
+function dial(socket: string, authority: string): ComputeDriverClient {
+  return new (computeDriver().ComputeDriver)(`unix:${socket}`, grpc().credentials.createInsecure(), {
+    "grpc.default_authority": authority,
+    "grpc.initial_reconnect_backoff_ms": 20,
+    "grpc.max_reconnect_backoff_ms": 100,
+    // A connection of its own, as every gateway has, and no second try, which no gateway has.
+    "grpc.use_local_subchannel_pool": 1,
+    "grpc.enable_retries": 0,
+    // Statistics that nobody reads are a tenth of what a call costs.
+    "grpc.enable_channelz": 0,
+  });
+}
+
+/** Whoever was answered so was not answered by the driver. */
+const UNANSWERED = new Set([status.CANCELLED, status.DEADLINE_EXCEEDED, status.UNAVAILABLE]);
+
 /** One connection to a driver. */
 export class Driver {
-  readonly client: ComputeDriverClient;
   readonly asked: Asked[] = [];
   readonly #watches = new Set<Watch>();
   readonly #creating = new Set<Promise<unknown>>();
+  readonly #metadata = metadata();
   #underWay = new AbortController();
+  #unanswered = 0;
 
-  /** @param authority what it names as `:authority`; by default what tonic does, the library that a gateway dials with */
+  /** @param client a connection that is there already; without one the socket is dialled, when there is something to ask */
   constructor(
     readonly socket: string,
-    authority = "[::]:50051",
-  ) {
-    this.client = new (computeDriver().ComputeDriver)(`unix:${socket}`, grpc().credentials.createInsecure(), {
-      "grpc.default_authority": authority,
-      "grpc.initial_reconnect_backoff_ms": 20,
-      "grpc.max_reconnect_backoff_ms": 100,
-      // A connection of its own, as every gateway has, and no second try, which no gateway has.
-      "grpc.use_local_subchannel_pool": 1,
-      "grpc.enable_retries": 0,
-      // Statistics that nobody reads are a tenth of what a call costs.
-      "grpc.enable_channelz": 0,
-    });
+    authority = AUTHORITY,
+    readonly client = dial(socket, authority),
+  ) {}
+
+  /** Whether the connection is as good as new: it carried no watch, and every call that was made on it was answered. */
+  get isAsNew(): boolean {
+    return this.#unanswered === 0 && this.#watches.size === 0;
   }
 
   close(): void {
@@ -128,15 +143,16 @@ export class Driver {
     const method = (
       ...[message, metadata, options, done]: [Buffer, grpcJs.Metadata, grpcJs.CallOptions, Done]
     ) => {
-      for (const [key, value] of Object.entries(more)) metadata.set(key, value);
-      return this.client.makeUnaryRequest(path, asIs, responseDeserialize, message, metadata, options, done);
+      const all = metadata.clone();
+      for (const [key, value] of Object.entries(more)) all.set(key, value);
+      return this.client.makeUnaryRequest(path, asIs, responseDeserialize, message, all, options, done);
     };
     await this.#ask(name, method as unknown as UnaryMethod, request);
   }
 
   /** Opens a watch; it is over when it or the connection is closed. */
   watch(): Watch {
-    const watch = new Watch(this.client.WatchSandboxes({}, metadata()), (text) => this.#note(text));
+    const watch = new Watch(this.client.WatchSandboxes({}, this.#metadata), (text) => this.#note(text));
     this.#watches.add(watch);
     return watch;
   }
@@ -158,17 +174,20 @@ export class Driver {
       });
       recordCall({ method: name, status: code, details, request, responses, ms });
     };
+    this.#unanswered++;
     try {
       const response = await unary(this.client, method, message, {
         deadlineMs,
-        metadata: metadata(),
+        metadata: this.#metadata,
         signal,
       });
+      this.#unanswered--;
       note("OK", "", [redact(response)]);
       return response;
     } catch (error) {
       const { code, details } = error as CallError;
       if (typeof code !== "number") throw error;
+      if (!UNANSWERED.has(code)) this.#unanswered--;
       note(codeName(code), details, []);
       const said = code === status.DEADLINE_EXCEEDED ? `no answer within ${deadlineMs} ms` : details;
       throw new Refused(name, codeName(code), said);

@@ -7,9 +7,10 @@
 import { createHash, randomBytes } from "node:crypto";
 import { existsSync, mkdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
-import { eventually, type Connection } from "../harness.ts";
+import { connectable, eventually, type Connection } from "../harness.ts";
 import { EngineProxy } from "../keeper/engine-proxy.ts";
 import type { DriverContext, StackInfo } from "../keeper/stack.ts";
+import type { ComputeDriverClient } from "../proto/v0.0/types/openshell/compute/v1/ComputeDriver.ts";
 import type { DriverSandbox } from "../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
 import type { DriverSandboxSpec } from "../proto/v0.0/types/openshell/compute/v1/DriverSandboxSpec.ts";
 import type { Backend, Given, Workload } from "./backend.ts";
@@ -27,6 +28,8 @@ export interface Subject {
   image: string;
   /** How a sandbox can be stopped at most, in milliseconds: the driver's stop timeout, and time for the rest. */
   stopMs: number;
+  /** Connections that checks left as good as new, for others; unset where each is to make its own. */
+  spare?: ComputeDriverClient[];
   /** Puts something between the checks and one more driver that serves on this socket. Resolves with what to dial. */
   inFront?: (socket: string) => Promise<string>;
   /** The keeper's stack that the driver is part of; unset when somebody else started it. */
@@ -53,7 +56,7 @@ export class Trial {
   #ended = false;
 
   constructor(readonly subject: Subject) {
-    this.driver = this.connect();
+    this.driver = this.connect(subject.socket, undefined, subject.spare?.pop());
   }
 
   /** Says that the rule cannot be asked here, and why. */
@@ -76,8 +79,8 @@ export class Trial {
   }
 
   /** One more connection to the driver, or to another one. */
-  connect(socket = this.subject.socket, authority?: string): Driver {
-    const driver = new Driver(socket, authority);
+  connect(socket = this.subject.socket, authority?: string, client?: ComputeDriverClient): Driver {
+    const driver = new Driver(socket, authority, client);
     this.#drivers.push(driver);
     return driver;
   }
@@ -85,6 +88,7 @@ export class Trial {
   /** Undoes everything. Resolves with what went wrong with that, a line each; the rest is undone all the same. */
   async end(): Promise<string[]> {
     this.#ended = true;
+    const spare = this.driver.isAsNew ? this.subject.spare : undefined;
     await Promise.all(this.#drivers.map((driver) => driver.cancel()));
     const problems: string[] = [];
     for (const undo of this.#undo.toReversed()) {
@@ -94,7 +98,10 @@ export class Trial {
         problems.push((error as Error).message);
       }
     }
-    for (const driver of this.#drivers) driver.close();
+    for (const driver of this.#drivers) {
+      if (spare && driver === this.driver) spare.push(driver.client);
+      else driver.close();
+    }
     return problems;
   }
 
@@ -398,8 +405,10 @@ export class DriverProcess {
       return ended && `it ended with ${ended}: ${tail.slice(-300)}`;
     };
     const waiting = { what: "a driver that answers GetCapabilities", deadlineMs, failed };
-    const ask = () => {
+    const ask = async () => {
       if (!existsSync(this.socket)) throw new Error(`${this.socket} does not exist`);
+      // The file of a driver that was killed stays until the next one binds.
+      if (!(await connectable(this.socket))) throw new Error(`nobody listens on ${this.socket}`);
       return driver.getCapabilities(2_000);
     };
     await eventually(ask, waiting).catch((error: Error) => {

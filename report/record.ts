@@ -4,7 +4,16 @@
  * How a run is recorded: test process and keeper append what happens, a line of JSON each, to files in the run's folder.
  * So whoever is killed, the other one, or the sweep after both, can still write down what was known: results.json.
  */
-import { appendFileSync, mkdirSync, readdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
+import {
+  closeSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
 import { cpus, totalmem } from "node:os";
 import { join } from "node:path";
 import {
@@ -49,13 +58,14 @@ const MOST_WAITING = 10_000;
 
 /** Takes what one process records of a run. */
 export class Recorder {
-  #file: string | undefined;
+  #file: number | undefined;
   /** What was recorded while there is no run to record it of. */
   waiting: Entry[] = [];
 
   /** Writes entries to a file of the run's folder from now on, and those that waited for it. */
   to(folder: string, who: string): void {
-    this.#file = join(folder, `records-${who}.jsonl`);
+    if (this.#file !== undefined) closeSync(this.#file);
+    this.#file = opened(join(folder, `records-${who}.jsonl`));
     const before = this.waiting;
     this.waiting = [];
     for (const entry of before) this.add(entry);
@@ -63,12 +73,22 @@ export class Recorder {
 
   /** Records something. It waits in memory while there is no run. A disk that is full must not fail a run. */
   add(entry: Entry): void {
-    if (!this.#file) return void (this.waiting.length < MOST_WAITING && this.waiting.push(entry));
+    if (this.#file === undefined)
+      return void (this.waiting.length < MOST_WAITING && this.waiting.push(entry));
     try {
-      appendFileSync(this.#file, `${JSON.stringify(entry)}\n`, { mode: 0o600 });
+      writeSync(this.#file, `${JSON.stringify(entry)}\n`);
     } catch {
       // What cannot be recorded is missing from the report, and from nothing else.
     }
+  }
+}
+
+/** A file that lines are added to; undefined where there can be none. */
+function opened(path: string): number | undefined {
+  try {
+    return openSync(path, "a", 0o600);
+  } catch {
+    return undefined;
   }
 }
 
