@@ -60,6 +60,8 @@ const UNANSWERED = new Set([status.CANCELLED, status.DEADLINE_EXCEEDED, status.U
 /** One connection to a driver. */
 export class Driver {
   readonly asked: Asked[] = [];
+  /** The ids of the sandboxes that it said it had deleted. */
+  readonly deleted = new Set<string>();
   readonly #watches = new Set<Watch>();
   readonly #creating = new Set<Promise<unknown>>();
   readonly #metadata = metadata();
@@ -118,7 +120,10 @@ export class Driver {
 
   /** Deletes a sandbox. @returns what the driver says: whether there was one. */
   async delete(who: Ref, deadlineMs?: number): Promise<boolean> {
-    return (await this.#ask("DeleteSandbox", this.client.DeleteSandbox, request(who), deadlineMs)).deleted;
+    const call = this.#ask("DeleteSandbox", this.client.DeleteSandbox, request(who), deadlineMs);
+    const { deleted } = await call;
+    if (deleted) this.deleted.add(who.id);
+    return deleted;
   }
 
   /** The sandbox as the driver has it. @throws Refused with NOT_FOUND when it has none. */

@@ -151,6 +151,10 @@ export class Trial {
     const { owned, own, backend, stopMs } = this.subject;
     await owned?.keeper.call("remember", owned.stack.id, who.id);
     this.defer(async () => {
+      // One that the check itself had deleted need not be deleted again, unless that left something.
+      const isDeleted = this.#drivers.some(({ deleted }) => deleted.has(who.id));
+      const left = isDeleted ? await backend?.list?.(who.id).catch(() => undefined) : undefined;
+      if (left?.length === 0) return;
       // Whatever comes of it, the backend is looked into: a driver that is gone has left everything there.
       if (maker && maker !== this.driver) await maker.delete(who, stopMs).catch(() => {});
       const refused = await own.delete(who, stopMs).then(
