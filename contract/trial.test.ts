@@ -118,3 +118,46 @@ test("what a sandbox leaves is removed by command, also of a driver that the har
   expect(asked).toContainEqual(["removeLeftovers", 7, [id]]);
   expect(left.size).toBe(0);
 }, 10_000);
+
+test("a connection passes from check to check as long as every call on it was answered", async () => {
+  const spare: Subject["spare"] = [];
+  const shared = { ...subject, spare };
+  const first = new Trial(shared);
+  await first.driver.get({ id: "nobody", name: "" }).catch(() => {});
+  expect(await first.end()).toEqual([]);
+  expect(spare).toEqual([first.driver.client]);
+
+  const second = new Trial(shared);
+  expect(second.driver.client).toBe(first.driver.client);
+  expect(second.asked).toEqual([]);
+  void second.driver.validate(second.sandbox()).catch(() => {});
+  expect(await second.end()).toEqual([]);
+  expect(spare).toEqual([]);
+
+  const third = new Trial(shared);
+  third.driver.watch();
+  expect(await third.end()).toEqual([]);
+  expect(spare).toEqual([]);
+}, 5_000);
+
+test.each([
+  ["is not deleted again", [], 0],
+  ["is deleted again when something is left of it", ["a volume"], 1],
+])(
+  "what a check had deleted %s",
+  async (_, left: string[], times) => {
+    const deleted: string[] = [];
+    const own = new Driver(socket);
+    own.delete = async ({ id }) => deleted.push(id) > 0;
+    const trial = new Trial({
+      ...subject,
+      own,
+      backend: { name: "commands", list: async () => left.splice(0) },
+    });
+    const box = await trial.create();
+    expect(await box.delete()).toBe(true);
+    expect(await trial.end()).toEqual([]);
+    expect(deleted).toEqual(Array.from({ length: times }, () => box.id));
+  },
+  5_000,
+);
