@@ -516,9 +516,11 @@ mutant("ListSandboxes has the sandboxes of all drivers on the machine", ["DC-52"
     if (sandbox) made.set(sandbox.id, sandbox);
     return response;
   },
-  DeleteSandbox({ sandbox_id }, pass) {
+  async DeleteSandbox({ sandbox_id }, pass) {
+    const response = await pass();
+    // Only now: a create that was under way has ended by then.
     made.delete(sandbox_id);
-    return pass();
+    return response;
   },
   async ListSandboxes(_, pass) {
     const { sandboxes } = await pass();

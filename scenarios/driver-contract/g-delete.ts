@@ -334,7 +334,8 @@ check(
     const boxes = await Promise.all(Array.from({ length: 8 }, () => trial.running()));
     const answers = await Promise.all(boxes.map((box) => box.delete()));
     same("how often deleted is true", answers.filter(Boolean).length, boxes.length);
-    await Promise.all(boxes.map((box) => leavesNothing(trial, box)));
+    // One by one: a command that lists what is left may take a second, and all of the machine.
+    for (const box of boxes) await leavesNothing(trial, box);
   },
 );
 
