@@ -411,6 +411,13 @@ export function connectable(path: string): Promise<boolean> {
   });
 }
 
+/** @throws Error that says why nobody can be asked on a Unix socket. */
+export async function mustListen(path: string): Promise<void> {
+  if (!existsSync(path)) throw new Error(`${path} does not exist`);
+  // The file of a program that was killed stays until the next one binds.
+  if (!(await connectable(path))) throw new Error(`nobody listens on ${path}`);
+}
+
 /** Whether a process exists. */
 export function isAlive(pid: number): boolean {
   try {

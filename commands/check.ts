@@ -137,28 +137,25 @@ async function checkAll(
   console.log(`driver ${name} ${version} · contract ${contract}, serves ${serves}\n`);
   const judged: Judged[] = [];
   const progress = liveProgress();
-  await run(
-    checks,
-    { ...subject, spare: [] },
-    {
-      parallel,
-      stop,
-      older: identity.missing,
-      onBegin(check) {
-        recordBegun(check);
-        progress?.note({ begun: check.id });
-      },
-      onOutcome(outcome) {
-        const one = judge(outcome, known, identity);
-        judged.push(one);
-        recordOutcome(one);
-        const line = oneLine(one);
-        if (progress) progress.print(`${line}\n`);
-        else console.log(line);
-        progress?.note({ ended: one.check.id, verdict: one.verdict });
-      },
+  const sharing: Subject = { ...subject, spare: [] };
+  await run(checks, sharing, {
+    parallel,
+    stop,
+    older: identity.missing,
+    onBegin(check) {
+      recordBegun(check);
+      progress?.note({ begun: check.id });
     },
-  );
+    onOutcome(outcome) {
+      const one = judge(outcome, known, identity);
+      judged.push(one);
+      recordOutcome(one);
+      const line = oneLine(one);
+      if (progress) progress.print(`${line}\n`);
+      else console.log(line);
+      progress?.note({ ended: one.check.id, verdict: one.verdict });
+    },
+  });
   progress?.end();
   const ordered = checks.flatMap((check) => judged.find((one) => one.check === check) ?? []);
   for (const one of ordered.filter(({ verdict, notRun }) => !notRun && ["fail", "error"].includes(verdict)))

@@ -5,9 +5,9 @@
  * makes is removed when it ends, last made first.
  */
 import { createHash, randomBytes } from "node:crypto";
-import { existsSync, mkdirSync, rmSync } from "node:fs";
+import { mkdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
-import { connectable, eventually, isAlive, type Connection } from "../harness.ts";
+import { type Connection, eventually, isAlive, mustListen } from "../harness.ts";
 import { EngineProxy } from "../keeper/engine-proxy.ts";
 import type { DriverContext, StackInfo } from "../keeper/stack.ts";
 import type { ComputeDriverClient } from "../proto/v0.0/types/openshell/compute/v1/ComputeDriver.ts";
@@ -376,8 +376,10 @@ export class DriverProcess {
     return this.told.socket;
   }
 
-  /** How it is. The keeper need not be asked of one that lives, unless for its log. */
   state = () => this.keeper.call("driverState", this.stack, this.number);
+
+  /** The same, of one that has ended: while it lives the keeper, who reads its log each time, is not asked. */
+  #end = async () => (isAlive(this.pid) ? undefined : this.state());
 
   async signal(name: NodeJS.Signals): Promise<void> {
     await this.keeper.call("signalDriver", this.stack, this.number, name);
@@ -386,7 +388,7 @@ export class DriverProcess {
   /** Waits until it ended. Resolves with how, such as "exit code 0". @throws Violation after `deadlineMs`. */
   async ended(deadlineMs: number): Promise<string> {
     const look = async () => {
-      const ended = isAlive(this.pid) ? undefined : (await this.state()).ended;
+      const ended = (await this.#end())?.ended;
       if (ended === undefined) throw new Error("it runs");
       return ended;
     };
@@ -408,15 +410,12 @@ export class DriverProcess {
   async answers(trial: Trial, deadlineMs = 30_000): Promise<Driver> {
     const driver = trial.connect(this.socket);
     const failed = async () => {
-      if (isAlive(this.pid)) return undefined;
-      const { ended, tail } = await this.state();
-      return ended && `it ended with ${ended}: ${tail.slice(-300)}`;
+      const end = await this.#end();
+      return end?.ended && `it ended with ${end.ended}: ${end.tail.slice(-300)}`;
     };
     const waiting = { what: "a driver that answers GetCapabilities", deadlineMs, failed };
     const ask = async () => {
-      if (!existsSync(this.socket)) throw new Error(`${this.socket} does not exist`);
-      // The file of a driver that was killed stays until the next one binds.
-      if (!(await connectable(this.socket))) throw new Error(`nobody listens on ${this.socket}`);
+      await mustListen(this.socket);
       return driver.getCapabilities(2_000);
     };
     await eventually(ask, waiting).catch((error: Error) => {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /**
- * gRPC calls as the tap passes them on: messages as bytes, headers and trailers as they are.
+ * gRPC calls as the tap passes them on: messages as bytes, headers and trailers as they are. The keeper asks a driver
+ * whether it answers in the same way.
  *
  * It is plain HTTP/2 (RFC 9113, and gRPC's PROTOCOL-HTTP2.md on top). A server and a client of grpc-js between gateway
  * and driver cost every call half a millisecond, and pass on neither `:authority` nor what they do not know.

@@ -2,15 +2,15 @@
 
 /** A stack: one gateway with one driver, started and stopped in the order that they need. */
 import { generateKeyPairSync, randomBytes } from "node:crypto";
-import { appendFileSync, existsSync, mkdirSync, writeFileSync } from "node:fs";
+import { appendFileSync, mkdirSync, writeFileSync } from "node:fs";
 import { connect as connectSocket, createServer } from "node:net";
 import { join } from "node:path";
 import { stringify as toToml } from "smol-toml";
 import {
-  connectable,
   DRIVER_NAME,
   eventually,
   HarnessError,
+  mustListen,
   openClient,
   readable,
   type Settings,
@@ -277,16 +277,7 @@ export class Stack {
     const driver = (this.driver = await this.#launchDriver({}, "driver"));
     // While it starts: the tap needs it, and whoever waits for a gateway.
     if (this.spec.order !== "driver-only") loadGrpc();
-    await driver.ready(
-      async () => {
-        if (!existsSync(this.driverSocket)) throw new Error(`${this.driverSocket} does not exist`);
-        // The file of a driver that was killed stays until the next one binds.
-        if (!(await connectable(this.driverSocket)))
-          throw new Error(`nobody listens on ${this.driverSocket}`);
-      },
-      "bind its socket",
-      DRIVER_DEADLINE_MS,
-    );
+    await driver.ready(() => mustListen(this.driverSocket), "bind its socket", DRIVER_DEADLINE_MS);
     await this.#askDriver(driver);
     await this.tap?.reconnected(5_000);
   }
