@@ -33,8 +33,40 @@ export interface Method {
 function load<Package>(packageName: string): Package {
   const { services }: typeof import("./v0.0/codecs.ts") = require("./v0.0/codecs.ts");
   const ofPackage = Object.entries(services).filter(([name]) => name.startsWith(`${packageName}.`));
-  const definitions = ofPackage.map(([name, methods]) => [name, serviceDefinition(name, methods)] as const);
-  return grpc().loadPackageDefinition(Object.fromEntries(definitions)) as Package;
+  const clients = ofPackage.map(([name, methods]) => [name, clientOf(name, methods)] as const);
+  return nested(Object.fromEntries(clients)) as Package;
+}
+
+/**
+ * What every client does, unless it is told otherwise. A call is tried once: where the server has gone away, grpc-js
+ * tries again in microtasks, without end, and the event loop stops. A proxy is for others than those on this machine.
+ */
+const CLIENT_OPTIONS: grpcJs.ClientOptions = { "grpc.enable_retries": 0, "grpc.enable_http_proxy": 0 };
+
+function clientOf(service: string, methods: Record<string, Method>): grpcJs.ServiceClientConstructor {
+  const Client = grpc().makeGenericClientConstructor(serviceDefinition(service, methods), service);
+  return class extends Client {
+    constructor(
+      address: string,
+      credentials: grpcJs.ChannelCredentials,
+      options?: Partial<grpcJs.ClientOptions>,
+    ) {
+      super(address, credentials, { ...CLIENT_OPTIONS, ...options });
+    }
+  };
+}
+
+/** Full names as grpc-js nests them: `openshell.v1.OpenShell` is `OpenShell` in `v1` in `openshell`. */
+function nested(byName: Record<string, unknown>): object {
+  const root: Record<string, object> = {};
+  for (const [name, value] of Object.entries(byName)) {
+    const path = name.split(".");
+    const last = path.pop()!;
+    let at: Record<string, unknown> = root;
+    for (const part of path) at = (at[part] ??= {}) as Record<string, unknown>;
+    at[last] = value;
+  }
+  return root;
 }
 
 function serviceDefinition(service: string, methods: Record<string, Method>): grpcJs.ServiceDefinition {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import { afterEach, expect, test } from "bun:test";
+import { createServer as createHttp2Server } from "node:http2";
 import { createServer, type AddressInfo, type Server, type Socket } from "node:net";
 import * as grpc from "@grpc/grpc-js";
-import { openshell } from "./contract.ts";
+import { type CallError, openshell, unary } from "./contract.ts";
 import { raisedWindows } from "./raised-windows.ts";
 
 /** The bytes of a frame of the HTTP/2 server below. */
@@ -100,4 +101,49 @@ test("a raised initial window counts for open streams and for later ones, to the
   await counting.brought(3, 300_000);
   second.cancel();
   client.close();
+});
+
+test("a server that goes away at once is unavailable to every call, and no call goes on for ever", async () => {
+  const server = createHttp2Server();
+  server.on("session", (session) => session.on("error", () => {}).goaway(0));
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  const { port } = server.address() as AddressInfo;
+  const plain = grpc.credentials.createInsecure();
+  for (const credentials of [plain, raisedWindows(plain)]) {
+    for (let connection = 0; connection < 30; connection++) {
+      const client = new (openshell().OpenShell)(`127.0.0.1:${port}`, credentials);
+      const failure = await unary(client, client.Health, {}, { deadlineMs: 2_000 }).catch(
+        (error: CallError) => error,
+      );
+      expect(failure).toMatchObject({ code: grpc.status.UNAVAILABLE });
+      client.close();
+    }
+  }
+  server.close();
+});
+
+test("what a server sends right behind its first settings arrives whole and in order", async () => {
+  const server = createServer((socket) => {
+    // SETTINGS, and in the same packet half of a PING; the rest of it follows at once.
+    const ping = frame(6, 0, Buffer.from("12345678"));
+    socket.write(Buffer.concat([settings(70_000), ping.subarray(0, 7)]));
+    socket.write(ping.subarray(7));
+    socket.on("data", (data) => {
+      received = Buffer.concat([received, data]);
+      if (received.includes(frame(6, 0, Buffer.from("12345678"), 1))) answered.resolve();
+    });
+    socket.on("error", () => {});
+  });
+  let received: Buffer = Buffer.alloc(0);
+  const answered = Promise.withResolvers<void>();
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  const { port } = server.address() as AddressInfo;
+  const client = new (openshell().OpenShell)(
+    `127.0.0.1:${port}`,
+    raisedWindows(grpc.credentials.createInsecure()),
+  );
+  client.waitForReady(Date.now() + 2_000, () => {});
+  await answered.promise;
+  client.close();
+  server.close();
 });

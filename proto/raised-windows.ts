@@ -49,6 +49,8 @@ class WindowFilter extends Duplex {
   #more = 0;
   #settled = false;
   readonly #open = new Set<number>();
+  /** What is done once the client has dealt with the server's first settings. */
+  #held: (() => void)[] | undefined;
   /** Of what the server sent, the frame that is not complete yet. */
   #partial: Buffer = Buffer.alloc(0);
   /** Of what the client sends: bytes until the next frame, and the frame header so far. */
@@ -59,10 +61,8 @@ class WindowFilter extends Duplex {
   constructor(socket: Socket) {
     super();
     this.#socket = socket;
-    socket.on("data", (data: Buffer) => {
-      if (!this.#fromServer(data)) socket.pause();
-    });
-    socket.on("end", () => this.push(null));
+    socket.on("data", (data: Buffer) => this.#inOrder(() => this.#receive(data)));
+    socket.on("end", () => this.#inOrder(() => this.push(null)));
     socket.on("error", (error) => this.destroy(error));
     socket.on("close", () => this.destroy());
   }
@@ -85,6 +85,29 @@ class WindowFilter extends Duplex {
     done(error);
   }
 
+  /** Does it once what came before has been passed on. */
+  #inOrder(next: () => void): void {
+    if (this.#held) this.#held.push(next);
+    else next();
+  }
+
+  #receive(data: Buffer): void {
+    if (!this.#fromServer(data)) this.#socket.pause();
+  }
+
+  /**
+   * Holds back what follows the server's first settings until the client has dealt with those: grpc-js listens for a
+   * GOAWAY only some microtasks later, and takes a connection for usable for ever when it misses one.
+   */
+  #holdBack(rest: Buffer): void {
+    this.#held = [() => this.#receive(rest)];
+    setImmediate(() => {
+      const held = this.#held!;
+      this.#held = undefined;
+      for (const next of held) next();
+    });
+  }
+
   /** Passes the complete frames on. @returns whether the client wants more. */
   #fromServer(data: Buffer): boolean {
     const bytes = this.#partial.length > 0 ? Buffer.concat([this.#partial, data]) : data;
@@ -96,10 +119,18 @@ class WindowFilter extends Duplex {
       if (end > bytes.length) break;
       const ended = (type === DATA || type === HEADERS) && (flags & ACK_OR_END_STREAM) !== 0;
       if (ended || type === RST_STREAM) this.#open.delete(stream);
-      if (type === SETTINGS && (flags & ACK_OR_END_STREAM) === 0) {
+      const isSettings = type === SETTINGS && (flags & ACK_OR_END_STREAM) === 0;
+      const isFirst = isSettings && !this.#settled;
+      if (isSettings) {
         updates.push(...this.#settings(bytes.subarray(at + HEADER_BYTES, end)));
       }
       at = end;
+      if (isFirst) {
+        this.#partial = Buffer.alloc(0);
+        this.push(bytes.subarray(0, at));
+        this.#holdBack(bytes.subarray(at));
+        return true;
+      }
     }
     this.#partial = bytes.subarray(at);
     return this.push(Buffer.concat([bytes.subarray(0, at), ...updates])) || at === 0;
