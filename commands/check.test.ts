@@ -168,7 +168,8 @@ test.each([
 test("a backend's command is split as a driver's is: quotes hold words together", async () => {
   const list = `sh -c 'echo "$1 is there"' sh {id}`;
   const backend = await commands({ list });
-  expect(await backend.list!("a-sandbox")).toEqual(["a-sandbox is there"]);
+  const id = crypto.randomUUID();
+  expect(await backend.list!(id)).toEqual([`${id} is there`]);
 });
 
 test("SIGINT ends a check that started its driver, and nothing is left", async () => {

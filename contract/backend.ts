@@ -8,6 +8,7 @@ import { HarnessError } from "../harness.ts";
 import { commandProblem, words } from "../keeper/command.ts";
 import { shellQuoted } from "../report/text.ts";
 import { Engine, removeBelongings, type Belonging } from "../keeper/engine.ts";
+import { holdsId, isSandboxId } from "../keeper/sandbox-id.ts";
 import { Violation } from "./check.ts";
 
 /** What a sandbox's workload was given, as its backend and its probe tell. */
@@ -65,6 +66,15 @@ export interface Backend {
 /** Enough for all that a probe tells of the largest environment. */
 const PROBE_LINES = 10_000;
 
+/** The label with which Podman drivers mark a sandbox's container. */
+const SANDBOX_ID = "openshell.ai/sandbox-id";
+
+interface Listed {
+  Id: string;
+  State: string;
+  Labels: Record<string, string> | null;
+}
+
 interface Inspected {
   Id: string;
   State: { Status: string; StartedAt: string; ExitCode: number };
@@ -77,10 +87,10 @@ interface Inspected {
 /** A Podman service, real or fake. Sandboxes are found by the label that carries their id. */
 export function podman(engine: Engine): Backend {
   const entries = async (id: string) => {
-    const query = { all: "true", filters: JSON.stringify({ label: [`openshell.ai/sandbox-id=${id}`] }) };
-    return (
-      (await engine.call<{ Id: string; State: string }[] | null>("GET", "containers/json", { query })) ?? []
-    );
+    const query = { all: "true", filters: JSON.stringify({ label: [`${SANDBOX_ID}=${id}`] }) };
+    const found = await engine.call<Listed[] | null>("GET", "containers/json", { query });
+    // What is killed and removed must not depend on whether an engine knows the filter.
+    return (found ?? []).filter(({ Labels }) => isSandboxId(id) && Labels?.[SANDBOX_ID] === id);
   };
   const find = async (id: string) => (await entries(id)).map(({ Id }) => Id);
   const one = async (id: string) => {
@@ -96,7 +106,7 @@ export function podman(engine: Engine): Backend {
       const containers = (await find(id)).map((container) => `container ${container.slice(0, 12)}`);
       const [volumes, secrets] = await Promise.all([engine.volumes(), engine.secrets()]);
       const mine = (kind: string, names: string[]) =>
-        names.filter((name) => name.includes(id)).map((name) => `${kind} ${name}`);
+        names.filter((name) => holdsId(name, id)).map((name) => `${kind} ${name}`);
       return [...containers, ...mine("volume", volumes), ...mine("secret", secrets)];
     },
     kill: (id) => signal(id, "SIGKILL"),
@@ -169,11 +179,18 @@ export async function commands(given: { list?: string; kill?: string; remove?: s
   return {
     name: "commands",
     ...(list && {
-      list: async (id) => (await run(list, id)).split("\n").filter((line) => line.includes(id)),
+      list: async (id) => (await run(list, id)).split("\n").filter((line) => holdsId(line, id)),
     }),
-    ...(kill && { kill: async (id) => void (await run(kill, id)) }),
-    ...(remove && { remove: async (id) => void (await run(remove, id)) }),
+    ...(kill && { kill: async (id) => void (await run(kill, mustBeId(id))) }),
+    ...(remove && { remove: async (id) => void (await run(remove, mustBeId(id))) }),
   };
+}
+
+/** @throws Error for what a command could take for a flag, a pattern, or all there is. */
+function mustBeId(id: string): string {
+  if (!isSandboxId(id))
+    throw new Error(`a command is given only the id of a sandbox, not ${JSON.stringify(id)}`);
+  return id;
 }
 
 const fromPairs = (pairs: string[]): Record<string, string> =>

@@ -16,7 +16,7 @@ import { writeFileSync } from "node:fs";
 import { tmpdir, userInfo } from "node:os";
 import { join } from "node:path";
 import { startEngine, tarOf } from "../fakes/engine/lab.ts";
-import { eventually, readSettings } from "../harness.ts";
+import { eventually, readSettings, withKeeper } from "../harness.ts";
 import { processesOf, Run } from "./run.ts";
 import { Engine } from "./engine.ts";
 
@@ -162,6 +162,13 @@ test("on an engine full of other people's things, nothing of theirs is touched a
     expect({ code, errors: errors.split("\n").slice(1) }).toEqual({ code: 0, errors: [""] });
     await nothingLeft(runs);
     expect(await inventory(engine)).toEqual(before);
+    const { left } = await withKeeper(readSettings([], env).settings, async (keeper) => {
+      const { id } = await keeper.call("startStack", {});
+      for (const odd of ["-", "customer"]) await keeper.call("remember", id, odd);
+    });
+    expect(left).toEqual([expect.stringContaining('"-"'), expect.stringContaining('"customer"')]);
+    await nothingLeft(runs);
+    expect(await inventory(engine)).toEqual(before);
   } finally {
     process.kill();
     await process.exited;
@@ -193,6 +200,7 @@ async function fill(engine: Engine): Promise<void> {
     });
     await post("volumes/create", { Name: `openshell-sandbox-${id}-${index}-workspace` });
   }
+  await post("volumes/create", { Name: "openshell-customer-data" });
   const query = { name: `openshell-token-${id}` };
   await engine.call("POST", "secrets/create", { query, body: new Blob(["not a token"]) });
 }

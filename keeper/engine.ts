@@ -3,6 +3,7 @@
 /** The engine: a client of Podman's REST API with what the harness needs of it, and what a run leaves there. */
 import { eventually, HarnessError, readable } from "../harness.ts";
 import { RUN_LABEL, type Run } from "./run.ts";
+import { holdsId } from "./sandbox-id.ts";
 
 interface EngineInfo {
   version: string;
@@ -86,8 +87,10 @@ export class Engine {
     const query: Record<string, string> = run
       ? { filters: JSON.stringify({ label: [`${RUN_LABEL}=${run.id}`] }) }
       : {};
-    const networks = await this.call<{ name: string }[] | null>("GET", "networks/json", { query });
-    return (networks ?? []).map(({ name }) => name);
+    const networks = await this.call<Network[] | null>("GET", "networks/json", { query });
+    // What is removed must not depend on whether an engine knows the filter.
+    const wanted = (networks ?? []).filter(({ labels }) => !run || labels?.[RUN_LABEL] === run.id);
+    return wanted.map(({ name }) => name);
   }
 
   async volumes(): Promise<string[]> {
@@ -179,6 +182,11 @@ interface EngineCall {
   deadlineMs?: number;
 }
 
+interface Network {
+  name: string;
+  labels?: Record<string, string> | null;
+}
+
 interface Container {
   Id: string;
   Names: string[];
@@ -201,6 +209,8 @@ export interface Belonging {
   kind: "container" | "volume" | "secret" | "network";
   name: string;
   detail?: string;
+  /** By which it is removed, unless that is its name. */
+  id?: string;
 }
 
 export const describeBelonging = ({ kind, name, detail }: Belonging): string =>
@@ -208,7 +218,10 @@ export const describeBelonging = ({ kind, name, detail }: Belonging): string =>
 
 /**
  * What is on the engine of those networks and those sandboxes: the containers on the networks, the volumes and secrets
- * that carry a sandbox's id, and the networks. In the order in which they can be removed.
+ * whose name holds a sandbox's id, and the networks. In the order in which they can be removed.
+ *
+ * An id counts only if the run itself heard of it when the sandbox was created, never because a container's label names
+ * it: drivers write labels.
  */
 export async function belongings(
   engine: Engine,
@@ -216,19 +229,19 @@ export async function belongings(
   sandboxIds: string[],
 ): Promise<Belonging[]> {
   const containers = networks.length > 0 ? await engine.containers(networks) : [];
-  const inLabels = containers.map(({ Labels }) => Labels?.["openshell.ai/sandbox-id"] ?? "").filter(Boolean);
-  const ids = [...new Set([...sandboxIds, ...inLabels])];
-  const owned = (name: string) => name.startsWith("openshell-") && ids.some((id) => name.includes(id));
+  const ids = [...new Set(sandboxIds)];
+  const owned = (name: string) => name.startsWith("openshell-") && ids.some((id) => holdsId(name, id));
   const [volumes, secrets, existing] = await Promise.all([
     ids.length > 0 ? engine.volumes() : [],
     ids.length > 0 ? engine.secrets() : [],
     networks.length > 0 ? engine.networks() : [],
   ]);
   return [
-    ...containers.map(({ Names, State }) => ({
+    ...containers.map(({ Id, Names, State }) => ({
       kind: "container" as const,
-      name: Names[0] ?? "",
+      name: Names[0] ?? Id,
       detail: State,
+      id: Id,
     })),
     ...volumes.filter(owned).map((name) => ({ kind: "volume" as const, name })),
     ...secrets.filter(owned).map((name) => ({ kind: "secret" as const, name })),
@@ -253,7 +266,8 @@ export async function removeBelongings(
     things
       .filter((thing) => thing.kind === kind)
       .map(async (thing) => {
-        const remove = () => engine.call("DELETE", `${kind}s/${thing.name}`, { query, accept: [404] });
+        const path = `${kind}s/${encodeURIComponent(thing.id ?? thing.name)}`;
+        const remove = () => engine.call("DELETE", path, { query, accept: [404] });
         const waiting = { what: `remove ${describeBelonging(thing)}`, deadlineMs };
         await eventually(remove, waiting).catch((error: Error) => refused.push(error.message));
       });

@@ -228,7 +228,7 @@ export class Keeper {
     const left = await this.#orWhyNot(stack.leftovers().then((things) => things.map(describeBelonging)));
     const unfinished = await this.#orWhyNot(stack.stop().then(() => []));
     recordCalls(stack);
-    return [...new Set([...left, ...unfinished])];
+    return [...new Set([...left, ...stack.notLookedFor, ...unfinished])];
   }
 
   /** What that resolves with, or what went wrong: an engine that is gone must not keep anything else up. */
@@ -439,7 +439,10 @@ export class Keeper {
       if (engine) left.push(...(await stack.leftovers().catch(() => [])).map(describeBelonging));
     }
     await Promise.all(stacks.map((stack) => this.#orWhyNot(stack.stop().then(() => []))));
-    for (const stack of stacks) recordCalls(stack);
+    for (const stack of stacks) {
+      recordCalls(stack);
+      left.push(...stack.notLookedFor);
+    }
     this.#stacks.clear();
     await this.#engineProcess?.stop(2_000);
     for (const { pid, command } of processesOf(run)) {

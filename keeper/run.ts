@@ -19,6 +19,7 @@ import { tmpdir, userInfo } from "node:os";
 import { basename, join, resolve } from "node:path";
 import { connectable, HarnessError, isAlive, type Settings } from "../harness.ts";
 import { openReports } from "./reports.ts";
+import { isSandboxId } from "./sandbox-id.ts";
 
 /** In the environment of every process that a run starts: how a sweep knows them. */
 export const RUN_MARK = "OPENSHELL_E2E_RUN";
@@ -130,12 +131,13 @@ export class Run {
 
   /** Remembers a sandbox, so that its volume and secrets are found even when its container is gone. */
   remember(sandboxId: string): void {
-    if (sandboxId) appendFileSync(join(this.folder, "sandboxes"), `${sandboxId}\n`);
+    appendFileSync(join(this.folder, "sandboxes"), `${sandboxId}\n`);
   }
 
+  /** The sandboxes that were remembered. Its last line may be half a one, of a keeper that was killed. */
   get sandboxIds(): string[] {
     const file = join(this.folder, "sandboxes");
-    return existsSync(file) ? readFileSync(file, "utf8").split("\n").filter(Boolean) : [];
+    return existsSync(file) ? readFileSync(file, "utf8").split("\n").filter(isSandboxId) : [];
   }
 
   /** What a sweep must know to reach the run's engine again; somebody else's has no command. Whole, or not there: its writer may be killed meanwhile. */

@@ -18,6 +18,7 @@ import {
 } from "../harness.ts";
 import { fillIn } from "./command.ts";
 import { type Run, RUN_LABEL } from "./run.ts";
+import { holdsId, isSandboxId } from "./sandbox-id.ts";
 import type { Parts } from "./places.ts";
 import { loadGrpc, unary } from "../proto/contract.ts";
 import { TRACE_FILE } from "../report/follow.ts";
@@ -179,6 +180,8 @@ export class Stack {
   #isStopped = false;
   #starting: Promise<unknown> | undefined;
   readonly #sandboxIds = new Set<string>();
+  /** Ids that gateways gave, and that no name on a shared engine can be searched for. */
+  readonly #strangeIds = new Set<string>();
 
   constructor(
     readonly id: number,
@@ -452,10 +455,21 @@ export class Stack {
     }
   }
 
-  /** Remembers a sandbox of this stack, to find what is left of it. */
+  /** Remembers a sandbox of this stack, to find what is left of it; of an id that is no UUID, that nothing can be. */
   remember(sandboxId: string): void {
+    if (!sandboxId) return;
+    if (!isSandboxId(sandboxId)) return void this.#strangeIds.add(sandboxId);
     this.setup.run.remember(sandboxId);
     this.#sandboxIds.add(sandboxId);
+  }
+
+  /** What nobody looks for on the engine, a line for each reason: an id that might be a part of anybody's names. */
+  get notLookedFor(): string[] {
+    return [...this.#strangeIds].map(
+      (id) =>
+        `a sandbox was given the id ${JSON.stringify(readable(id.slice(0, 80)))}, which is no UUID: ` +
+        "what it left in volumes and secrets is neither looked for nor removed",
+    );
   }
 
   /** What sandboxes of this stack, those with these ids or all, left on the engine. Its network and bridge do not count. */
@@ -464,7 +478,7 @@ export class Stack {
     const ids = sandboxIds ?? [...this.#sandboxIds];
     const things = await belongings(this.setup.engine, [this.network], ids);
     const expected = [this.network, `${this.network}-bridge`];
-    const wanted = (name: string) => !sandboxIds || sandboxIds.some((id) => name.includes(id));
+    const wanted = (name: string) => !sandboxIds || sandboxIds.some((id) => holdsId(name, id));
     return things.filter(({ name }) => !expected.includes(name) && wanted(name));
   }
 
