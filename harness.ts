@@ -1019,11 +1019,12 @@ export function sharedKeeper(): Promise<SharedKeeper> {
     const starting = attached ?? startKeeper(Run.create(settings), settings);
     loadGrpc();
     const keeper = await starting;
-    const { run, folder, parts, stack } = await keeper.call("hello");
+    const { run } = keeper;
+    const { parts, stack } = await keeper.call("hello");
     if (!process.env.OPENSHELL_E2E_ANNOUNCED) console.log(describeParts(parts));
-    recordTo(folder, `test-${process.pid}`);
-    unfollow = followIfAsked(folder, settings);
-    record({ kind: "begin", at, run, command: commandLine(), stack: standings(parts) });
+    recordTo(run.folder, `test-${process.pid}`);
+    unfollow = followIfAsked(run.folder, settings);
+    record({ kind: "begin", at, run: run.id, command: commandLine(), stack: standings(parts) });
     beganAt = at;
     return { keeper, parts, kept: attached && stack, own: !attached };
   })().catch((error) => abandon(error)));

@@ -36,7 +36,10 @@ export const command: Command = async (settings) => {
     );
   await reportPodman(settings, say);
   reportCgroups(say);
-  await reportRuns(settings, say);
+  await reportRuns(settings, say).catch((error: unknown) => {
+    if (!(error instanceof HarnessError)) throw error;
+    say("missing", error.message);
+  });
   return missing > 0 ? EXIT.error : EXIT.ok;
 };
 

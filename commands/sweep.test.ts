@@ -2,9 +2,19 @@
 
 /** `sweep` removes what a dead run left, and nothing else, whatever it is told. */
 import { afterAll, expect, test } from "bun:test";
-import { existsSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  chownSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { createServer } from "node:net";
-import { tmpdir } from "node:os";
+import { tmpdir, userInfo } from "node:os";
 import { join } from "node:path";
 import { KEEPER_PID, Run } from "../keeper/run.ts";
 
@@ -14,13 +24,13 @@ const runs = join(folder, "runs");
 mkdirSync(runs, { mode: 0o700 });
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
-async function harness(args: string[], cwd = folder) {
+async function harness(args: string[], cwd = folder, root = runs) {
   const child = Bun.spawn([process.execPath, HARNESS, ...args], {
     cwd,
     env: {
       PATH: process.env.PATH,
       HOME: process.env.HOME,
-      OPENSHELL_E2E_RUN_DIR: runs,
+      OPENSHELL_E2E_RUN_DIR: root,
       OPENSHELL_E2E_REPORTS: join(folder, "reports"),
     },
     stdout: "pipe",
@@ -32,7 +42,7 @@ async function harness(args: string[], cwd = folder) {
 
 /** A folder with a file in it. */
 function made(path: string, file = "precious"): string {
-  mkdirSync(path, { recursive: true });
+  mkdirSync(path, { recursive: true, mode: 0o700 });
   writeFileSync(join(path, file), "");
   return path;
 }
@@ -117,3 +127,64 @@ test("a run removes no folder but its own", () => {
   expect(() => run.remove()).toThrow("is not the folder of a run");
   expect(existsSync(join(precious, "precious"))).toBe(true);
 });
+
+// Of another user, whom only root can make up
+
+const NOBODY = 65_534;
+
+/** A dead run as another user would plant it: its engine is a program that leaves a file when somebody starts it. */
+function planted(root: string, id: string): { path: string; proof: string } {
+  const path = made(join(root, id), KEEPER_PID);
+  const [program, proof] = [join(path, "engine"), join(path, "started")];
+  writeFileSync(join(path, KEEPER_PID), DEAD);
+  writeFileSync(program, `#!/bin/sh\ntouch ${proof}\n`, { mode: 0o755 });
+  writeFileSync(
+    join(path, "engine.json"),
+    JSON.stringify({ socket: `${path}/engine.sock`, command: [program] }),
+  );
+  writeFileSync(join(path, "up"), "");
+  for (const each of [path, ...readdirSync(path).map((name) => join(path, name))])
+    chownSync(each, NOBODY, NOBODY);
+  return { path, proof };
+}
+
+const VERBS = [["sweep"], ["with", "--", "true"], ["up"]];
+
+test.skipIf(userInfo().uid !== 0).each(VERBS)(
+  "in another user's folder for runs, `%s` believes nothing and starts nothing",
+  async (...args) => {
+    const root = join(folder, `theirs-${args[0]}`);
+    const { path, proof } = planted(root, "0badcafe");
+    chownSync(root, NOBODY, NOBODY);
+    const { code, errors } = await harness(args, folder, root);
+    expect(errors).toMatch(/^openshell-e2e: The folder for runs is not safe[^\n]+owner 65534[^\n]+\n$/);
+    expect(code).toBe(2);
+    expect([existsSync(path), existsSync(proof)]).toEqual([true, false]);
+  },
+);
+
+test.skipIf(userInfo().uid !== 0)(
+  "in a folder that all may write to, as /tmp is one, other users' runs are left alone and are no stack to attach to",
+  async () => {
+    const root = join(folder, "everybody");
+    mkdirSync(root);
+    chmodSync(root, 0o1777);
+    const { path, proof } = planted(root, "0badcafe");
+    let visitors = 0;
+    const server = createServer(() => visitors++).listen(join(path, "keeper.sock"));
+    try {
+      expect((await harness(["sweep"], folder, root)).output).toContain("Nothing to sweep");
+      expect((await harness(["doctor"], folder, root)).output).not.toContain("0badcafe");
+      const named = await harness(["sweep", "--run", path], folder, root);
+      expect(named.errors).toContain("is not the folder of a run");
+      expect((await harness(["with", "--", "true"], folder, root)).errors).not.toContain("0badcafe");
+      expect({ visitors, started: existsSync(proof), left: readdirSync(root) }).toEqual({
+        visitors: 0,
+        started: false,
+        left: ["0badcafe"],
+      });
+    } finally {
+      server.close();
+    }
+  },
+);

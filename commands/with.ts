@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** `with -- COMMAND`: run any command against a stack, the one that `up` keeps or one of its own. */
-import { mkdirSync } from "node:fs";
+import { existsSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { attach, type Command, EXIT, HarnessError, type Settings, withKeeper } from "../harness.ts";
 import { describeParts, findCli } from "../keeper/places.ts";
+import type { Run } from "../keeper/run.ts";
 import type { StackInfo } from "../keeper/stack.ts";
 
 export const command: Command = async (settings, argv) => {
@@ -16,20 +17,21 @@ export const command: Command = async (settings, argv) => {
   if (attached) {
     const { stack, parts } = await attached.call("hello");
     console.error(describeParts(parts));
-    return runCommand(argv, settings, stack ?? (await attached.call("startStack", {})));
+    return runCommand(argv, settings, attached.run, stack ?? (await attached.call("startStack", {})));
   }
-  const { result: code, left } = await withKeeper(settings, async (keeper) => {
+  const { result: code, left } = await withKeeper(settings, async (keeper, run) => {
     console.error(describeParts((await keeper.call("hello")).parts));
-    return runCommand(argv, settings, await keeper.call("startStack", {}));
+    return runCommand(argv, settings, run, await keeper.call("startStack", {}));
   });
   for (const line of left) console.error(`left behind, removed: ${line}`);
   return code === 0 && left.length > 0 ? EXIT.leftovers : code;
 };
 
 /** Runs it with the terminal's own streams; signals go on to it. Resolves with its exit code, 128 + n for a signal. */
-async function runCommand(argv: string[], settings: Settings, stack: StackInfo): Promise<number> {
-  const state = join(stack.folder, "command-home");
-  mkdirSync(state, { recursive: true, mode: 0o700 });
+async function runCommand(argv: string[], settings: Settings, run: Run, stack: StackInfo): Promise<number> {
+  const state = join(run.folder, "command-home");
+  // Not with the folders above it: a run that is gone by now must not come back.
+  if (!existsSync(state)) mkdirSync(state, { mode: 0o700 });
   const cli = findCli(settings);
   const child = Bun.spawn(argv, {
     env: {

@@ -16,6 +16,7 @@ import {
   tailOf,
   within,
 } from "../harness.ts";
+import { isOurs } from "./owner.ts";
 import { describeParts, findParts } from "./places.ts";
 import { Run } from "./run.ts";
 import type { Keeper, Method } from "./keeper.ts";
@@ -38,7 +39,11 @@ export class Connection {
   #gone = false;
   #id = 0;
 
-  private constructor(readonly socket: Socket) {
+  private constructor(
+    readonly socket: Socket,
+    /** Whose keeper it is: where the run's files are is known from here, never from what a keeper answers. */
+    readonly run: Run,
+  ) {
     const lines = createInterface({ input: socket });
     // It tells of the socket's, whose end is what counts.
     lines.on("error", () => {});
@@ -56,15 +61,18 @@ export class Connection {
     });
   }
 
+  /** @throws Error when nobody listens, or another user made the socket. */
   static open(run: Run): Promise<Connection> {
     return new Promise((done, reject) => {
+      if (existsSync(run.controlSocket) && !isOurs(run.controlSocket))
+        throw new HarnessError(`${run.controlSocket} belongs to another user`);
       const socket = connectSocket(run.controlSocket);
       // It stays: a reset may be told twice, and later ones are the business of "close".
       socket.on("error", reject);
       socket.once("connect", () => {
         // A test process must be able to end while it is connected.
         socket.unref();
-        done(new Connection(socket));
+        done(new Connection(socket, run));
       });
     });
   }

@@ -186,13 +186,11 @@ export class Keeper {
     })());
   }
 
-  /** Who and where this run is. */
+  /** What stands in the four places. */
   hello() {
-    const { run, parts, sandboxImage, supervisorImage } = this.setup;
+    const { parts, sandboxImage, supervisorImage } = this.setup;
     const stack = this.#stacks.get(1);
     return {
-      run: run.id,
-      folder: run.folder,
       parts,
       sandboxImage,
       supervisorImage,

@@ -5,7 +5,6 @@ import { randomBytes } from "node:crypto";
 import {
   appendFileSync,
   existsSync,
-  lstatSync,
   mkdirSync,
   readdirSync,
   readFileSync,
@@ -18,6 +17,7 @@ import {
 import { tmpdir, userInfo } from "node:os";
 import { basename, join, resolve } from "node:path";
 import { connectable, HarnessError, isAlive, type Settings } from "../harness.ts";
+import { isOurFolder, isOurs, sharingProblem } from "./owner.ts";
 import { openReports } from "./reports.ts";
 import { isSandboxId } from "./sandbox-id.ts";
 
@@ -88,26 +88,30 @@ export class Run {
 
   /**
    * The run of a folder, for its keeper and its guard, who know that it is one.
-   * @throws HarnessError for what cannot be one: no folder, a link to one, or a name that is no run's id.
+   * @throws HarnessError for what cannot be one: no folder, a link to one, another user's, or a name that is no run's id.
    */
   static open(folder: string): Run {
     const path = resolve(folder);
-    if (!isNamedFolder(path))
+    if (!isRunFolder(path))
       throw new HarnessError(
-        `${folder} is not the folder of a run: a folder named by 8 hex digits was expected`,
+        `${folder} is not the folder of a run: a folder named by 8 hex digits was expected, this user's alone`,
       );
     return new Run(basename(path), path);
   }
 
-  /** Every run that left a folder, alive or dead. */
+  /**
+   * Every run of this user that left a folder, alive or dead. In a folder like /tmp there may be runs of others, too.
+   * @throws HarnessError when others could have put them there in this user's name.
+   */
   static all(settings: Settings): Run[] {
     const root = Run.root(settings);
     if (!existsSync(root)) return [];
+    mustBePrivate(root);
     return (
       readdirSync(root)
         .map((name) => new Run(name, join(root, name)))
         // A run that was killed before it wrote anything leaves its folder empty.
-        .filter((run) => isNamedFolder(run.folder) && (run.isMarked || isEmpty(run.folder)))
+        .filter((run) => isRunFolder(run.folder) && (run.isMarked || isEmpty(run.folder)))
     );
   }
 
@@ -118,7 +122,7 @@ export class Run {
 
   /** Whether its keeper is there, or is only just starting. */
   async isLive(): Promise<boolean> {
-    if (await connectable(this.controlSocket)) return true;
+    if (isOurs(this.controlSocket) && (await connectable(this.controlSocket))) return true;
     const file = join(this.folder, KEEPER_PID);
     if (existsSync(file) && !isAlive(Number(readFileSync(file, "utf8")))) return false;
     const made = statSync(this.folder, { throwIfNoEntry: false });
@@ -155,17 +159,15 @@ export class Run {
   /** Removes its folder, if it is there. What a kill leaves of it in the midst of that is still known as a run's. */
   remove(): void {
     if (!existsSync(this.folder)) return;
-    if (!isNamedFolder(this.folder)) throw new Error(`${this.folder} is not the folder of a run`);
+    if (!isRunFolder(this.folder)) throw new Error(`${this.folder} is not the folder of a run`);
     for (const name of readdirSync(this.folder))
       if (name !== KEEPER_PID) rmSync(join(this.folder, name), { recursive: true, force: true });
     rmSync(this.folder, { recursive: true, force: true });
   }
 }
 
-/** Whether a path is a folder, and is named as runs are. A symbolic link is none of ours, wherever it leads. */
-function isNamedFolder(path: string): boolean {
-  return RUN_ID.test(basename(path)) && (lstatSync(path, { throwIfNoEntry: false })?.isDirectory() ?? false);
-}
+/** Whether a path is a folder of this user's alone, named as runs are. A symbolic link is none, wherever it leads. */
+const isRunFolder = (path: string): boolean => RUN_ID.test(basename(path)) && isOurFolder(path);
 
 function isEmpty(folder: string): boolean {
   try {
@@ -176,25 +178,25 @@ function isEmpty(folder: string): boolean {
   }
 }
 
-/**
- * Makes the folder of all runs, or makes sure that nobody else can exchange what is in it: in a shared temporary folder
- * anybody may have made it first.
- */
+/** Makes the folder of all runs, or makes sure that a folder which is there can be trusted: anybody may have made it first. */
 function makePrivate(root: string): void {
-  const advice = "Set OPENSHELL_E2E_RUN_DIR to a folder of your own";
   try {
     mkdirSync(root, { recursive: true, mode: 0o700 });
   } catch (error) {
-    throw new HarnessError(`The folder for runs cannot be made: ${(error as Error).message}. ${advice}`);
+    throw new HarnessError(`The folder for runs cannot be made: ${(error as Error).message}. ${ADVICE}`);
   }
-  const { uid, mode } = statSync(root);
-  const isShared = (mode & 0o022) !== 0 && (mode & 0o1000) === 0;
-  if ((uid !== userInfo().uid && uid !== 0) || isShared || lstatSync(root).uid !== uid) {
-    const seen = `owner ${uid}, mode ${(mode & 0o7777).toString(8)}`;
+  mustBePrivate(root);
+}
+
+const ADVICE = "Set OPENSHELL_E2E_RUN_DIR to a folder of your own";
+
+/** @throws HarnessError when somebody else could exchange the runs in that folder: nothing in it is to be believed then. */
+function mustBePrivate(root: string): void {
+  const seen = sharingProblem(root);
+  if (seen)
     throw new HarnessError(
-      `The folder for runs is not safe, others can write to it: ${root} (${seen}). ${advice}`,
+      `The folder for runs is not safe, others can write to it: ${root} (${seen}). ${ADVICE}`,
     );
-  }
 }
 
 /** The processes of a run that still live: those that carry its mark, and those of its fake containers. */
