@@ -7,6 +7,9 @@ import type { DriverSandboxSpec } from "../../proto/v0.0/types/openshell/compute
 
 const check = group("C ValidateSandboxCreate");
 
+/** What ValidateSandboxCreate may say of a sandbox; anything else is about something else. */
+const VERDICTS = ["OK", "INVALID_ARGUMENT", "FAILED_PRECONDITION"];
+
 /** What no driver can make, whatever it runs on. */
 const IMPOSSIBLE = {
   "a setting that no driver has": (): DriverSandboxSpec => ({
@@ -152,5 +155,37 @@ check(
     };
     const refused = await Promise.all(Object.entries(IMPOSSIBLE).map(compare));
     if (!refused.includes(true)) trial.skip("the driver refuses nothing that can be asked of it here");
+  },
+);
+
+check(
+  "DC-134",
+  "MUST",
+  "ValidateSandboxCreate judges a request of 1 MiB",
+  {
+    source:
+      "gateway 0.0.112, grpc/validation.rs:39 and :376: environments, command and labels of 256 KiB and more",
+    harm: "Sandboxes that the gateway lets through fail with an error of the transport, which names no cause.",
+  },
+  async (trial) => {
+    const entries = (count: number) => Array.from({ length: count }, (_, n) => [`K${n}`, "x".repeat(8_000)]);
+    const environment = Object.fromEntries(entries(32));
+    const template = { environment, labels: Object.fromEntries(entries(64)) };
+    const judged = await codeOf(trial.driver.validate(trial.sandbox({ environment, template })));
+    holds(VERDICTS.includes(judged), "a verdict on the sandbox", judged);
+  },
+);
+
+check(
+  "DC-137",
+  "SHOULD",
+  "ValidateSandboxCreate judges a sandbox without a spec",
+  {
+    source: "Docker driver 0.0.112, lib.rs:509; Podman driver takes its defaults",
+    harm: "One odd request ends the driver, or is answered with an error that says nothing.",
+  },
+  async (trial) => {
+    const judged = await codeOf(trial.driver.validate({ ...trial.sandbox(), spec: null }));
+    holds(VERDICTS.includes(judged), "a verdict on the sandbox", judged);
   },
 );

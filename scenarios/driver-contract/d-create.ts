@@ -2,7 +2,7 @@
 
 /** What becomes of a sandbox that a driver is asked to make, and what its workload is given. */
 import type { Given } from "../../contract/backend.ts";
-import { codeOf, group, holds, refusalOf, type Refused, refuses, same } from "../../contract/check.ts";
+import { group, holds, refusalOf, type Refused, refuses, same } from "../../contract/check.ts";
 import { isUp, phaseOf, type Ref } from "../../contract/driver.ts";
 import { Box, sha256, type Trial } from "../../contract/trial.ts";
 import { field } from "../../contract/wire.ts";
@@ -21,9 +21,6 @@ const FAILING: Record<string, () => DriverSandboxSpec> = {
 };
 
 const nowhere = () => `localhost/no-such-image-${crypto.randomUUID()}:1`;
-
-/** What ValidateSandboxCreate may say of a sandbox; anything else is about something else. */
-const VERDICTS = ["OK", "INVALID_ARGUMENT", "FAILED_PRECONDITION"];
 
 /** Has it created. Resolves with the refusal, if it is refused. */
 async function attempt(trial: Trial, sandbox: Ref): Promise<Refused | undefined> {
@@ -451,24 +448,6 @@ check(
 );
 
 check(
-  "DC-134",
-  "MUST",
-  "ValidateSandboxCreate judges a request of 1 MiB",
-  {
-    source:
-      "gateway 0.0.112, grpc/validation.rs:39 and :376: environments, command and labels of 256 KiB and more",
-    harm: "Sandboxes that the gateway lets through fail with an error of the transport, which names no cause.",
-  },
-  async (trial) => {
-    const entries = (count: number) => Array.from({ length: count }, (_, n) => [`K${n}`, "x".repeat(8_000)]);
-    const environment = Object.fromEntries(entries(32));
-    const template = { environment, labels: Object.fromEntries(entries(64)) };
-    const judged = await codeOf(trial.driver.validate(trial.sandbox({ environment, template })));
-    holds(VERDICTS.includes(judged), "a verdict on the sandbox", judged);
-  },
-);
-
-check(
   "DC-135",
   "MUST",
   "Fields that this contract does not have are ignored, on every level of a sandbox",
@@ -506,20 +485,6 @@ check(
     const sandbox = trial.sandbox(spec);
     await trial.driver.validate(sandbox);
     await trial.running(sandbox);
-  },
-);
-
-check(
-  "DC-137",
-  "SHOULD",
-  "ValidateSandboxCreate judges a sandbox without a spec",
-  {
-    source: "Docker driver 0.0.112, lib.rs:509; Podman driver takes its defaults",
-    harm: "One odd request ends the driver, or is answered with an error that says nothing.",
-  },
-  async (trial) => {
-    const judged = await codeOf(trial.driver.validate({ ...trial.sandbox(), spec: null }));
-    holds(VERDICTS.includes(judged), "a verdict on the sandbox", judged);
   },
 );
 
@@ -616,5 +581,24 @@ check(
     const refused = await attempt(trial, trial.sandbox({ template: { image: "" } }));
     const code = refused?.code ?? "OK";
     holds(["OK", "FAILED_PRECONDITION"].includes(code), "OK or FAILED_PRECONDITION", refused?.message);
+  },
+);
+
+check(
+  "DC-160",
+  "SHOULD",
+  "A sandbox whose CreateSandbox failed can be created once the reason is gone",
+  {
+    source: "contract, CreateSandbox: after any error nothing may be left",
+    harm: "Who corrects a typing error in the image is told that the sandbox exists already, and it does not.",
+  },
+  async (trial) => {
+    const sandbox = trial.sandbox();
+    await trial.forget(sandbox);
+    const spec = { ...sandbox.spec, template: { image: "localhost/no-such-image:none" } };
+    const failed = await refusalOf(trial.driver.create({ ...sandbox, spec }));
+    if (!failed) trial.skip("the driver answers OK before it looks for the image");
+    await trial.driver.create(sandbox);
+    same("the id of the created sandbox", (await trial.driver.get(sandbox)).id, sandbox.id);
   },
 );

@@ -340,25 +340,6 @@ check(
 );
 
 check(
-  "DC-160",
-  "SHOULD",
-  "A sandbox whose CreateSandbox failed can be created once the reason is gone",
-  {
-    source: "contract, CreateSandbox: after any error nothing may be left",
-    harm: "Who corrects a typing error in the image is told that the sandbox exists already, and it does not.",
-  },
-  async (trial) => {
-    const sandbox = trial.sandbox();
-    await trial.forget(sandbox);
-    const spec = { ...sandbox.spec, template: { image: "localhost/no-such-image:none" } };
-    const failed = await refusalOf(trial.driver.create({ ...sandbox, spec }));
-    if (!failed) trial.skip("the driver answers OK before it looks for the image");
-    await trial.driver.create(sandbox);
-    same("the id of the created sandbox", (await trial.driver.get(sandbox)).id, sandbox.id);
-  },
-);
-
-check(
   "DC-162",
   "MUST",
   "StopSandbox and StartSandbox answer NOT_FOUND for a deleted sandbox",
