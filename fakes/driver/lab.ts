@@ -32,13 +32,8 @@ export const home = mkdtempSync(join(tmpdir(), "drv-"));
 const engineSocket = REAL_ENGINE || join(home, "engine.sock");
 let engineProcess: Bun.Subprocess | null = null;
 
-export async function bootEngine(): Promise<void> {
+async function bootEngine(): Promise<void> {
   engineProcess = await startEngine(join(home, "engine"), engineSocket);
-}
-
-export async function killEngine(): Promise<void> {
-  engineProcess?.kill("SIGKILL");
-  await engineProcess?.exited;
 }
 
 export async function eventually<Result>(
