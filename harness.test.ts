@@ -6,7 +6,6 @@ import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { eventually, HarnessError, readable, readSettings } from "./harness.ts";
-import { fromHere, words } from "./keeper/command.ts";
 import { findParts } from "./keeper/places.ts";
 import { Run } from "./keeper/run.ts";
 
@@ -24,17 +23,6 @@ describe("settings", () => {
     });
     expect(settings.reports).toBe(join(process.cwd(), "some", "reports"));
     expect(settings.driverCmd).toBe(`${join(process.cwd(), "bin", "my-driver")} {socket} ./config`);
-  });
-
-  test.each([
-    ["my-driver {socket}", "my-driver {socket}"],
-    ["'a b/my-driver' {socket}", `"${join(process.cwd(), "a b/my-driver")}" {socket}`],
-    [" ../my-driver  {socket}", `${join(process.cwd(), "..", "my-driver")}  {socket}`],
-    ["/bin/my-driver {socket}", "/bin/my-driver {socket}"],
-    ["{state}/my-driver {socket}", "{state}/my-driver {socket}"],
-  ])("of %j the program is found from anywhere", (line, expected) => {
-    expect(fromHere(line)).toBe(expected);
-    expect(words(expected)).toEqual(words(fromHere(expected)));
   });
 
   test("a socket may be named as Podman names it", async () => {
@@ -245,9 +233,14 @@ test("a run folder whose sockets would have too long a path is refused before an
 describe("bad input to the command line", () => {
   const folder = mkdtempSync(join(tmpdir(), "ht-"));
   const runs = join(folder, "r");
-  const impostor = join(folder, "openshell-gateway");
-  writeFileSync(impostor, "#!/bin/sh\necho something else 1.0\n");
-  chmodSync(impostor, 0o755);
+  const program = (name: string, text: string): string => {
+    writeFileSync(join(folder, name), text);
+    chmodSync(join(folder, name), 0o755);
+    return join(folder, name);
+  };
+  const impostor = program("openshell-gateway", "#!/bin/sh\necho something else 1.0\n");
+  const wrapper = program("wrapper", "#!/bin/sh\nsleep 600 &\necho a wrapper\n");
+  const textFile = program("text", "no first line that names an interpreter\n");
 
   afterAll(() => rmSync(folder, { recursive: true }));
 
@@ -349,10 +342,28 @@ describe("bad input to the command line", () => {
     expect(said).toMatch(/\| openshell-sandbox \d+\.\d+\.\d+\S*fake$/m);
   });
 
-  test("a driver that is not there", async () => {
-    const said = await refused(["with", "--", "true"], { OPENSHELL_DRIVER_CMD: "no-such-driver {socket}" });
-    expect(said).toContain("driver: cannot be started");
-    expect(said).toContain("no-such-driver");
+  test.each([
+    ["no-such-driver {socket}", "no such program: no-such-driver"],
+    ["./no-such-driver {socket}", `no such program: ${join(import.meta.dir, "no-such-driver")}`],
+    ["./keeper {socket}", `a folder, not a program: ${join(import.meta.dir, "keeper")}`],
+    ["./README.md {socket}", `not executable (chmod +x): ${join(import.meta.dir, "README.md")}`],
+  ])("a driver that cannot be run: %s", async (command, problem) => {
+    expect(await refused(["with", "--", "true"], { OPENSHELL_DRIVER_CMD: command })).toBe(
+      `openshell-e2e: OPENSHELL_DRIVER_CMD: ${problem}`,
+    );
+  });
+
+  test("a driver that is no program for this machine: what it is, not posix_spawn's words", async () => {
+    const said = await refused(["with", "--", "true"], { OPENSHELL_DRIVER_CMD: `${textFile} {socket}` });
+    expect(said).toContain("driver: cannot be started: it is neither a program for this machine");
+  });
+
+  test("a program that leaves a process in the background is waited for no longer than it lives", async () => {
+    const began = performance.now();
+    const said = await refused(["with", "--", "true"], { OPENSHELL_GATEWAY_BIN: wrapper });
+    expect(said).toContain("OPENSHELL_GATEWAY_BIN: ");
+    expect(said).toContain('`--version` printed "a wrapper"');
+    expect(performance.now() - began).toBeLessThan(15_000);
   });
 
   test("an image that cannot be had, and an engine that is gone", async () => {
@@ -394,7 +405,7 @@ describe("bad input to the command line", () => {
 
   test("a command that is not there", async () => {
     expect(await refused(["with", "--", "no-such-command"])).toContain(
-      "with: no-such-command: no such command",
+      "with: no such program: no-such-command",
     );
   });
 });

@@ -126,7 +126,7 @@ test("the table for a driver's README says what was not asked, and is gone when 
 });
 
 test("a driver that cannot be started as it is named is one line", async () => {
-  const driver = "my-driver {socket} {supervisor_image}";
+  const driver = "sh {socket} {supervisor_image}";
   const { code, errors } = await start(["check", "--driver", driver]).ended();
   expect(errors).toMatch(/^openshell-e2e: The driver's command has \{supervisor_image\}, [^\n]+\n$/);
   expect(code).toBe(2);
@@ -149,6 +149,8 @@ test.each([
   ["--backend-kill", "nosuch {id}", "no such program: nosuch: nosuch {id}"],
   ["--backend-remove", "rm '{id}", "a quote is not closed: rm '{id}"],
   ["--backend-list", "sh -c 'echo no backend >&2; exit 4'", "exit code 0 was expected"],
+  ["--backend-list", "sh -c 'sleep 600 & exit 4'", "exit code 0 was expected"],
+  ["--backend-kill", "/ {id}", "a folder, not a program: /: / {id}"],
 ])("%s %s is no verdict on the driver", async (flag, command, problem) => {
   const { code, output, errors } = await start([
     "check",
@@ -160,7 +162,7 @@ test.each([
     command,
   ]).ended();
   expect(errors).toStartWith(`openshell-e2e: ${flag}: ${problem}`);
-  if (command.includes("exit 4")) expect(errors).toContain("exit code 4: no backend");
+  if (command.includes("echo")) expect(errors).toContain("exit code 4: no backend");
   expect(output).not.toContain("DC-75");
   expect(code).toBe(2);
 });
@@ -170,6 +172,16 @@ test("a backend's command is split as a driver's is: quotes hold words together"
   const backend = await commands({ list });
   const id = crypto.randomUUID();
   expect(await backend.list!(id)).toEqual([`${id} is there`]);
+  const nasty = await commands({ list: String.raw`printf '%s\n' {id} '{"id": "it'"'"'s {id}"}'` });
+  expect(await nasty.list!(id)).toEqual([id, `{"id": "it's ${id}"}`]);
+});
+
+test("what a backend's command leaves in the background is not waited for", async () => {
+  const backend = await commands({ list: "sh -c 'sleep 600 & echo $0 {id}'" });
+  const began = performance.now();
+  const id = crypto.randomUUID();
+  expect(await backend.list!(id)).toEqual([`sh ${id}`]);
+  expect(performance.now() - began).toBeLessThan(5_000);
 });
 
 test("SIGINT ends a check that started its driver, and nothing is left", async () => {

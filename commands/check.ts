@@ -18,7 +18,7 @@ import {
   unless,
   withKeeper,
 } from "../harness.ts";
-import { driverProblem, fromHere } from "../keeper/command.ts";
+import { driverProblem, fromHere, programProblem, words } from "../keeper/command.ts";
 import { bringsEngine, describeParts } from "../keeper/places.ts";
 import { openReports } from "../keeper/reports.ts";
 import type { Check } from "../contract/check.ts";
@@ -64,7 +64,7 @@ async function check(settings: Settings, own: Record<string, string>, stop: Abor
   if (driver && socket)
     throw new HarnessError("check: --driver starts a driver, --socket names one that runs: give one");
   if (driver) refuseFaked("--driver", "driver", settings);
-  const problem = driver && driverProblem(driver);
+  const problem = driver && (driverProblem(driver) || programProblem(words(driver)[0]!));
   if (problem) throw new HarnessError(`--driver: ${problem}: ${driver}`);
   // A choice may be wrong, which is said before anything is started.
   const chosen = only || list || socket ? await chooseRules(only) : undefined;

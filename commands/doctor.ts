@@ -3,8 +3,10 @@
 /** `doctor`: what is here, what is missing, and the command or setting that gets it. Starts nothing. */
 import { existsSync, readFileSync } from "node:fs";
 import { type Command, EXIT, HarnessError, PLACES, type Settings } from "../harness.ts";
+import { programProblem } from "../keeper/command.ts";
 import { bringsEngine, findCli, findParts, HOW_TO_NAME } from "../keeper/places.ts";
 import { Run } from "../keeper/run.ts";
+import { shortCommand } from "../keeper/short-command.ts";
 import { Engine } from "../keeper/engine.ts";
 
 type Mark = "ok" | "fake" | "missing" | "note";
@@ -51,8 +53,8 @@ function reportPlaces(settings: Settings, say: Say): void {
     for (const place of PLACES) {
       const { real, label, command } = parts[place];
       const [program = ""] = command;
-      if (place === "driver" && real && !Bun.which(program))
-        say("missing", `driver: no such program: ${program}`, "OPENSHELL_DRIVER_CMD names it");
+      const problem = place === "driver" && real && programProblem(program);
+      if (problem) say("missing", `driver: ${problem}`, "OPENSHELL_DRIVER_CMD names it");
       else if (place === "engine" && bringsEngine(settings)) say("ok", `engine: ${label}`);
       else if (real) say("ok", `${place}: ${label} (${command.join(" ")})`);
       else say("fake", `${place}: the fake will be used`, `For the real one: ${HOW_TO_NAME[place]}`);
@@ -66,11 +68,15 @@ function reportPlaces(settings: Settings, say: Say): void {
 async function reportPodman(settings: Settings, say: Say): Promise<void> {
   const program = Bun.which("podman");
   if (program) {
-    const asked = Bun.spawnSync([program, "--version"], { timeout: 10_000 });
-    const version = /\d+\.\d+\S*/.exec(asked.stdout.toString())?.[0] ?? "";
-    const old = Number(version.split(".")[0]) < 5;
+    const said = await shortCommand([program, "--version"]).then(
+      ({ stdout, stderr }) => `${stdout}${stderr}`.trim(),
+      (error: Error) => error.message,
+    );
+    const version = /\d+\.\d+\S*/.exec(said)?.[0];
+    const old = Number(version?.split(".")[0]) < 5;
     const limit = "The real openshell-driver-podman needs 5.0 or later; the TypeScript driver works with 4.3";
-    say(old ? "note" : "ok", `podman ${version} (${program})`, old ? limit : "");
+    if (version) say(old ? "note" : "ok", `podman ${version} (${program})`, old ? limit : "");
+    else say("note", `podman (${program}) does not say its version: ${said}`);
   } else say("note", "no podman", install("podman"));
   if (!settings.podmanSocket) return;
   try {

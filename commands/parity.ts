@@ -7,7 +7,7 @@
 import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { type Command, EXIT, HarnessError, indent, readable } from "../harness.ts";
+import { type Command, EXIT, HarnessError, indent, readable, within } from "../harness.ts";
 import { checkParts, findParts, HOW_TO_NAME } from "../keeper/places.ts";
 import { TOGETHER } from "./test.ts";
 
@@ -69,8 +69,10 @@ async function run(
   );
   const forward = (signal: NodeJS.Signals) => child.kill(signal);
   for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, forward);
-  const [stdout, stderr] = await Promise.all([child.stdout.text(), child.stderr.text()]);
+  const output = Promise.all([child.stdout.text(), child.stderr.text()]);
   await child.exited;
+  // What a gateway left in the background may hold the output open; that is no reason to wait.
+  const [stdout, stderr] = await within(2_000, "the rest of the output", output).catch(() => ["", ""]);
   const verdicts = readJunit(junit);
   if ([...verdicts.values()].every(({ verdict }) => verdict === "skip")) {
     const words = readable(`${stdout}${stderr}`).trimEnd().split("\n").slice(-12).join("\n");

@@ -4,6 +4,7 @@
 import { existsSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { attach, type Command, EXIT, HarnessError, type Settings, withKeeper } from "../harness.ts";
+import { programProblem } from "../keeper/command.ts";
 import { describeParts, findCli } from "../keeper/places.ts";
 import type { Run } from "../keeper/run.ts";
 import type { StackInfo } from "../keeper/stack.ts";
@@ -12,7 +13,8 @@ export const command: Command = async (settings, argv) => {
   if (argv.length === 0)
     throw new HarnessError("with: a command was expected, as in `bun harness.ts with -- env`");
   const [program = ""] = argv;
-  if (!Bun.which(program)) throw new HarnessError(`with: ${program}: no such command`);
+  const problem = programProblem(program);
+  if (problem) throw new HarnessError(`with: ${problem}`);
   const attached = await attach(settings);
   if (attached) {
     const { stack, parts } = await attached.call("hello");

@@ -5,7 +5,8 @@
  * workload, remove it behind the driver's back, and, where it can, tell what the workload was given.
  */
 import { HarnessError } from "../harness.ts";
-import { commandProblem, words } from "../keeper/command.ts";
+import { commandProblem, programProblem, words } from "../keeper/command.ts";
+import { shortCommand } from "../keeper/short-command.ts";
 import { shellQuoted } from "../report/text.ts";
 import { Engine, removeBelongings, type Belonging } from "../keeper/engine.ts";
 import { holdsId, isSandboxId } from "../keeper/sandbox-id.ts";
@@ -62,6 +63,9 @@ export interface Backend {
   /** Whether a limit of CPU or memory is anything here: a kernel without these controllers has none, and Podman drops it. */
   limits?: () => Promise<boolean>;
 }
+
+/** How long a backend's command may take, in milliseconds. */
+const COMMAND_MS = 30_000;
 
 /** Enough for all that a probe tells of the largest environment. */
 const PROBE_LINES = 10_000;
@@ -155,19 +159,19 @@ export function podman(engine: Engine): Backend {
 export async function commands(given: { list?: string; kill?: string; remove?: string }): Promise<Backend> {
   const run = async (command: string, id: string): Promise<string> => {
     const argv = words(command).map((word) => word.replaceAll("{id}", id));
-    const child = Bun.spawn(argv, { stdin: "ignore", stdout: "pipe", stderr: "pipe", timeout: 30_000 });
-    const [output, errors] = await Promise.all([child.stdout.text(), child.stderr.text()]);
-    if ((await child.exited) !== 0) {
-      const end = child.signalCode ?? `exit code ${child.exitCode}`;
-      throw new Error(`${argv.map(shellQuoted).join(" ")}: ${end}: ${errors.trim()}`);
-    }
-    return output;
+    const named = argv.map(shellQuoted).join(" ");
+    const { stdout, stderr, exitCode, ending } = await shortCommand(argv, { deadlineMs: COMMAND_MS }).catch(
+      (error: Error) => {
+        throw new Error(`${named}: ${error.message}`);
+      },
+    );
+    if (exitCode !== 0) throw new Error(`${named}: ${ending}: ${stderr.toString().trim()}`);
+    return stdout.toString();
   };
   const { list, kill, remove } = given;
   for (const [power, command] of Object.entries(given)) {
     if (command === undefined) continue;
-    const [program = ""] = words(command);
-    const problem = commandProblem(command) || (!Bun.which(program) && `no such program: ${program}`);
+    const problem = commandProblem(command) || programProblem(words(command)[0]!);
     if (problem) throw new HarnessError(`--backend-${power}: ${problem}: ${command}`);
   }
   if (list)

@@ -4,6 +4,7 @@
 import { existsSync, statSync } from "node:fs";
 import { resolve } from "node:path";
 import { type Connection, HarnessError, type Settings } from "../harness.ts";
+import { asksFor } from "../keeper/command.ts";
 import { Engine } from "../keeper/engine.ts";
 import { type Backend, commands, podman } from "./backend.ts";
 import { Driver } from "./driver.ts";
@@ -48,7 +49,7 @@ export async function startSubject(
       keeper,
       stack,
       hasPodmanSocket: engineSocket !== "",
-      isolates: !settings.driverCmd || /\{(network|state)\}/.test(settings.driverCmd),
+      isolates: !settings.driverCmd || asksFor(settings.driverCmd, "network", "state"),
     },
   };
 }

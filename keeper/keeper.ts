@@ -13,6 +13,7 @@ import { createInterface } from "node:readline";
 import { HarnessError, openClient, type Settings } from "../harness.ts";
 import { unary } from "../proto/contract.ts";
 import { type Entry, now, readRecords, record, recordTo, writeResults } from "../report/record.ts";
+import { asksFor } from "./command.ts";
 import { parseLine } from "./connection.ts";
 import { describeBelonging, Engine, removeBelongings } from "./engine.ts";
 import type { EngineRule, ProxiedCall } from "./engine-proxy.ts";
@@ -21,6 +22,7 @@ import { Child, cleanEnvironment } from "./process.ts";
 import { compiledFake } from "./programs.ts";
 import { saveLogs } from "./reports.ts";
 import { kill, processesOf, type Run, RUN_MARK } from "./run.ts";
+import { shortCommand } from "./short-command.ts";
 import { type DriverContext, type Setup, Stack, type StackInfo, type StackSpec } from "./stack.ts";
 import type { Call, Rule } from "./tap.ts";
 
@@ -102,7 +104,7 @@ export class Keeper {
       parts.gateway.real ? undefined : compileGateway(),
       parts.driver.real ? undefined : compileDriver(),
     ]);
-    if (settings.driverCmd.includes("{supervisor}"))
+    if (asksFor(settings.driverCmd, "supervisor"))
       this.setup.supervisor = (await compiledFake("supervisor")).path;
   }
 
@@ -479,11 +481,16 @@ async function importAll(engine: Engine, images: Map<string, Blob>): Promise<voi
   await Promise.all([...images].map(([reference, tar]) => engine.importImage(reference, tar)));
 }
 
+/** Most of an image is the compiled supervisor, of some 100 MB. */
+const IMAGE_BOUNDS = { deadlineMs: 60_000, mostBytes: 2 ** 30 };
+
 async function tarOf(folder: string): Promise<Blob> {
-  const tar = Bun.spawn(["tar", "-cf", "-", "-C", folder, "."], { stdout: "pipe", stderr: "inherit" });
-  const bytes = await tar.stdout.bytes();
-  if ((await tar.exited) !== 0) throw new HarnessError(`tar: exit code ${tar.exitCode} for ${folder}`);
-  return new Blob([bytes]);
+  const tar = ["tar", "-cf", "-", "-C", folder, "."];
+  const { stdout, stderr, exitCode, ending } = await shortCommand(tar, IMAGE_BOUNDS).catch((error: Error) => {
+    throw new HarnessError(`tar: ${error.message} (of ${folder})`);
+  });
+  if (exitCode !== 0) throw new HarnessError(`tar: ${ending} (of ${folder}): ${stderr.toString().trim()}`);
+  return new Blob([stdout]);
 }
 
 /**

@@ -4,7 +4,8 @@
 import { userInfo } from "node:os";
 import { basename, join } from "node:path";
 import { findBuilt, HarnessError, type Place, PLACES, placeList, type Settings } from "../harness.ts";
-import { words } from "./command.ts";
+import { asksFor, programProblem, words } from "./command.ts";
+import { shortCommand } from "./short-command.ts";
 import type { Standing } from "../report/model.ts";
 
 /** What stands in a place: the command that starts it, and what the first line of every run says about it. */
@@ -80,7 +81,7 @@ export function findParts(settings: Settings): Parts {
 
 /** Whether the driver has an engine of its own, which the harness does not know: one that does not ask for ours. */
 export const bringsEngine = ({ driverCmd, fake }: Settings): boolean =>
-  driverCmd !== "" && !driverCmd.includes("{podman_socket}") && !placeList(fake).includes("driver");
+  driverCmd !== "" && !asksFor(driverCmd, "podman_socket") && !placeList(fake).includes("driver");
 
 /** @throws HarnessError when a driver asks for images that are not on its engine, since only ours has the harness's. */
 function checkImages({ driverCmd, sandboxImage }: Settings, { supervisor }: Parts): void {
@@ -88,9 +89,9 @@ function checkImages({ driverCmd, sandboxImage }: Settings, { supervisor }: Part
     new HarnessError(
       `The driver's command has ${image}, but no {podman_socket}: on the driver's own engine no image is known. ${advice}`,
     );
-  if (driverCmd.includes("{sandbox_image}") && !sandboxImage)
+  if (asksFor(driverCmd, "sandbox_image") && !sandboxImage)
     throw missing("{sandbox_image}", "Set OPENSHELL_SANDBOX_IMAGE");
-  if (driverCmd.includes("{supervisor_image}") && !supervisor.real)
+  if (asksFor(driverCmd, "supervisor_image") && !supervisor.real)
     throw missing(
       "{supervisor_image}",
       "Set OPENSHELL_SUPERVISOR_IMAGE, or start the program whose path is {supervisor}",
@@ -111,15 +112,10 @@ const built = (settings: Settings, program: Parameters<typeof findBuilt>[1], nam
 /** The openshell CLI, if there is one. */
 export const findCli = (settings: Settings): string => built(settings, "openshell", settings.cliBin);
 
-/** What a program prints as its version. @throws what the system says of one that it cannot run. */
+/** What a program prints as its version. @throws Error when it cannot be run, or does not end. */
 async function saysOfItself(path: string): Promise<string> {
-  const asked = Bun.spawn([path, "--version"], {
-    env: { PATH: process.env.PATH ?? "" },
-    stdout: "pipe",
-    stderr: "ignore",
-    timeout: 10_000,
-  });
-  return (await asked.stdout.text()).trim();
+  const { stdout } = await shortCommand([path, "--version"], { env: { PATH: process.env.PATH ?? "" } });
+  return stdout.toString().trim();
 }
 
 /**
@@ -131,7 +127,7 @@ export async function checkParts(parts: Parts, settings: Settings): Promise<Part
     if (!part.real || part.command.length !== 1) return part;
     const [path = ""] = part.command;
     const said = await saysOfItself(path).catch((error: Error) => {
-      throw new HarnessError(`${setting}: ${path} cannot be started: ${error.message}`);
+      throw new HarnessError(`${setting}: ${path} --version: ${error.message}`);
     });
     if (!said.startsWith(`${program} `)) {
       throw new HarnessError(
@@ -141,6 +137,8 @@ export async function checkParts(parts: Parts, settings: Settings): Promise<Part
     return { ...part, label: said };
   };
   const isCustom = settings.driverCmd !== "";
+  const problem = isCustom && parts.driver.real && programProblem(parts.driver.command[0] ?? "");
+  if (problem) throw new HarnessError(`OPENSHELL_DRIVER_CMD: ${problem}`);
   const [gateway, driver, engine] = await Promise.all([
     version(
       parts.gateway,
@@ -165,10 +163,11 @@ async function describeEngine(part: Part, settings: Settings): Promise<Part> {
     const { version, rootless } = await new Engine(settings.podmanSocket).info();
     return { ...part, label: `podman ${version} (${rootless ? "rootless" : "rootful"})` };
   }
-  const asked = Bun.spawnSync([...part.command, "--version"], { timeout: 10_000 });
-  const version = /\d+\.\d+\.\d+\S*/.exec(asked.stdout.toString())?.[0];
-  if (!version)
-    throw new HarnessError(`podman: \`podman --version\` printed ${asked.stdout}${asked.stderr}`.trim());
+  const { stdout, stderr } = await shortCommand([...part.command, "--version"]).catch((error: Error) => {
+    throw new HarnessError(`podman: \`podman --version\`: ${error.message}`);
+  });
+  const version = /\d+\.\d+\.\d+\S*/.exec(stdout.toString())?.[0];
+  if (!version) throw new HarnessError(`podman: \`podman --version\` printed ${stdout}${stderr}`.trim());
   return { ...part, label: `podman ${version} (${userInfo().uid === 0 ? "rootful" : "rootless"})` };
 }
 

@@ -5,6 +5,7 @@ import { closeSync, mkdirSync, openSync, statfsSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { eventually, HarnessError, indent, tailOf } from "../harness.ts";
 import { RUN_MARK, type Run } from "./run.ts";
+import { whyNotStarted } from "./short-command.ts";
 import { now, record } from "../report/record.ts";
 
 /** A child process: its own environment, its own log file, and an owner that stops it. */
@@ -38,7 +39,7 @@ export class Child {
       return new Child(name, argv, log, Bun.spawn(argv, { env, stdin: "ignore", stdout: fd, stderr: fd }));
     } catch (error) {
       throw new HarnessError(
-        `${name}: cannot be started: ${(error as Error).message}\n  command: ${argv.join(" ")}`,
+        `${name}: cannot be started: ${whyNotStarted(error)}\n  command: ${argv.join(" ")}`,
       );
     } finally {
       closeSync(fd);

@@ -8,10 +8,13 @@
 import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, utimesSync } from "node:fs";
 import { join } from "node:path";
 import { HarnessError, type Place } from "../harness.ts";
+import { shortCommand } from "./short-command.ts";
 
 const ROOT = join(import.meta.dir, "..");
 const CACHE = join(ROOT, "node_modules", ".cache", "openshell-e2e");
 const KEPT = 3;
+/** It takes half a second; many times that on a machine that has no time for anybody. In milliseconds. */
+const COMPILE_MS = 120_000;
 /** Most fakes are over before a compiler of hot code pays, or a collector that works ahead: without them, a life is cheap. */
 const BRIEF = ["BUN_JSC_useJIT=0", "BUN_GC_TIMER_DISABLE=1"];
 /** One that is asked thousands of things in seconds gains by a first compiler, and not yet by the next. */
@@ -48,18 +51,19 @@ export async function compiledFake(
   prune(`${name}-`);
   // Several runs may compile at once: each under a name of its own, and the last one to be done stays.
   const fresh = join(CACHE, `.${name}-${digest}-${process.pid}`);
-  const compiler = Bun.spawn(
+  const compiler = await shortCommand(
     [
       ...[process.execPath, "build", "--compile", "--bytecode", "--format=esm"],
       // What lies in a sandbox's workspace must not configure its supervisor.
       ...["--no-compile-autoload-dotenv", "--no-compile-autoload-bunfig"],
       ...[join(ROOT, "fakes", `${name}.ts`), "--outfile", fresh],
     ],
-    { stdout: "ignore", stderr: "pipe" },
-  );
-  const said = await compiler.stderr.text();
-  if ((await compiler.exited) !== 0)
-    throw new HarnessError(`fakes/${name}.ts does not compile:\n${said.trim()}`);
+    { deadlineMs: COMPILE_MS },
+  ).catch((error: Error) => {
+    throw new HarnessError(`fakes/${name}.ts does not compile: ${error.message}`);
+  });
+  if (compiler.exitCode !== 0)
+    throw new HarnessError(`fakes/${name}.ts does not compile:\n${compiler.stderr.toString().trim()}`);
   renameSync(fresh, path);
   return compiled;
 }

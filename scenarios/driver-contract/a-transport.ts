@@ -17,6 +17,7 @@ import { group, holds, refuses, same } from "../../contract/check.ts";
 import type { Ref } from "../../contract/driver.ts";
 import { becomes, type Trial } from "../../contract/trial.ts";
 import { field } from "../../contract/wire.ts";
+import { shortCommand } from "../../keeper/short-command.ts";
 
 const check = group("A Transport and start-up");
 
@@ -81,14 +82,10 @@ check(
     if (process.geteuid?.() !== 0) trial.skip("only root can start a process of another user");
     const { socket } = trial.subject.own;
     // It stands in the folder already, so that what hides the folder itself proves nothing.
-    const intruder = Bun.spawn([process.execPath, OTHER_USER, basename(socket)], {
-      cwd: dirname(socket),
-      stdout: "pipe",
-      stderr: "pipe",
-      timeout: 10_000,
-    });
-    const [got, problem] = await Promise.all([intruder.stdout.text(), intruder.stderr.text()]);
-    if (!got) throw new Error(`the other user's process said nothing: ${problem}`);
+    const intruder = [process.execPath, OTHER_USER, basename(socket)];
+    const { stdout, stderr } = await shortCommand(intruder, { cwd: dirname(socket) });
+    const got = stdout.toString();
+    if (!got) throw new Error(`the other user's process said nothing: ${stderr}`);
     holds(/^(a closed connection|E[A-Z]+)$/.test(got.trim()), "a refused or closed connection", got);
   },
 );

@@ -17,6 +17,7 @@ import { checkParts, describeParts, type Parts } from "../../keeper/places.ts";
 import { KEEPER_PID, Run } from "../../keeper/run.ts";
 import { cleanEnvironment } from "../../keeper/process.ts";
 import { compiledFake } from "../../keeper/programs.ts";
+import { shortCommand } from "../../keeper/short-command.ts";
 import { freePort } from "../../keeper/stack.ts";
 import { openshell, unary } from "../../proto/contract.ts";
 import { raisedWindows } from "../../proto/raised-windows.ts";
@@ -34,6 +35,7 @@ const START_DEADLINE_MS = 45_000;
 /** Above that, and above what a gateway takes to stop its sandboxes. */
 const RUN_DEADLINE_MS = 45_000;
 const STOP_DEADLINE_MS = 10_000;
+const DRAIN_MS = 2_000;
 
 // The run
 
@@ -191,16 +193,14 @@ export class Lab {
 
   /** Runs the gateway's program to its end. @throws HarnessError when it does not end. */
   async runToEnd(args: string[], env: Record<string, string> = {}): Promise<Outcome> {
-    const child = this.#spawn(args, env);
-    const output = Promise.all([child.stdout.text(), child.stderr.text()]);
-    const what = `The gateway's end (arguments: ${args.join(" ")})`;
-    try {
-      await within(RUN_DEADLINE_MS, what, child.exited);
-    } finally {
-      child.kill("SIGKILL");
-    }
-    const [stdout, stderr] = (await output).map(readable) as [string, string];
-    return { exitCode: child.exitCode ?? -1, stdout, stderr, message: unframed(stderr) };
+    const ended = await shortCommand([...this.command, ...args], {
+      ...this.#surroundings(env),
+      deadlineMs: RUN_DEADLINE_MS,
+    }).catch((error: Error) => {
+      throw new HarnessError(`The gateway's end (arguments: ${args.join(" ")}): ${readable(error.message)}`);
+    });
+    const [stdout, stderr] = [ended.stdout, ended.stderr].map((output) => readable(output.toString()));
+    return { exitCode: ended.exitCode ?? -1, stdout: stdout!, stderr: stderr!, message: unframed(stderr!) };
   }
 
   /** Runs a gateway that is expected to give up. */
@@ -235,10 +235,14 @@ export class Lab {
 
   [Symbol.asyncDispose] = () => this.close();
 
+  #surroundings = (env: Record<string, string> = {}) => ({
+    env: { ...cleanEnvironment(this.run, this.folder), ...env },
+    cwd: this.folder,
+  });
+
   #spawn(args: string[], env: Record<string, string> = {}) {
     return Bun.spawn([...this.command, ...args], {
-      env: { ...cleanEnvironment(this.run, this.folder), ...env },
-      cwd: this.folder,
+      ...this.#surroundings(env),
       stdin: "ignore",
       stdout: "pipe",
       stderr: "pipe",
@@ -332,7 +336,8 @@ export class GatewayProcess {
     this.#hangUp();
     try {
       await within(STOP_DEADLINE_MS, `The gateway's end after ${signal}`, this.child.exited);
-      await this.#collected;
+      // What it left in the background may hold its output open.
+      await within(DRAIN_MS, "the rest of its output", this.#collected).catch(() => {});
     } catch (error) {
       throw new HarnessError(`${(error as Error).message}\n${this.log.slice(-2_000)}`);
     }
