@@ -14,6 +14,7 @@ import {
   type Settings,
   withKeeper,
 } from "../harness.ts";
+import { BUN } from "../keeper/environment.ts";
 import { describeParts } from "../keeper/places.ts";
 import { residentMegabytes } from "../keeper/run.ts";
 import { type CallError, computeDriver, streaming, unary } from "../proto/contract.ts";
@@ -136,7 +137,7 @@ async function bareLifecycle({ info }: RunningStack): Promise<void> {
 /** Whole commands, as a user runs them. @throws HarnessError when one fails: its time says nothing. */
 async function benchProcesses(settings: Settings, stop: AbortSignal): Promise<void> {
   const spawn = (argv: string[], stdout: "ignore" | "pipe" = "ignore") =>
-    Bun.spawn([process.execPath, ...argv], {
+    Bun.spawn([...BUN, ...argv], {
       cwd: ROOT,
       // What flags said, too.
       env: { ...process.env, ...asEnvironment(settings) },

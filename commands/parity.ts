@@ -8,6 +8,7 @@ import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Command, EXIT, HarnessError, indent, readable, within } from "../harness.ts";
+import { BUN } from "../keeper/environment.ts";
 import { checkParts, findParts, HOW_TO_NAME } from "../keeper/places.ts";
 import { TOGETHER } from "./test.ts";
 
@@ -57,7 +58,7 @@ async function run(
   const filter = pattern === undefined ? [] : ["-t", pattern];
   const began = performance.now();
   const child = Bun.spawn(
-    [process.execPath, "test", "--reporter=junit", `--reporter-outfile=${junit}`, ...filter, TOGETHER],
+    [...BUN, "test", "--reporter=junit", `--reporter-outfile=${junit}`, ...filter, TOGETHER],
     {
       cwd: ROOT,
       env: { ...process.env, ...WITHOUT_PLACES, ...differing, OPENSHELL_E2E_SUITES: SUITE },

@@ -20,6 +20,7 @@ import {
   shownPath,
   within,
 } from "../harness.ts";
+import { BUN } from "../keeper/environment.ts";
 import { checkParts, describeParts, findParts } from "../keeper/places.ts";
 import { openReports } from "../keeper/reports.ts";
 import { junit } from "../report/junit.ts";
@@ -71,7 +72,7 @@ export const command: Command = async (settings, args, { t: pattern }) => {
   const output = progress ? "pipe" : "inherit";
   const child = Bun.spawn(
     [
-      ...[process.execPath, "test", "--reporter=junit", `--reporter-outfile=${outfile}`],
+      ...[...BUN, "test", "--reporter=junit", `--reporter-outfile=${outfile}`],
       `--max-concurrency=${atATime(suites, settings)}`,
       ...(pattern === undefined ? [] : ["-t", pattern]),
       ...bunArgs,

@@ -6,7 +6,6 @@ import { connect as connectSocket, type Socket } from "node:net";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import {
-  asEnvironment,
   eventually,
   HarnessError,
   isAlive,
@@ -17,6 +16,7 @@ import {
   within,
 } from "../harness.ts";
 import { isOurs } from "./owner.ts";
+import { BUN, keeperEnvironment } from "./environment.ts";
 import { describeParts, findParts } from "./places.ts";
 import { Run } from "./run.ts";
 import type { Keeper, Method } from "./keeper.ts";
@@ -123,9 +123,8 @@ mkdir -p "$0" || exit
 export async function startKeeper(run: Run, settings: Settings): Promise<Connection> {
   // What the settings contradict is said here, not by a keeper that ends.
   findParts(settings);
-  const shell = Bun.spawn(["sh", "-c", keeperAndGuard(process.pid), run.folder, process.execPath, HARNESS], {
-    // What flags said, too.
-    env: { ...process.env, ...asEnvironment(settings) },
+  const shell = Bun.spawn(["sh", "-c", keeperAndGuard(process.pid), run.folder, ...BUN, HARNESS], {
+    env: keeperEnvironment(settings),
     detached: true,
     stdin: "ignore",
     stdout: "ignore",

@@ -13,6 +13,7 @@ import { join } from "node:path";
 import * as grpc from "@grpc/grpc-js";
 import { stringify } from "smol-toml";
 import { eventually, HarnessError, parts, readable, readSettings, within } from "../../harness.ts";
+import { BUN, keeperEnvironment } from "../../keeper/environment.ts";
 import { checkParts, describeParts, type Parts } from "../../keeper/places.ts";
 import { KEEPER_PID, Run } from "../../keeper/run.ts";
 import { cleanEnvironment } from "../../keeper/process.ts";
@@ -72,8 +73,9 @@ function guard(run: Run): void {
     { trap "" INT TERM HUP; exec 3>&-; read -r _; rm -f "$0/keeper.sock" "$0/keeper.pid" "$0/guard"
       rmdir "$0" || exec "$@" sweep --guard --run "$0"; } <"$0/guard" >/dev/null 2>&1 &`;
   const harness = join(import.meta.dir, "..", "..", "harness.ts");
-  const argv = ["sh", "-c", script, run.folder, process.execPath, harness];
-  Bun.spawnSync(argv, { stdin: "ignore", stdout: "ignore", stderr: "inherit" });
+  const argv = ["sh", "-c", script, run.folder, ...BUN, harness];
+  const env = keeperEnvironment(readSettings().settings);
+  Bun.spawnSync(argv, { env, stdin: "ignore", stdout: "ignore", stderr: "inherit" });
 }
 
 /** Nobody serves anything here: whoever holds a port of this address has it for its gateways, in all test processes. */

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** What surrounds a run: a CI system that hunts for processes, files and settings that were not meant for us. */
+import { afterAll, expect, setDefaultTimeout, test } from "bun:test";
+import { cpSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { eventually, readSettings } from "../harness.ts";
+import { kill, processesOf, processTable, Run } from "./run.ts";
+
+setDefaultTimeout(60_000);
+
+const ROOT = join(import.meta.dir, "..");
+const folder = mkdtempSync(join(tmpdir(), "su-"));
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+const environment = (runs: string): Record<string, string> => ({
+  PATH: process.env.PATH!,
+  HOME: process.env.HOME!,
+  OPENSHELL_E2E_RUN_DIR: join(folder, runs),
+  OPENSHELL_E2E_REPORTS: join(folder, `${runs}-reports`),
+});
+
+async function nothingLeft(runs: string): Promise<void> {
+  const { settings } = readSettings([], environment(runs));
+  const look = () => {
+    const left = Run.all(settings).map((run) => [
+      run.folder,
+      ...processesOf(run).map(({ command }) => command),
+    ]);
+    if (left.length > 0) throw new Error(left.join("\n"));
+  };
+  await eventually(look, { what: "nothing left of the run", deadlineMs: 10_000 });
+}
+
+test.each(["RUNNER_TRACKING_ID", "VSTS_PROCESS_LOOKUP_ID", "JENKINS_NODE_COOKIE"])(
+  "a CI system that kills all that inherited %s leaves nothing of a run behind",
+  async (variable) => {
+    const mark = `${variable}=job-${crypto.randomUUID()}`;
+    const env = { ...environment("hunted"), [variable]: mark.slice(variable.length + 1) };
+    const child = Bun.spawn(
+      [process.execPath, "harness.ts", "with", "--", "sh", "-c", "echo up; exec sleep 60"],
+      {
+        cwd: ROOT,
+        env,
+        stdout: "pipe",
+        stderr: "ignore",
+      },
+    );
+    await child.stdout.getReader().read();
+    const hunted = processTable().filter((each) => each.environment.split("\0").includes(mark));
+    expect(hunted.length).toBeGreaterThan(1);
+    for (const { pid } of hunted) kill(pid);
+    await child.exited;
+    await nothingLeft("hunted");
+  },
+);
+
+/** A checkout of its own, with the installed packages of this one. */
+function checkout(name: string): string {
+  const copy = join(folder, name);
+  const left = ["node_modules", "reports", ".git"].map((each) => join(ROOT, each));
+  cpSync(ROOT, copy, { recursive: true, filter: (path) => !left.includes(path) });
+  symlinkSync(join(ROOT, "node_modules"), join(copy, "node_modules"));
+  return copy;
+}
+
+/** Runs bun in a folder to its end. */
+async function bun(args: string[], cwd: string, env: Record<string, string>) {
+  const child = Bun.spawn([process.execPath, ...args], { cwd, env, stdout: "pipe", stderr: "pipe" });
+  const text = await Promise.all([child.stdout.text(), child.stderr.text()]);
+  return { code: await child.exited, output: text.join("") };
+}
+
+test("what a run is made of does not change between its processes by a file that bun reads for some of them", async () => {
+  const copy = checkout("dotenv");
+  const env = environment("dotenv-runs");
+  // Either would stop the process that believes it: no gateway is real here.
+  writeFileSync(join(copy, ".env.test"), "OPENSHELL_E2E_REQUIRE=gateway\n");
+  const whole = await bun(["harness.ts", "test", "external-podman", "-t", "SM-02"], copy, env);
+  expect(whole, whole.output).toMatchObject({ code: 0 });
+  rmSync(join(copy, ".env.test"));
+  writeFileSync(join(copy, ".env.local"), "OPENSHELL_E2E_REQUIRE=gateway\n");
+  const single = await bun(["test", "scenarios/external-podman/smoke.test.ts", "-t", "SM-02"], copy, env);
+  expect(single, single.output).toMatchObject({ code: 0 });
+});
