@@ -11,6 +11,8 @@
  * A keeper, a process of its own, owns them: `bun test` kills its children when one test times out and cleans up
  * nothing when it is killed itself; the keeper stops everything once the last connection to it closes.
  */
+// oxlint-disable-next-line import/no-unassigned-import -- it refuses to go on
+import "./bun-version.ts";
 import { test } from "bun:test";
 import { accessSync, constants, existsSync, readFileSync, statSync } from "node:fs";
 import { connect as connectSocket } from "node:net";

@@ -2,14 +2,22 @@
 
 /** A checkout in which nothing was installed, or something else. */
 import { afterAll, expect, test } from "bun:test";
-import { cpSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { appendFileSync, cpSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { shortCommand } from "./keeper/short-command.ts";
 
 const checkout = mkdtempSync(join(tmpdir(), "fc-"));
 const path = (name: string) => join(checkout, name);
-for (const file of ["package.json", "bun.lock", "bunfig.toml", "installed.ts", "harness.ts", "scenarios"])
+for (const file of [
+  "package.json",
+  "bun.lock",
+  "bunfig.toml",
+  "installed.ts",
+  "bun-version.ts",
+  "harness.ts",
+  "scenarios",
+])
   cpSync(join(import.meta.dir, file), path(file), { recursive: true });
 afterAll(() => rmSync(checkout, { recursive: true }));
 
@@ -38,6 +46,28 @@ test("packages of another bun.lock count as none", async () => {
   writeFileSync(path("bun.lock"), "another");
   expect(await says("harness.ts", "help")).toEqual({ said: ADVICE, exitCode: 2 });
 });
+
+test("code of other .proto files counts as none", async () => {
+  cpSync(join(import.meta.dir, "bun.lock"), path("bun.lock"));
+  rmSync(path("proto"));
+  cpSync(join(import.meta.dir, "proto"), path("proto"), { recursive: true });
+  appendFileSync(path("proto/v0.0/openshell.proto"), "// pulled\n");
+  const said = `openshell-e2e: the code of the .proto files is not that of the present ones: run \`bun run contract\` in ${checkout}\n`;
+  expect(await says("harness.ts", "help")).toEqual({ said, exitCode: 2 });
+});
+
+test.each([["bun-version.ts"], ["harness.ts", "doctor"], ["test", "scenarios/external-podman"]])(
+  "a Bun that is too old is refused in one line, which says what to do: bun %s",
+  async (...args) => {
+    const verb = args[0] === "test" ? args.splice(0, 1) : [];
+    const { said, exitCode } = await says(...verb, "--define", `Bun.version:"1.3.12"`, ...args);
+    const ours = said.split("\n").filter((line) => !/^$|^bun test v|\.test\.ts:$/.test(line));
+    expect(ours).toEqual([
+      expect.stringMatching(/^openshell-e2e: Bun >=\S+ is needed, and \/\S+ is 1\.3\.12\. .*npx/),
+    ]);
+    expect(exitCode).toBe(2);
+  },
+);
 
 test("what the install itself runs passes", async () => {
   writeFileSync(path("compile.ts"), "console.error('compiled')");
