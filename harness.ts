@@ -323,6 +323,27 @@ export async function eventually<T>(attempt: () => T | Promise<T>, waiting: Wait
   }
 }
 
+/** How `until` waits. `seen` tells what to report in place of the last look, where a look returns nothing. */
+type Looking = Omit<Waiting, "what"> & { seen?: () => unknown };
+type Truthy<T> = Exclude<T, undefined | null | false | 0 | "">;
+
+/**
+ * Looks until it sees something, anything truthy, and resolves with that.
+ * @throws HarnessError with what was seen last, or with the last error, once `deadlineMs` (20 s) have passed.
+ */
+export function until<Seen>(
+  what: string,
+  look: () => Promise<Seen> | Seen,
+  { seen, deadlineMs = 20_000, failed }: Looking = {},
+): Promise<Truthy<Seen>> {
+  const attempt = async () => {
+    const found = await look();
+    if (!found) throw new Error(seen ? Bun.inspect(seen()) : "nothing yet");
+    return found as Truthy<Seen>;
+  };
+  return eventually(attempt, { what, deadlineMs, failed });
+}
+
 /** What `work` resolves with, or "open" when that takes longer than `ms`. */
 function orAfter<T>(ms: number, work: Promise<T>): Promise<T | "open"> {
   let timer: Timer;

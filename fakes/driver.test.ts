@@ -13,7 +13,8 @@ import { status as Code } from "@grpc/grpc-js";
 import type { ServiceError } from "@grpc/grpc-js";
 import { FrameCall } from "../contract/frame-call.ts";
 import { loadChecks } from "../contract/load.ts";
-import { computeDriver, unary } from "../proto/contract.ts";
+import { until } from "../harness.ts";
+import { computeDriver, outcomeOf, unary } from "../proto/contract.ts";
 import { settles } from "./engine/lab.ts";
 import {
   bridgeAddress,
@@ -24,14 +25,12 @@ import {
   driver,
   engine,
   engineFailure,
-  eventually,
   FIRST_PARTY,
   flagsFor,
   inspect,
   NETWORK,
   openLab,
   options,
-  outcome,
   REAL_ENGINE,
   remains,
   runDriver,
@@ -155,7 +154,7 @@ describe(`${SUBJECT}: capabilities and listeners`, () => {
   test("an endpoint on this host with another port is refused", async () => {
     await using own = await startDriver({ "grpc-endpoint": "http://host.containers.internal:1" });
     const { client } = own;
-    expect(await outcome(unary(client, client.GetGatewayListenerRequirements, {}, options))).toBe(
+    expect(await outcomeOf(unary(client, client.GetGatewayListenerRequirements, {}, options))).toBe(
       "FAILED_PRECONDITION: Podman local callback endpoint 'http://host.containers.internal:1' uses port 1, but the " +
         "gateway primary listener uses port 17999; configure grpc_endpoint with the gateway primary listener port",
     );
@@ -175,7 +174,7 @@ describe(`${SUBJECT}: capabilities and listeners`, () => {
     await using without = await startDriver({ "podman-socket": tap.socket });
     const ask = ({ client }: Driver) => unary(client, client.GetGatewayListenerRequirements, {}, options);
     expect((await ask(withPasta)).requirements).toMatchObject([{ selector: "default_route_interface" }]);
-    expect(await outcome(ask(without))).toStartWith(
+    expect(await outcomeOf(ask(without))).toStartWith(
       "FAILED_PRECONDITION: Podman rootless network helper 'slirp4netns'",
     );
   });
@@ -183,25 +182,25 @@ describe(`${SUBJECT}: capabilities and listeners`, () => {
 
 describe(`${SUBJECT}: what it refuses`, () => {
   test("requests without their subject", async () => {
-    expect(await outcome(call.create(null))).toBe("INVALID_ARGUMENT: sandbox is required");
-    expect(await outcome(call.validate(null))).toBe("INVALID_ARGUMENT: sandbox is required");
+    expect(await outcomeOf(call.create(null))).toBe("INVALID_ARGUMENT: sandbox is required");
+    expect(await outcomeOf(call.validate(null))).toBe("INVALID_ARGUMENT: sandbox is required");
     for (const method of [call.get, call.stop, call.start, call.delete]) {
-      expect(await outcome(method(""))).toBe("INVALID_ARGUMENT: sandbox_id is required");
+      expect(await outcomeOf(method(""))).toBe("INVALID_ARGUMENT: sandbox_id is required");
     }
-    expect(await outcome(call.create(sandbox({ name: "" })))).toBe(
+    expect(await outcomeOf(call.create(sandbox({ name: "" })))).toBe(
       "FAILED_PRECONDITION: sandbox name is required",
     );
-    expect(await outcome(call.create(sandbox({ id: "" })))).toBe(
+    expect(await outcomeOf(call.create(sandbox({ id: "" })))).toBe(
       "FAILED_PRECONDITION: sandbox id is required",
     );
-    expect(await outcome(call.create(sandbox({ name: "a b" })))).toStartWith(
+    expect(await outcomeOf(call.create(sandbox({ name: "a b" })))).toStartWith(
       "FAILED_PRECONDITION: invalid input: name contains invalid characters",
     );
   });
 
   test("unknown sandboxes are NOT_FOUND, and to delete one is no error", async () => {
     for (const method of [call.get, call.stop, call.start]) {
-      expect(await outcome(method("nobody"))).toBe("NOT_FOUND: sandbox not found");
+      expect(await outcomeOf(method("nobody"))).toBe("NOT_FOUND: sandbox not found");
     }
     expect(await call.delete("nobody")).toBe(false);
   });
@@ -275,16 +274,18 @@ describe(`${SUBJECT}: what it refuses`, () => {
   ];
   test.each(refused)("driver_config with %s, in Validate and Create alike", async (_, config, expected) => {
     const asked = sandbox({ spec: { template: { driver_config: struct(config) } } });
-    expect(await outcome(call.validate(asked))).toStartWith(expected);
-    expect(await outcome(call.create(asked))).toStartWith(expected);
+    expect(await outcomeOf(call.validate(asked))).toStartWith(expected);
+    expect(await outcomeOf(call.create(asked))).toStartWith(expected);
     expect(await remains(asked.id)).toEqual([]);
   });
 
   test("a GPU request where there is no GPU", async () => {
     const asked = (count: number) => sandbox({ spec: { resource_requirements: { gpu: { count } } } });
-    expect(await outcome(call.validate(asked(0)))).toBe("INVALID_ARGUMENT: gpu count must be greater than 0");
+    expect(await outcomeOf(call.validate(asked(0)))).toBe(
+      "INVALID_ARGUMENT: gpu count must be greater than 0",
+    );
     if (!existsSync("/dev/nvidia0")) {
-      expect(await outcome(call.validate(asked(1)))).toBe(
+      expect(await outcomeOf(call.validate(asked(1)))).toBe(
         "FAILED_PRECONDITION: no NVIDIA CDI GPU devices were discovered",
       );
     }
@@ -292,7 +293,7 @@ describe(`${SUBJECT}: what it refuses`, () => {
 
   test("no image", async () => {
     await using own = await startDriver({ "sandbox-image": "" });
-    expect(await outcome(call.create(sandbox(), own))).toStartWith(
+    expect(await outcomeOf(call.create(sandbox(), own))).toStartWith(
       "FAILED_PRECONDITION: no sandbox image configured",
     );
   });
@@ -300,7 +301,7 @@ describe(`${SUBJECT}: what it refuses`, () => {
   test("an image that cannot be had", async () => {
     await using own = await startDriver({ "sandbox-image-pull-policy": "never" });
     const asked = sandbox({ spec: { template: { image: "localhost/nobody/has:this" } } });
-    expect(await outcome(call.create(asked, own))).toStartWith(
+    expect(await outcomeOf(call.create(asked, own))).toStartWith(
       "INTERNAL: podman API error (500): image pull failed: ",
     );
     expect(await remains(asked.id)).toEqual([]);
@@ -434,7 +435,7 @@ describe(`${SUBJECT}: the container`, () => {
         },
       },
     });
-    expect(await outcome(call.create(asked, own))).toBe("OK");
+    expect(await outcomeOf(call.create(asked, own))).toBe("OK");
     const body = JSON.parse(
       tap.calls.find(({ path }) => path.endsWith("/containers/create"))?.body ?? "{}",
     ) as Record<string, object[]>;
@@ -456,7 +457,7 @@ describe(`${SUBJECT}: lifecycle`, () => {
     const asked = sandbox();
     await call.create(asked);
     expect((await engine("POST", `/containers/${containerName(asked)}/pause`)).status).toBe(204);
-    expect(await outcome(call.stop(asked.id))).toBe("OK");
+    expect(await outcomeOf(call.stop(asked.id))).toBe("OK");
     expect((await inspect(containerName(asked))).State.Status).toBe(FIRST_PARTY ? "paused" : "exited");
     await call.delete(asked.id);
   });
@@ -474,10 +475,10 @@ describe(`${SUBJECT}: lifecycle`, () => {
       tap.answer = (method, path) =>
         method === "POST" && step.test(path) ? engineFailure("out of luck") : null;
       const asked = sandbox();
-      expect(await outcome(call.create(asked, own))).toBe("INTERNAL: podman API error (500): out of luck");
+      expect(await outcomeOf(call.create(asked, own))).toBe("INTERNAL: podman API error (500): out of luck");
       tap.answer = () => null;
       expect(await remains(asked.id)).toEqual([]);
-      expect(await outcome(call.get(asked.id, own))).toBe("NOT_FOUND: sandbox not found");
+      expect(await outcomeOf(call.get(asked.id, own))).toBe("NOT_FOUND: sandbox not found");
     }
   });
 
@@ -490,9 +491,9 @@ describe(`${SUBJECT}: lifecycle`, () => {
       let left = 1;
       tap.answer = (_, path) => (path.endsWith("/start") && left-- > 0 ? engineFailure(race) : null);
       const asked = sandbox();
-      expect(await outcome(call.create(asked, own))).toBe("OK");
+      expect(await outcomeOf(call.create(asked, own))).toBe("OK");
       left = 2;
-      expect(await outcome(call.create(sandbox(), own))).toBe(`INTERNAL: podman API error (500): ${race}`);
+      expect(await outcomeOf(call.create(sandbox(), own))).toBe(`INTERNAL: podman API error (500): ${race}`);
       expect(await call.delete(asked.id, own)).toBe(true);
     },
   );
@@ -504,8 +505,8 @@ describe(`${SUBJECT}: lifecycle`, () => {
     const never = new Promise<Response>(() => {});
     tap.answer = (_, path) => (path.endsWith("/images/pull") ? never : null);
     const asked = sandbox();
-    const created = outcome(call.create(asked, own));
-    await eventually("a pull", () => tap.calls.some(({ path }) => path.endsWith("/images/pull")));
+    const created = outcomeOf(call.create(asked, own));
+    await until("a pull", () => tap.calls.some(({ path }) => path.endsWith("/images/pull")));
     expect(await call.delete(asked.id, own)).toBe(true);
     expect(await created).toBe("ABORTED: sandbox creation was cancelled");
     await watcher.sees(asked.id, "Deleted");
@@ -519,13 +520,13 @@ describe(`${SUBJECT}: watch`, () => {
     const asked = sandbox();
     await call.create(asked);
     const folder = await workspace(asked.id);
-    await eventually("the first run", () => existsSync(join(folder, "runs")));
+    await until("the first run", () => existsSync(join(folder, "runs")));
     await call.stop(asked.id);
     writeFileSync(join(folder, "quit"), "");
     await call.start(asked.id);
     const messages = (): (string | undefined)[] =>
       watcher.events.map(({ sandbox: event }) => event?.sandbox?.status?.conditions[0]?.message);
-    await eventually("the exit", () => messages().includes("Container exited with code 7"));
+    await until("the exit", () => messages().includes("Container exited with code 7"));
     await call.delete(asked.id);
   });
 
@@ -535,13 +536,13 @@ describe(`${SUBJECT}: watch`, () => {
     await call.create(asked);
     const name = containerName(asked);
     const reports = () => watcher.story(asked.id).length;
-    await eventually("the first report", () => reports() > 0);
+    await until("the first report", () => reports() > 0);
     const before = reports();
     const { text } = await engine("GET", `/containers/${name}/healthcheck`);
     // The check looks for files of the host, which are not there, and for port 2222, which somebody may listen on.
     const { Status } = JSON.parse(text) as { Status: "starting" | "healthy" };
     const wanted = { starting: "HealthCheckStarting", healthy: "HealthCheckPassed" }[Status];
-    await eventually("another report", () => reports() > before && watcher.story(asked.id).at(-1) === wanted);
+    await until("another report", () => reports() > before && watcher.story(asked.id).at(-1) === wanted);
     await call.delete(asked.id);
   });
 
@@ -593,7 +594,7 @@ describe(`${SUBJECT}: end`, () => {
     await call.create(asked);
     await watcher.sees(asked.id, "HealthCheckStarting");
     own.process.kill("SIGTERM");
-    await eventually("the watch's end", () => watcher.end);
+    await until("the watch's end", () => watcher.end);
     expect((watcher.end as ServiceError).code).toBe(Code.UNAVAILABLE);
     await call.delete(asked.id);
   });
@@ -606,7 +607,7 @@ describe(`${SUBJECT}: end`, () => {
     tap.answer = async (_, path) => (path.endsWith("/stop") ? (await Bun.sleep(300), null) : null);
     const { requestSerialize } = computeDriver().ComputeDriver.service.StopSandbox;
     using stop = FrameCall.ask(own.socket, "StopSandbox", requestSerialize({ sandbox_id: asked.id }));
-    await eventually("the stop", () => tap.calls.some(({ path }) => path.endsWith("/stop")));
+    await until("the stop", () => tap.calls.some(({ path }) => path.endsWith("/stop")));
     own.process.kill("SIGTERM");
     expect(await own.process.exited).toBe(0);
     expect(stop.closed).toBe(true);

@@ -8,11 +8,12 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import * as grpc from "@grpc/grpc-js";
-import { streaming, unary } from "../proto/contract.ts";
+import { until } from "../harness.ts";
+import { outcomeOf, streaming, unary } from "../proto/contract.ts";
 import type { CreateSandboxRequest } from "../proto/v0.0/types/openshell/v1/CreateSandboxRequest.ts";
 import type { ExecSandboxEvent__Output } from "../proto/v0.0/types/openshell/v1/ExecSandboxEvent.ts";
 import type { ExecSandboxRequest } from "../proto/v0.0/types/openshell/v1/ExecSandboxRequest.ts";
-import { answer, Bench, gateways, until } from "../scenarios/gateway-adapter/given.ts";
+import { Bench, gateways } from "../scenarios/gateway-adapter/given.ts";
 import { type GatewayProcess, isReal, Lab } from "../scenarios/gateway-adapter/gateway-process.ts";
 import { ScriptedSupervisor } from "../scenarios/gateway-adapter/scripted-supervisor.ts";
 
@@ -44,7 +45,7 @@ for (const operation of ["start", "delete"] as const)
     const release = driver.hang("StopSandbox");
     const stopping = sandbox.stop();
     await until("the stop to reach the driver", () => driver.called("StopSandbox", sandbox.id)[0]);
-    expect(await answer(sandbox[operation]({ deadlineMs: 300 }))).toStartWith("DEADLINE_EXCEEDED");
+    expect(await outcomeOf(sandbox[operation]({ deadlineMs: 300 }))).toStartWith("DEADLINE_EXCEEDED");
     // One more call on the same connection: the gateway has heard that the user left once it answers.
     await sandbox.state();
     release();
@@ -117,7 +118,7 @@ describe("what a sandbox may be", () => {
     [spec({ resource_requirements: { gpu: { count: 0 } } }), "gpu count must be greater than 0"],
   ];
   row("what is not allowed is refused with its own message", async (bench) => {
-    const answers = await Promise.all(refused.map(([request]) => answer(bench.create(request))));
+    const answers = await Promise.all(refused.map(([request]) => outcomeOf(bench.create(request))));
     expect(answers).toEqual(refused.map(([, message]) => `INVALID_ARGUMENT: ${message}`));
   });
 });
@@ -189,7 +190,7 @@ describe("exec", () => {
     const call = bench.gateway.client.ExecSandboxInteractive({ deadline: Date.now() + 20_000 });
     call.write({ start: { sandbox_id: id, command: ["sh", "-c", "cat; sleep 30"] } });
     call.end();
-    expect(await answer(collect(streaming(call)))).toBe(
+    expect(await outcomeOf(collect(streaming(call)))).toBe(
       "UNAVAILABLE: exec relay closed before the command reported an exit status",
     );
   });
@@ -197,7 +198,7 @@ describe("exec", () => {
   row("what cannot be run is refused", async (bench) => {
     const { id } = await bench.readySandbox();
     const { id: unready } = await bench.create();
-    const run = (request: ExecSandboxRequest) => answer(exec(bench.gateway, request));
+    const run = (request: ExecSandboxRequest) => outcomeOf(exec(bench.gateway, request));
     expect(await run({})).toBe("INVALID_ARGUMENT: sandbox_id is required");
     expect(await run({ sandbox_id: id })).toBe("INVALID_ARGUMENT: command is required");
     expect(await run({ sandbox_id: id, command: ["x"], environment: { "1": "" } })).toBe(
@@ -218,7 +219,7 @@ describe("exec", () => {
   row("a relay that the supervisor cannot open fails the run with its words", async (bench) => {
     const { id, supervisor } = await bench.readySandbox();
     supervisor.relays = "refused";
-    expect(await answer(exec(bench.gateway, { sandbox_id: id, command: ["true"] }))).toBe(
+    expect(await outcomeOf(exec(bench.gateway, { sandbox_id: id, command: ["true"] }))).toBe(
       "UNAVAILABLE: no SSH here",
     );
   });
@@ -229,7 +230,7 @@ describe("exec", () => {
     const events = streaming(bench.gateway.client.ExecSandbox(request, { deadline: Date.now() + 20_000 }));
     expect((await events.next()).value!.stdout!.data.toString()).toBe("up\n");
     supervisor.die();
-    expect(await answer(collect(events))).toBe(
+    expect(await outcomeOf(collect(events))).toBe(
       "UNAVAILABLE: exec relay closed before the command reported an exit status",
     );
   });
@@ -263,7 +264,8 @@ describe("watch, logs and lists", () => {
     const events = streaming(bench.gateway.client.WatchSandbox({ id, stop_on_terminal: true }));
     expect((await events.next()).value!.payload).toBe("sandbox");
     expect((await events.next()).done).toBe(true);
-    const watch = (request: object) => answer(streaming(bench.gateway.client.WatchSandbox(request)).next());
+    const watch = (request: object) =>
+      outcomeOf(streaming(bench.gateway.client.WatchSandbox(request)).next());
     expect(await watch({})).toBe("INVALID_ARGUMENT: id is required");
     expect(await watch({ id: "nobody" })).toBe("NOT_FOUND: sandbox not found");
   });
@@ -297,7 +299,7 @@ describe("watch, logs and lists", () => {
       "supervisor session: accepted",
     );
     expect(await logs({ lines: 1 })).toHaveLength(1);
-    expect(await answer(unary(client, client.GetSandboxLogs, {}, CALL))).toBe(
+    expect(await outcomeOf(unary(client, client.GetSandboxLogs, {}, CALL))).toBe(
       "INVALID_ARGUMENT: sandbox_id is required",
     );
   });
@@ -327,7 +329,7 @@ describe("watch, logs and lists", () => {
       "l-1",
     ]);
     expect(await names({ workspace: "side" })).toEqual(["l-1"]);
-    const list = (request: object) => answer(unary(client, client.ListSandboxes, request, CALL));
+    const list = (request: object) => outcomeOf(unary(client, client.ListSandboxes, request, CALL));
     expect(await list({ workspace: "side", all_workspaces: true })).toBe(
       "INVALID_ARGUMENT: all_workspaces and workspace are mutually exclusive",
     );
@@ -339,7 +341,7 @@ describe("watch, logs and lists", () => {
   row("a workspace lives until it is deleted, and its name is its own", async (bench) => {
     const { client } = bench.gateway;
     const call = (method: "CreateWorkspace" | "GetWorkspace" | "DeleteWorkspace", name: string) =>
-      answer(unary(client, client[method] as typeof client.GetWorkspace, { name }, CALL));
+      outcomeOf(unary(client, client[method] as typeof client.GetWorkspace, { name }, CALL));
     expect(await call("CreateWorkspace", "Bad")).toBe(
       "INVALID_ARGUMENT: workspace name must contain only lowercase alphanumeric characters or hyphens",
     );
@@ -352,7 +354,7 @@ describe("watch, logs and lists", () => {
     expect(await call("DeleteWorkspace", "nowhere")).toBe("NOT_FOUND: workspace 'nowhere' not found");
     const inside = await bench.create({ name: "inside", workspace: "w" });
     expect(await call("DeleteWorkspace", "w")).toStartWith("FAILED_PRECONDITION");
-    expect(await answer(bench.create({ workspace: "w" }))).toBe(
+    expect(await outcomeOf(bench.create({ workspace: "w" }))).toBe(
       "FAILED_PRECONDITION: workspace 'w' is being deleted",
     );
     bench.driver.deleted(inside.id);
@@ -361,8 +363,8 @@ describe("watch, logs and lists", () => {
   });
 
   row("a request must name what it is about", async (bench) => {
-    expect(await answer(bench.get(""))).toBe("INVALID_ARGUMENT: name is required");
-    expect(await answer(bench.get("nobody"))).toBe("NOT_FOUND: sandbox not found");
+    expect(await outcomeOf(bench.get(""))).toBe("INVALID_ARGUMENT: name is required");
+    expect(await outcomeOf(bench.get("nobody"))).toBe("NOT_FOUND: sandbox not found");
   });
 });
 
@@ -377,14 +379,14 @@ describe("who may call what", () => {
     const [mine, other] = [await bench.readySandbox(), await bench.readySandbox()];
     const { client } = bench.gateway;
     const options = { ...CALL, metadata: mine.supervisor.metadata() };
-    expect(await answer(unary(client, client.GetSandbox, { name: mine.name }, options))).toBe(
+    expect(await outcomeOf(unary(client, client.GetSandbox, { name: mine.name }, options))).toBe(
       "PERMISSION_DENIED: sandbox principals may not call this method",
     );
     expect(
-      await answer(unary(client, client.GetSandboxProviderEnvironment, { sandbox_id: other.id }, options)),
+      await outcomeOf(unary(client, client.GetSandboxProviderEnvironment, { sandbox_id: other.id }, options)),
     ).toBe("PERMISSION_DENIED: cross-sandbox access denied: principal does not own this sandbox");
     expect(
-      await answer(unary(client, client.GetSandboxProviderEnvironment, { sandbox_id: mine.id }, options)),
+      await outcomeOf(unary(client, client.GetSandboxProviderEnvironment, { sandbox_id: mine.id }, options)),
     ).toStartWith("OK");
   });
 
@@ -392,7 +394,7 @@ describe("who may call what", () => {
     const { id, supervisor } = await bench.readySandbox();
     const { client } = bench.gateway;
     const report = (options: object) =>
-      answer(
+      outcomeOf(
         unary(
           client,
           client.ReportMainProcessExit,
@@ -422,7 +424,7 @@ describe("who may call what", () => {
     const { sandbox_id } = JSON.parse(Buffer.from(token.split(".")[1]!, "base64url").toString());
     expect(sandbox_id).toBe(id);
     expect(
-      await answer(unary(client, client.GetSandboxProviderEnvironment, { sandbox_id: id }, as(token))),
+      await outcomeOf(unary(client, client.GetSandboxProviderEnvironment, { sandbox_id: id }, as(token))),
     ).toStartWith("OK");
   });
 
@@ -459,7 +461,7 @@ describe("who may call what", () => {
       options,
     );
     expect((await bench.get(name)).status!.current_policy_version).toBe(1);
-    expect(await answer(unary(client, client.UpdateConfig, { name, setting_key: "x" }, options))).toBe(
+    expect(await outcomeOf(unary(client, client.UpdateConfig, { name, setting_key: "x" }, options))).toBe(
       "PERMISSION_DENIED: sandbox callers may only perform sandbox policy sync",
     );
   });
@@ -625,7 +627,7 @@ describe.concurrent("settings", () => {
     const driver = await lab.listen();
     const strict = await lab.start({ gateway: { auth: { allow_unauthenticated_users: false } } });
     const create = unary(strict.client, strict.client.CreateSandbox, { spec: {} }, CALL);
-    expect(await answer(create)).toBe("UNAUTHENTICATED: missing authorization header");
+    expect(await outcomeOf(create)).toBe("UNAUTHENTICATED: missing authorization header");
     await strict.kill();
     const keyless = await lab.start({ gateway: { gateway_jwt: undefined } });
     const { id } = await new Bench(lab, driver, keyless).create();
@@ -698,7 +700,7 @@ describe.concurrent("TLS", () => {
     });
 
     const anonymous = gateway.connect("127.0.0.1", grpc.credentials.createSsl(file("ca.crt")));
-    expect(await answer(unary(anonymous, anonymous.Health, {}, { deadlineMs: 3_000 }))).toMatch(
+    expect(await outcomeOf(unary(anonymous, anonymous.Health, {}, { deadlineMs: 3_000 }))).toMatch(
       /^(UNAVAILABLE|DEADLINE_EXCEEDED)/,
     );
     anonymous.close();

@@ -20,6 +20,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import * as grpc from "@grpc/grpc-js";
+import { until } from "../harness.ts";
 import { computeDriver, openshell, streaming, unary } from "../proto/contract.ts";
 import type { ComputeDriverHandlers } from "../proto/v0.0/types/openshell/compute/v1/ComputeDriver.ts";
 import type { DriverSandbox__Output } from "../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
@@ -41,27 +42,6 @@ setDefaultTimeout(4 * DEADLINE);
 const folder = mkdtempSync(join(tmpdir(), "sup-"));
 
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
-
-/** Polls until `probe` returns something. @throws at the deadline, with the last error. */
-async function eventually<T>(
-  what: string,
-  probe: () => T | Promise<T>,
-  deadlineMs = DEADLINE,
-): Promise<NonNullable<T>> {
-  const deadline = Date.now() + deadlineMs;
-  let last: unknown = "nothing";
-  while (Date.now() < deadline) {
-    try {
-      const value = await probe();
-      if (value) return value;
-      last = value;
-    } catch (error) {
-      last = error;
-    }
-    await sleep(20);
-  }
-  throw new Error(`${what}: not within ${deadlineMs} ms, last seen: ${String(last)}`);
-}
 
 async function freePort(): Promise<number> {
   const server = createServer().listen(0, "127.0.0.1");
@@ -239,7 +219,7 @@ socket_path = "${folder}/driver.sock"
     this.#gateway = gateway;
     const ended = () =>
       readFileSync(join(folder, "gateway.out"), "utf8") + readFileSync(join(folder, "gateway.err"), "utf8");
-    await eventually(`${GATEWAY.join(" ")} answers Health`, async () => {
+    await until(`${GATEWAY.join(" ")} answers Health`, async () => {
       if (gateway.exitCode !== null) return `exit code ${gateway.exitCode}`;
       return unary(this.client, this.client.health, {}, { deadlineMs: 1_000 });
     });
@@ -323,7 +303,7 @@ socket_path = "${folder}/driver.sock"
 
   /** Waits until the sandbox is in a phase, such as "READY". */
   async phase(name: string, phase: string) {
-    return eventually(`sandbox ${name} is ${phase}`, async () => {
+    return until(`sandbox ${name} is ${phase}`, async () => {
       const status = await this.status(name);
       if (status.phase === `SANDBOX_PHASE_${phase}`) return status;
       const logs = [...this.supervisors.values()].map(({ root }) => join(root, "supervisor.log"));
@@ -480,7 +460,7 @@ describe("a command", () => {
     const orphan = `/proc/${String(stdout).trim()}`;
     const [, parent] = /\) \w (\d+) /.exec(readFileSync(join(orphan, "stat"), "latin1")) ?? [];
     expect(Number(parent)).toBe(stack.supervisors.get(sandbox)!.process.pid);
-    await eventually("the orphan to be gone from the process table", () => !existsSync(orphan));
+    await until("the orphan to be gone from the process table", () => !existsSync(orphan));
   });
 
   test("has a terminal when it asks for one", async () => {
@@ -583,7 +563,7 @@ describe("the main process", () => {
     const script = 'printf "<%s>\\n" "$@" > args.new; mv args.new args; sleep 1000';
     const id = await stack.ready({ command: ["sh", "-c", script, "sh", ...args] });
     const file = join(stack.supervisors.get(id)!.workspace, "args");
-    expect(await eventually("the arguments", () => readFileSync(file, "utf8"))).toBe(
+    expect(await until("the arguments", () => readFileSync(file, "utf8"))).toBe(
       args.map((arg) => `<${arg}>\n`).join(""),
     );
   });
@@ -599,7 +579,7 @@ describe("the main process", () => {
       });
       const { workspace } = stack.supervisors.get(id)!;
       const lines = (
-        await eventually("its environment", () => readFileSync(join(workspace, "seen"), "utf8"))
+        await until("its environment", () => readFileSync(join(workspace, "seen"), "utf8"))
       ).split("\n");
       expect(lines[0] === "24 80").toBe(tty);
       for (const line of [
@@ -621,7 +601,7 @@ describe("the main process", () => {
 
 describe("the session", () => {
   test("carries the supervisor's log lines", async () => {
-    const logs = await eventually("log lines of the sandbox", async () => {
+    const logs = await until("log lines of the sandbox", async () => {
       const request = { sandbox_id: sandbox, sources: ["sandbox"] };
       const { logs: lines } = await unary(stack.client, stack.client.getSandboxLogs, request, {
         deadlineMs: DEADLINE,
@@ -638,7 +618,7 @@ describe("the session", () => {
     await stack.startGateway();
     // It may be called Ready, as it was, until the gateway finds that there is no session yet.
     const back = async () => String((await stack.exec(id, ["echo", "back"])).stdout) === "back\n";
-    await eventually("a command to run again", back);
+    await until("a command to run again", back);
   });
 });
 
@@ -656,7 +636,7 @@ describe("SIGTERM", () => {
         "-c",
         "setsid sleep 1000 > /dev/null 2>&1 & trap '' TERM HUP; (sleep 1000; sleep 1000) > /dev/null 2>&1 &",
       ]);
-      await eventually("three sleeping processes", () => {
+      await until("three sleeping processes", () => {
         const sleeping = processesIn(supervisor.workspace).filter((line) => line.startsWith("sleep"));
         return sleeping.length >= (tty ? 2 : 3);
       });
@@ -671,7 +651,7 @@ describe("SIGTERM", () => {
     const endpoint = `http://127.0.0.1:${await freePort()}`;
     const supervisor = startSupervisor({ id: "lonely", endpoint, token: "t" });
     const log = join(supervisor.root, "supervisor.log");
-    await eventually("its first line", () => readFileSync(log, "utf8").includes(`connecting to ${endpoint}`));
+    await until("its first line", () => readFileSync(log, "utf8").includes(`connecting to ${endpoint}`));
     expect(await stopSupervisor(supervisor)).toBe(0);
   });
 });
@@ -719,13 +699,13 @@ class ScriptedGateway {
   }
 
   async session(index = 0): Promise<Session> {
-    return eventually(`session ${index}`, () => this.sessions[index]);
+    return until(`session ${index}`, () => this.sessions[index]);
   }
 
   /** The answer to a relay_open. */
   async openRelay(channel_id: string, host: string, port: number) {
     (await this.session()).write({ relay_open: { channel_id, tcp: { host, port } } });
-    return eventually(`answer to relay ${channel_id}`, () =>
+    return until(`answer to relay ${channel_id}`, () =>
       this.received
         .map((message) => message.relay_open_result)
         .find((result) => result?.channel_id === channel_id),
@@ -751,9 +731,9 @@ describe("with a scripted gateway", () => {
   test("the session begins with a hello and the token, and heartbeats follow, 5 s apart at least", async () => {
     await gateway.session();
     expect([...gateway.authorizations]).toEqual(["Bearer secret"]);
-    const hello = await eventually("hello", () => gateway.received[0]?.hello);
+    const hello = await until("hello", () => gateway.received[0]?.hello);
     expect(hello).toEqual({ sandbox_id: "scripted", instance_id: expect.stringMatching(/^[0-9a-f-]{36}$/) });
-    await eventually("a heartbeat", () => gateway.received.some(({ payload }) => payload === "heartbeat"));
+    await until("a heartbeat", () => gateway.received.some(({ payload }) => payload === "heartbeat"));
   });
 
   test("a tcp relay carries bytes both ways until the target ends it", async () => {
@@ -767,11 +747,9 @@ describe("with a scripted gateway", () => {
     await new Promise((resolve) => server.once("listening", resolve));
     const { port } = server.address() as AddressInfo;
     expect(await gateway.openRelay("tcp-1", "localhost", port)).toMatchObject({ success: true, error: "" });
-    const relay = await eventually("the relay", () =>
-      gateway.relays.find(({ channel }) => channel === "tcp-1"),
-    );
+    const relay = await until("the relay", () => gateway.relays.find(({ channel }) => channel === "tcp-1"));
     for (let n = 0; n < 20; n++) relay.call.write({ data: Buffer.alloc(50_000) });
-    await eventually("the end of the relay", () => relay.ended);
+    await until("the end of the relay", () => relay.ended);
     expect(relay.bytes.equals(Buffer.alloc(1_000_000, "x"))).toBe(true);
     server.close();
   });
@@ -784,9 +762,7 @@ describe("with a scripted gateway", () => {
     }).listen(0, "127.0.0.1");
     await new Promise((resolve) => server.once("listening", resolve));
     await gateway.openRelay("tcp-2", "127.0.0.1", (server.address() as AddressInfo).port);
-    const relay = await eventually("the relay", () =>
-      gateway.relays.find(({ channel }) => channel === "tcp-2"),
-    );
+    const relay = await until("the relay", () => gateway.relays.find(({ channel }) => channel === "tcp-2"));
     relay.call.write({ data: Buffer.from("last words") });
     relay.call.end();
     expect(await closed.promise).toBe("last words");
@@ -809,7 +785,7 @@ describe("with a scripted gateway", () => {
     (await gateway.session()).end();
     (await gateway.session(1)).write({ session_rejected: { reason: "not now" } });
     await gateway.session(2);
-    const hellos = await eventually("three hellos", () => {
+    const hellos = await until("three hellos", () => {
       const found = gateway.received.flatMap(({ hello }) => (hello ? [hello.instance_id] : []));
       return found.length === 3 ? found : undefined;
     });

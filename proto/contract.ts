@@ -178,3 +178,18 @@ export async function* streaming<Item>(call: grpcJs.ClientReadableStream<Item>):
 
 /** The name of a status code, such as "NOT_FOUND". */
 export const codeName = (code: status): string => status[code] ?? `code ${code}`;
+
+/**
+ * What came of a call, in one line: "OK", or the code's name and the message, as in "NOT_FOUND: sandbox not found".
+ * @throws what the call throws, when that is no status.
+ */
+export async function outcomeOf(call: Promise<unknown>): Promise<string> {
+  try {
+    await call;
+    return "OK";
+  } catch (error) {
+    const { code, details } = error as CallError;
+    if (typeof code !== "number") throw error;
+    return `${codeName(code)}: ${details}`;
+  }
+}

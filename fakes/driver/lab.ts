@@ -10,7 +10,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { credentials } from "@grpc/grpc-js";
 import type { ClientReadableStream, ServiceError } from "@grpc/grpc-js";
-import { codeName, computeDriver, streaming, unary } from "../../proto/contract.ts";
+import { until } from "../../harness.ts";
+import { computeDriver, streaming, unary } from "../../proto/contract.ts";
 import type { ComputeDriverClient } from "../../proto/v0.0/types/openshell/compute/v1/ComputeDriver.ts";
 import type { DriverSandbox } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
 import type { Struct } from "../../proto/v0.0/types/google/protobuf/Struct.ts";
@@ -34,21 +35,6 @@ let engineProcess: Bun.Subprocess | null = null;
 
 async function bootEngine(): Promise<void> {
   engineProcess = await startEngine(join(home, "engine"), engineSocket);
-}
-
-export async function eventually<Result>(
-  what: string,
-  look: () => Promise<Result> | Result,
-  ms = DEADLINE_MS,
-): Promise<NonNullable<Result>> {
-  const deadline = Date.now() + ms;
-  for (;;) {
-    const seen = await look();
-    if (seen) return seen;
-    if (Date.now() > deadline)
-      throw new Error(`${what}: not within ${ms} ms, last seen ${JSON.stringify(seen)}`);
-    await Bun.sleep(5);
-  }
 }
 
 /** One call to the engine; the answer's text, and its JSON if it is some. */
@@ -173,7 +159,7 @@ export async function startDriver(given: Record<string, string> = {}): Promise<D
   const { socket, flags } = flagsFor(given);
   const before = lstatSync(socket, { throwIfNoEntry: false })?.birthtimeMs;
   const child = spawnDriver(flags);
-  await eventually(`the driver's socket ${socket}`, () => {
+  await until(`the driver's socket ${socket}`, () => {
     if (child.exitCode !== null) throw new Error(`the driver exited with ${child.exitCode}`);
     const file = lstatSync(socket, { throwIfNoEntry: false });
     return file?.isSocket() && file.birthtimeMs !== before && (file.mode & 0o777) === 0o600;
@@ -217,13 +203,6 @@ export const call = {
     (await unary(client, client.DeleteSandbox, { sandbox_id: id }, options)).deleted,
 };
 
-/** The status that a call ends with, as "CODE: message". */
-export const outcome = async (answer: Promise<unknown>): Promise<string> =>
-  answer.then(
-    () => "OK",
-    (error: ServiceError) => `${codeName(error.code)}: ${error.details}`,
-  );
-
 /** A watcher that keeps all it is sent. */
 export class Watcher implements Disposable {
   readonly events: WatchEvent[] = [];
@@ -254,7 +233,7 @@ export class Watcher implements Disposable {
   }
 
   sees(id: string, reason: string): Promise<unknown> {
-    return eventually(`${reason} of ${id}, seen ${this.story(id).join(", ")}`, () =>
+    return until(`${reason} of ${id}, seen ${this.story(id).join(", ")}`, () =>
       this.story(id).includes(reason),
     );
   }

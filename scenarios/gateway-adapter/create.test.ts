@@ -5,7 +5,9 @@ import { status } from "@grpc/grpc-js";
 import { expect } from "bun:test";
 import type { Struct } from "../../proto/v0.0/types/google/protobuf/Struct.ts";
 import type { SandboxTemplate } from "../../proto/v0.0/types/openshell/v1/SandboxTemplate.ts";
-import { answer, type Bench, fail, gateways, stateOf, until } from "./given.ts";
+import { outcomeOf } from "../../proto/contract.ts";
+import { until } from "../../harness.ts";
+import { type Bench, fail, gateways, stateOf } from "./given.ts";
 import { DRIVER_NAME } from "./gateway-process.ts";
 
 const { scenario } = gateways();
@@ -135,7 +137,7 @@ scenario(
   "GA-313 a block of driver_config that is no object is refused, and the driver not asked",
   async (given) => {
     const call = templated(given, { driver_config: struct({ [DRIVER_NAME]: "text" }) });
-    expect(await answer(call)).toBe(
+    expect(await outcomeOf(call)).toBe(
       `INVALID_ARGUMENT: template.driver_config.${DRIVER_NAME} must be an object`,
     );
     expect(given.driver.called("ValidateSandboxCreate")).toEqual([]);
@@ -174,7 +176,7 @@ for (const [id, what, name, message] of [
   scenario(
     `${id} a name ${what} is refused with its own message, and the driver not asked`,
     async (given) => {
-      expect(await answer(given.create({ name }))).toBe(`INVALID_ARGUMENT: ${message}`);
+      expect(await outcomeOf(given.create({ name }))).toBe(`INVALID_ARGUMENT: ${message}`);
       expect(given.driver.called("ValidateSandboxCreate")).toEqual([]);
     },
   );
@@ -189,7 +191,7 @@ scenario(
   async (given) => {
     await given.create({ name: "twice" });
     given.driver.calls = [];
-    expect(await answer(given.create({ name: "twice" }))).toBe(
+    expect(await outcomeOf(given.create({ name: "twice" }))).toBe(
       "ALREADY_EXISTS: sandbox 'twice' already exists",
     );
     expect(given.driver.called("ValidateSandboxCreate")).toHaveLength(1);
@@ -198,11 +200,11 @@ scenario(
 );
 
 scenario("GA-324 what the gateway itself must refuse never reaches the driver", async (given) => {
-  expect(await answer(given.create({ spec: null }))).toBe("INVALID_ARGUMENT: spec is required");
-  expect(await answer(given.create({ spec: { providers: ["x"] } }))).toBe(
+  expect(await outcomeOf(given.create({ spec: null }))).toBe("INVALID_ARGUMENT: spec is required");
+  expect(await outcomeOf(given.create({ spec: { providers: ["x"] } }))).toBe(
     "FAILED_PRECONDITION: provider 'x' not found",
   );
-  expect(await answer(given.create({ workspace: "nowhere" }))).toBe(
+  expect(await outcomeOf(given.create({ workspace: "nowhere" }))).toBe(
     "NOT_FOUND: workspace 'nowhere' not found",
   );
   expect(given.driver.called("ValidateSandboxCreate")).toEqual([]);
@@ -219,9 +221,9 @@ for (const [id, code] of [
 ] as const) {
   scenario(`${id} ${status[code]} of ValidateSandboxCreate reaches the user as it is`, async (given) => {
     given.driver.on("ValidateSandboxCreate", fail(code, "as I said"));
-    expect(await answer(given.create({ name: "refused" }))).toBe(`${status[code]}: as I said`);
+    expect(await outcomeOf(given.create({ name: "refused" }))).toBe(`${status[code]}: as I said`);
     expect(given.driver.called("CreateSandbox")).toEqual([]);
-    expect(await answer(given.get("refused"))).toBe("NOT_FOUND: sandbox not found");
+    expect(await outcomeOf(given.get("refused"))).toBe("NOT_FOUND: sandbox not found");
   });
 }
 
@@ -241,8 +243,10 @@ for (const [id, code] of [
     `${id} ${status[code]} of CreateSandbox is INTERNAL, leaves no record, and nothing is deleted`,
     async (given) => {
       given.driver.on("CreateSandbox", fail(code, "no way"));
-      expect(await answer(given.create({ name: "unmade" }))).toBe("INTERNAL: create sandbox failed: no way");
-      expect(await answer(given.get("unmade"))).toBe("NOT_FOUND: sandbox not found");
+      expect(await outcomeOf(given.create({ name: "unmade" }))).toBe(
+        "INTERNAL: create sandbox failed: no way",
+      );
+      expect(await outcomeOf(given.get("unmade"))).toBe("NOT_FOUND: sandbox not found");
       expect(given.driver.called("DeleteSandbox")).toEqual([]);
     },
   );
@@ -250,19 +254,19 @@ for (const [id, code] of [
 
 scenario("GA-338 ALREADY_EXISTS of CreateSandbox keeps its code, not its message", async (given) => {
   given.driver.on("CreateSandbox", fail(status.ALREADY_EXISTS, "mine"));
-  expect(await answer(given.create({ name: "there" }))).toBe("ALREADY_EXISTS: sandbox already exists");
-  expect(await answer(given.get("there"))).toBe("NOT_FOUND: sandbox not found");
+  expect(await outcomeOf(given.create({ name: "there" }))).toBe("ALREADY_EXISTS: sandbox already exists");
+  expect(await outcomeOf(given.get("there"))).toBe("NOT_FOUND: sandbox not found");
 });
 
 scenario("GA-339 FAILED_PRECONDITION of CreateSandbox reaches the user as it is", async (given) => {
   given.driver.on("CreateSandbox", fail(status.FAILED_PRECONDITION, "no gpu"));
-  expect(await answer(given.create({ name: "waits" }))).toBe("FAILED_PRECONDITION: no gpu");
-  expect(await answer(given.get("waits"))).toBe("NOT_FOUND: sandbox not found");
+  expect(await outcomeOf(given.create({ name: "waits" }))).toBe("FAILED_PRECONDITION: no gpu");
+  expect(await outcomeOf(given.get("waits"))).toBe("NOT_FOUND: sandbox not found");
 });
 
 scenario("GA-340 the name of a sandbox that could not be made is free again", async (given) => {
   given.driver.on("CreateSandbox", fail(status.UNAVAILABLE, "no way"));
-  await answer(given.create({ name: "again" }));
+  await outcomeOf(given.create({ name: "again" }));
   given.driver.usual("CreateSandbox");
   expect((await given.create({ name: "again" })).name).toBe("again");
 });
@@ -273,7 +277,7 @@ scenario(
   "GA-341 a create that hangs is visible as Provisioning, and holds no other create up",
   async (given) => {
     given.driver.hang("CreateSandbox");
-    void answer(given.create({ name: "hung" }, { deadlineMs: 3_000 }));
+    void outcomeOf(given.create({ name: "hung" }, { deadlineMs: 3_000 }));
     await until("the call to reach the driver", () => given.driver.called("CreateSandbox")[0]);
     given.driver.usual("CreateSandbox");
     await given.create();
@@ -295,7 +299,7 @@ scenario("GA-343 a driver may take its time to validate; the name is not taken m
   const release = given.driver.hang("ValidateSandboxCreate");
   const creating = given.create({ name: "slow" });
   await until("the call to reach the driver", () => given.driver.called("ValidateSandboxCreate")[0]);
-  expect(await answer(given.get("slow"))).toBe("NOT_FOUND: sandbox not found");
+  expect(await outcomeOf(given.get("slow"))).toBe("NOT_FOUND: sandbox not found");
   release();
   expect((await creating).name).toBe("slow");
 });
@@ -332,7 +336,7 @@ scenario("GA-346 the driver releases a workspace that is deleted", async (given)
 scenario("GA-347 a driver without DeleteWorkspace keeps no workspace from being deleted", async (given) => {
   await given.call((client) => client.CreateWorkspace, { name: "plain" });
   given.driver.on("DeleteWorkspace", fail(status.UNIMPLEMENTED, "never heard of it"));
-  expect(await answer(given.call((client) => client.DeleteWorkspace, { name: "plain" }))).toBe("OK");
+  expect(await outcomeOf(given.call((client) => client.DeleteWorkspace, { name: "plain" }))).toBe("OK");
 });
 
 scenario(
@@ -341,19 +345,19 @@ scenario(
     const name = "held";
     await given.call((client) => client.CreateWorkspace, { name });
     given.driver.on("DeleteWorkspace", fail(status.UNAVAILABLE, "not now"));
-    expect(await answer(given.call((client) => client.DeleteWorkspace, { name }))).toBe(
+    expect(await outcomeOf(given.call((client) => client.DeleteWorkspace, { name }))).toBe(
       `UNAVAILABLE: delete workspace platform resources failed: code: 'The service is currently unavailable', message: "not now"`,
     );
-    expect(await answer(given.call((client) => client.GetWorkspace, { name }))).toBe("OK");
+    expect(await outcomeOf(given.call((client) => client.GetWorkspace, { name }))).toBe("OK");
     given.driver.usual("DeleteWorkspace");
-    expect(await answer(given.call((client) => client.DeleteWorkspace, { name }))).toBe("OK");
+    expect(await outcomeOf(given.call((client) => client.DeleteWorkspace, { name }))).toBe("OK");
   },
 );
 
 scenario("GA-349 a workspace that still holds a sandbox is not the driver's to release", async (given) => {
   await given.call((client) => client.CreateWorkspace, { name: "full" });
   await given.create({ workspace: "full" });
-  expect(await answer(given.call((client) => client.DeleteWorkspace, { name: "full" }))).toBe(
+  expect(await outcomeOf(given.call((client) => client.DeleteWorkspace, { name: "full" }))).toBe(
     "FAILED_PRECONDITION: workspace 'full' still contains resources: sandbox",
   );
   expect(given.driver.called("DeleteWorkspace")).toEqual([]);

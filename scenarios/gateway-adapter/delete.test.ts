@@ -3,8 +3,9 @@
 /** Deleting a sandbox: when its record goes, when it comes back, and what the driver is asked. */
 import { status } from "@grpc/grpc-js";
 import { expect } from "bun:test";
-import { phaseOf } from "../../harness.ts";
-import { answer, fail, gateways, readyIs, until } from "./given.ts";
+import { phaseOf, until } from "../../harness.ts";
+import { outcomeOf } from "../../proto/contract.ts";
+import { fail, gateways, readyIs } from "./given.ts";
 
 const { scenario } = gateways();
 
@@ -26,7 +27,7 @@ scenario("GA-602 deleted=false removes the record at once", async (given) => {
   const sandbox = await given.readySandbox();
   given.driver.on("DeleteSandbox", () => ({ deleted: false }));
   expect(await sandbox.delete()).toBe(false);
-  expect(await answer(sandbox.get())).toBe(GONE);
+  expect(await outcomeOf(sandbox.get())).toBe(GONE);
 });
 
 scenario("GA-603 deleted=true is Deleting until the driver's Deleted event", async (given) => {
@@ -53,14 +54,16 @@ scenario("GA-605 a name is taken until the record is gone, and free then", async
   const sandbox = await given.create({ name: "name" });
   given.driver.on("DeleteSandbox", () => ({ deleted: true }));
   await sandbox.delete();
-  expect(await answer(given.create({ name: "name" }))).toBe("ALREADY_EXISTS: sandbox 'name' already exists");
+  expect(await outcomeOf(given.create({ name: "name" }))).toBe(
+    "ALREADY_EXISTS: sandbox 'name' already exists",
+  );
   given.driver.deleted(sandbox.id);
   await sandbox.gone();
   expect((await given.create({ name: "name" })).id).not.toBe(sandbox.id);
 });
 
 scenario("GA-606 a delete of what is not there is NOT_FOUND, and the driver not asked", async (given) => {
-  expect(await answer(given.call((client) => client.DeleteSandbox, { name: "nobody" }))).toBe(GONE);
+  expect(await outcomeOf(given.call((client) => client.DeleteSandbox, { name: "nobody" }))).toBe(GONE);
   expect(given.driver.called("DeleteSandbox")).toEqual([]);
 });
 
@@ -77,7 +80,7 @@ for (const [id, code] of [
     async (given) => {
       const sandbox = await given.readySandbox();
       given.driver.on("DeleteSandbox", fail(code, "no way"));
-      expect(await answer(sandbox.delete())).toBe("INTERNAL: delete sandbox failed: no way");
+      expect(await outcomeOf(sandbox.delete())).toBe("INTERNAL: delete sandbox failed: no way");
       expect(await sandbox.state()).toBe("READY True/DependenciesReady");
     },
   );
@@ -89,8 +92,8 @@ scenario(
     const sandbox = await given.readySandbox();
     given.driver.on("DeleteSandbox", fail(status.INTERNAL, "half done"));
     given.driver.on("GetSandbox", fail(status.NOT_FOUND, "gone"));
-    expect(await answer(sandbox.delete())).toBe("INTERNAL: delete sandbox failed: half done");
-    expect(await answer(sandbox.get())).toBe(GONE);
+    expect(await outcomeOf(sandbox.delete())).toBe("INTERNAL: delete sandbox failed: half done");
+    expect(await outcomeOf(sandbox.get())).toBe(GONE);
   },
 );
 
@@ -100,7 +103,7 @@ scenario(
     const sandbox = await given.readySandbox();
     given.driver.on("DeleteSandbox", fail(status.INTERNAL, "no way"));
     given.driver.on("GetSandbox", fail(status.UNAVAILABLE, "blind"));
-    expect(await answer(sandbox.delete())).toBe("INTERNAL: delete sandbox failed: no way");
+    expect(await outcomeOf(sandbox.delete())).toBe("INTERNAL: delete sandbox failed: no way");
     expect(await sandbox.state()).toBe("READY True/DependenciesReady");
   },
 );
@@ -111,7 +114,7 @@ scenario(
     const sandbox = await given.readySandbox();
     given.driver.on("DeleteSandbox", fail(status.INTERNAL, "no way"));
     given.driver.on("GetSandbox", () => ({ sandbox: given.driver.sandbox(sandbox.id, null) }));
-    expect(await answer(sandbox.delete())).toBe("INTERNAL: delete sandbox failed: no way");
+    expect(await outcomeOf(sandbox.delete())).toBe("INTERNAL: delete sandbox failed: no way");
     expect(await sandbox.state()).toBe("READY True/DependenciesReady");
   },
 );
@@ -124,7 +127,7 @@ for (const [id, what, seen, phase] of [
     const sandbox = await given.readySandbox();
     given.driver.on("DeleteSandbox", fail(status.INTERNAL, "no way"));
     given.driver.on("GetSandbox", () => ({ sandbox: given.driver.sandbox(sandbox.id, { ...seen }) }));
-    await answer(sandbox.delete());
+    await outcomeOf(sandbox.delete());
     expect(await sandbox.phase()).toBe(phase);
   });
 }
@@ -132,7 +135,7 @@ for (const [id, what, seen, phase] of [
 scenario("GA-615 a delete that failed can be tried again", async (given) => {
   const sandbox = await given.readySandbox();
   given.driver.on("DeleteSandbox", fail(status.INTERNAL, "no way"));
-  await answer(sandbox.delete());
+  await outcomeOf(sandbox.delete());
   given.driver.usual();
   expect(await sandbox.delete()).toBe(true);
   await sandbox.gone();
@@ -156,11 +159,11 @@ scenario("GA-617 a sandbox that is Stopped can be deleted, without a start", asy
 
 scenario("GA-618 a sandbox whose creation hangs can be deleted", async (given) => {
   given.driver.hang("CreateSandbox");
-  void answer(given.create({ name: "hung-and-deleted" }, { deadlineMs: 3_000 }));
+  void outcomeOf(given.create({ name: "hung-and-deleted" }, { deadlineMs: 3_000 }));
   await until("the call to reach the driver", () => given.driver.called("CreateSandbox")[0]);
   const { deleted } = await given.call((client) => client.DeleteSandbox, { name: "hung-and-deleted" });
   expect(deleted).toBe(true);
-  await until("it to be gone", async () => (await answer(given.get("hung-and-deleted"))) === GONE);
+  await until("it to be gone", async () => (await outcomeOf(given.get("hung-and-deleted"))) === GONE);
 });
 
 scenario("GA-619 a delete waits for a stop under way", async (given) => {
@@ -169,7 +172,7 @@ scenario("GA-619 a delete waits for a stop under way", async (given) => {
   const stopping = sandbox.stop();
   await until("the stop to reach the driver", () => given.driver.called("StopSandbox")[0]);
   const deleting = sandbox.delete();
-  expect(await answer(sandbox.delete({ deadlineMs: 300 }))).toStartWith("DEADLINE_EXCEEDED");
+  expect(await outcomeOf(sandbox.delete({ deadlineMs: 300 }))).toStartWith("DEADLINE_EXCEEDED");
   expect(given.driver.called("DeleteSandbox")).toEqual([]);
   release();
   await stopping;
@@ -181,7 +184,7 @@ scenario("GA-620 a user who does not wait for the delete does not stop it", asyn
   const sandbox = await given.readySandbox();
   const release = given.driver.hang("DeleteSandbox");
   const leaving = new AbortController();
-  const deleting = answer(sandbox.delete({ signal: leaving.signal }));
+  const deleting = outcomeOf(sandbox.delete({ signal: leaving.signal }));
   await until("the delete to reach the driver", () => given.driver.called("DeleteSandbox", sandbox.id)[0]);
   leaving.abort();
   expect(await deleting).toStartWith("CANCELLED");

@@ -3,7 +3,9 @@
 /** A driver that dies under its gateway, stays away, and comes back, as itself or as another. */
 import { linkSync, renameSync } from "node:fs";
 import { expect } from "bun:test";
-import { answer, type Bench, CAPABILITIES, gateways, until } from "./given.ts";
+import { outcomeOf } from "../../proto/contract.ts";
+import { until } from "../../harness.ts";
+import { type Bench, CAPABILITIES, gateways } from "./given.ts";
 
 const { ownGateway } = gateways();
 
@@ -12,8 +14,8 @@ const NOBODY_LISTENS = /^UNAVAILABLE: .*Connection refused \(os error 111\)/;
 
 ownGateway("GA-801 without a driver a create is UNAVAILABLE and leaves no record", async (given) => {
   await dies(given);
-  expect(await answer(given.create({ name: "lost" }))).toMatch(NOBODY_THERE);
-  expect(await answer(given.get("lost"))).toBe("NOT_FOUND: sandbox not found");
+  expect(await outcomeOf(given.create({ name: "lost" }))).toMatch(NOBODY_THERE);
+  expect(await outcomeOf(given.get("lost"))).toBe("NOT_FOUND: sandbox not found");
 });
 
 ownGateway(
@@ -23,7 +25,7 @@ ownGateway(
     linkSync(path, `${path}.kept`);
     given.driver.close();
     renameSync(`${path}.kept`, path);
-    await until("the refusal", async () => NOBODY_LISTENS.test(await answer(given.create())));
+    await until("the refusal", async () => NOBODY_LISTENS.test(await outcomeOf(given.create())));
   },
 );
 
@@ -48,10 +50,10 @@ ownGateway(
   async (given) => {
     const sandbox = await given.readySandbox();
     await dies(given);
-    expect(await answer(sandbox.stop())).toStartWith("UNAVAILABLE: stop sandbox failed: ");
+    expect(await outcomeOf(sandbox.stop())).toStartWith("UNAVAILABLE: stop sandbox failed: ");
     expect(await sandbox.phase()).toBe("STOPPING");
     await comesBack(given);
-    await until("the stop", async () => (await answer(sandbox.stop())) === "OK");
+    await until("the stop", async () => (await outcomeOf(sandbox.stop())) === "OK");
     expect(await sandbox.phase()).toBe("STOPPED");
   },
 );
@@ -62,17 +64,17 @@ ownGateway(
     const sandbox = await given.readySandbox();
     await sandbox.stop();
     await dies(given);
-    expect(await answer(sandbox.start())).toStartWith("UNAVAILABLE: start sandbox failed: ");
+    expect(await outcomeOf(sandbox.start())).toStartWith("UNAVAILABLE: start sandbox failed: ");
     expect(await sandbox.phase()).toBe("STARTING");
     await comesBack(given);
-    await until("the start", async () => (await answer(sandbox.start())) === "OK");
+    await until("the start", async () => (await outcomeOf(sandbox.start())) === "OK");
   },
 );
 
 ownGateway("GA-807 without a driver a delete is INTERNAL, and the record is as before", async (given) => {
   const sandbox = await given.readySandbox();
   await dies(given);
-  expect(await answer(sandbox.delete())).toStartWith("INTERNAL: delete sandbox failed: ");
+  expect(await outcomeOf(sandbox.delete())).toStartWith("INTERNAL: delete sandbox failed: ");
   expect(await sandbox.state()).toBe("READY True/DependenciesReady");
 });
 
@@ -82,7 +84,7 @@ ownGateway(
     await dies(given);
     const back = performance.now();
     await comesBack(given);
-    await until("a create", async () => (await answer(given.create())) === "OK");
+    await until("a create", async () => (await outcomeOf(given.create())) === "OK");
     await given.watched();
     expect(performance.now() - back).toBeLessThan(5_000);
   },
@@ -116,17 +118,17 @@ ownGateway("GA-810 sessions and sandboxes live on while the driver is away", asy
 
 ownGateway("GA-811 a create under way when the driver dies fails and leaves no record", async (given) => {
   given.driver.hang("CreateSandbox");
-  const creating = answer(given.create({ name: "cut-off" }));
+  const creating = outcomeOf(given.create({ name: "cut-off" }));
   await until("the call to reach the driver", () => given.driver.called("CreateSandbox")[0]);
   given.driver.close();
   expect(await creating).toStartWith("INTERNAL: create sandbox failed: ");
-  expect(await answer(given.get("cut-off"))).toBe("NOT_FOUND: sandbox not found");
+  expect(await outcomeOf(given.get("cut-off"))).toBe("NOT_FOUND: sandbox not found");
 });
 
 ownGateway("GA-812 a stop under way when the driver dies fails and stays Stopping", async (given) => {
   const sandbox = await given.readySandbox();
   given.driver.hang("StopSandbox");
-  const stopping = answer(sandbox.stop());
+  const stopping = outcomeOf(sandbox.stop());
   await until("the call to reach the driver", () => given.driver.called("StopSandbox")[0]);
   given.driver.close();
   expect(await stopping).toContain(": stop sandbox failed: ");
@@ -138,7 +140,7 @@ ownGateway(
   async (given) => {
     const sandbox = await given.readySandbox();
     given.driver.hang("DeleteSandbox");
-    const deleting = answer(sandbox.delete());
+    const deleting = outcomeOf(sandbox.delete());
     await until("the call to reach the driver", () => given.driver.called("DeleteSandbox")[0]);
     given.driver.close();
     expect(await deleting).toStartWith("INTERNAL: delete sandbox failed: ");
@@ -151,7 +153,9 @@ ownGateway(
 /** The driver ends, and the gateway knows. */
 async function dies(given: Bench): Promise<void> {
   given.driver.close();
-  await until("a create to fail at the socket", async () => NOBODY_THERE.test(await answer(given.create())));
+  await until("a create to fail at the socket", async () =>
+    NOBODY_THERE.test(await outcomeOf(given.create())),
+  );
 }
 
 /** A driver on the same path, which knows the old one's sandboxes. */

@@ -6,21 +6,21 @@
  *   const { scenario } = gateways();
  *   scenario("GA-331 …", async ({ driver, create }) => {
  *     driver.on("CreateSandbox", fail(9, "no gpu"));
- *     expect(await answer(create())).toBe("FAILED_PRECONDITION: no gpu");
+ *     expect(await outcomeOf(create())).toBe("FAILED_PRECONDITION: no gpu");
  *   });
  */
 import { afterAll, test } from "bun:test";
 import { Database } from "bun:sqlite";
 import * as grpc from "@grpc/grpc-js";
-import { type CallError, codeName, streaming, unary, type CallOptions } from "../../proto/contract.ts";
+import { outcomeOf, streaming, unary, type CallOptions } from "../../proto/contract.ts";
 import {
-  eventually,
   GATEWAYS_AT_A_TIME,
   HarnessError,
   indent,
   phaseOf,
   register,
   turns,
+  until,
   within,
 } from "../../harness.ts";
 import type { DriverSandboxStatus } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandboxStatus.ts";
@@ -115,35 +115,6 @@ async function judged(body: (bench: Bench) => Promise<void>, bench: Bench): Prom
 }
 
 // Waiting and answers
-
-/**
- * Waits until `look` returns something other than undefined or false, and returns that.
- * @throws HarnessError with what `seen` says, or the last error, once `deadlineMs` have passed
- */
-export function until<Seen>(
-  what: string,
-  look: () => Promise<Seen | undefined | false> | Seen | undefined | false,
-  { seen, deadlineMs = 20_000 }: { seen?: () => unknown; deadlineMs?: number } = {},
-): Promise<Seen> {
-  const attempt = async () => {
-    const found = await look();
-    if (found === undefined || found === false) throw new Error(seen ? Bun.inspect(seen()) : "nothing yet");
-    return found;
-  };
-  return eventually(attempt, { what, deadlineMs });
-}
-
-/** What came of a call, in one line: "OK", or the code's name and the message as in "NOT_FOUND: sandbox not found". */
-export async function answer(call: Promise<unknown>): Promise<string> {
-  try {
-    await call;
-    return "OK";
-  } catch (error) {
-    const { code, details } = error as CallError;
-    if (typeof code !== "number") throw error;
-    return `${codeName(code)}: ${details}`;
-  }
-}
 
 /** The phase without its prefix, and the Ready condition: "READY True/DependenciesReady". */
 export function stateOf(sandbox: Sandbox__Output): string {
@@ -371,7 +342,7 @@ export class TestSandbox {
   /** Waits until nobody knows it. */
   gone = async (): Promise<void> => {
     let last = "";
-    const look = async () => (last = await answer(this.get())) === "NOT_FOUND: sandbox not found";
+    const look = async () => (last = await outcomeOf(this.get())) === "NOT_FOUND: sandbox not found";
     await until(`${this.name} to be gone`, look, { seen: () => last });
   };
 }

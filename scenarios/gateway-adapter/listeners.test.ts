@@ -4,9 +4,10 @@
 import { networkInterfaces } from "node:os";
 import { status } from "@grpc/grpc-js";
 import { expect } from "bun:test";
-import { unary } from "../../proto/contract.ts";
+import { unary, outcomeOf } from "../../proto/contract.ts";
 import type { GatewayListenerRequirement } from "../../proto/v0.0/types/openshell/compute/v1/GatewayListenerRequirement.ts";
-import { answer, fail, ownLab, Bench, until } from "./given.ts";
+import { until } from "../../harness.ts";
+import { fail, ownLab, Bench } from "./given.ts";
 import { DRIVER_NAME, type GatewayProcess, type Lab, reservePort } from "./gateway-process.ts";
 
 const CONFIG = "configuration error: compute driver requested ";
@@ -34,16 +35,16 @@ ownLab("GA-203 there sandboxes may make their calls", async (lab) => {
   const client = gateway.connect("127.0.0.2");
   const options = { ...CALL, metadata: supervisor!.metadata() };
   const call = unary(client, client.GetSandboxProviderEnvironment, { sandbox_id: id }, options);
-  expect(await answer(call)).toBe("OK");
+  expect(await outcomeOf(call)).toBe("OK");
 });
 
 ownLab("GA-204 there users may call nothing, not even Health", async (lab) => {
   const { gateway } = await onBridge(lab);
   const client = gateway.connect("127.0.0.2");
   const refused = "PERMISSION_DENIED: compute-driver callback listeners accept sandbox callback RPCs only";
-  expect(await answer(unary(client, client.Health, {}, CALL))).toBe(refused);
-  expect(await answer(unary(client, client.ListSandboxes, {}, CALL))).toBe(refused);
-  expect(await answer(unary(client, client.CreateSandbox, { spec: {} }, CALL))).toBe(refused);
+  expect(await outcomeOf(unary(client, client.Health, {}, CALL))).toBe(refused);
+  expect(await outcomeOf(unary(client, client.ListSandboxes, {}, CALL))).toBe(refused);
+  expect(await outcomeOf(unary(client, client.CreateSandbox, { spec: {} }, CALL))).toBe(refused);
 });
 
 ownLab("GA-205 a session that comes in there makes its sandbox Ready", async (lab) => {
@@ -77,7 +78,7 @@ ownLab("GA-208 a gateway elsewhere opens loopback for sandboxes alone", async (l
   const gateway = await lab.launch({ port, gateway: { bind_address: `127.0.0.3:${port}` } });
   const client = gateway.connect("127.0.0.3");
   await gateway.answering(client);
-  expect(await answer(unary(gateway.client, gateway.client.Health, {}, CALL))).toStartWith(
+  expect(await outcomeOf(unary(gateway.client, gateway.client.Health, {}, CALL))).toStartWith(
     "PERMISSION_DENIED",
   );
 });

@@ -4,7 +4,8 @@
 import { expect } from "bun:test";
 import { phaseOf } from "../../harness.ts";
 import type { DriverSandboxStatus } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandboxStatus.ts";
-import { answer, gateways, ready, readyIs, stateOf } from "./given.ts";
+import { outcomeOf } from "../../proto/contract.ts";
+import { gateways, ready, readyIs, stateOf } from "./given.ts";
 
 const { scenario } = gateways();
 
@@ -134,10 +135,10 @@ scenario("GA-431 Error is for ever: neither Ready=True nor a new session revives
 scenario("GA-432 a sandbox in Error can be neither stopped nor started, only deleted", async (given) => {
   const sandbox = await given.readySandbox();
   await sandbox.report(readyIs("False", "Pulling"));
-  expect(await answer(sandbox.stop())).toBe(
+  expect(await outcomeOf(sandbox.stop())).toBe(
     "FAILED_PRECONDITION: sandbox must be Ready to stop (current phase: Error)",
   );
-  expect(await answer(sandbox.start())).toBe(
+  expect(await outcomeOf(sandbox.start())).toBe(
     "FAILED_PRECONDITION: sandbox must be Stopped to start (current phase: Error)",
   );
   expect(given.driver.called("StopSandbox")).toEqual([]);
@@ -242,7 +243,7 @@ scenario(
     expect(phaseOf(await sandbox.report({ deleting: true }))).toBe("DELETING");
     expect(phaseOf(await sandbox.report(readyIs("False", "Boom")))).toBe("DELETING");
     expect(phaseOf(await sandbox.report(readyIs("True")))).toBe("DELETING");
-    expect(await answer(sandbox.stop())).toBe(
+    expect(await outcomeOf(sandbox.stop())).toBe(
       "FAILED_PRECONDITION: sandbox must be Ready to stop (current phase: Deleting)",
     );
   },
@@ -289,7 +290,7 @@ scenario("GA-447 a snapshot of a sandbox that nobody created makes none", async 
   const sandbox = await given.readySandbox();
   given.driver.snapshot("nobody", readyIs("True"), { name: "nobody" });
   expect(stateOf(await sandbox.report(null))).toBe(READY);
-  expect(await answer(given.get("nobody"))).toBe("NOT_FOUND: sandbox not found");
+  expect(await outcomeOf(given.get("nobody"))).toBe("NOT_FOUND: sandbox not found");
 });
 
 for (const [id, what, name] of [

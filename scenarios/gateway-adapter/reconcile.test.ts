@@ -7,16 +7,9 @@
 import { status } from "@grpc/grpc-js";
 import { expect } from "bun:test";
 import type { DriverSandboxStatus } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandboxStatus.ts";
-import {
-  answer,
-  type Bench,
-  OWN_LIFECYCLE,
-  fail,
-  gateways,
-  readyIs,
-  type TestSandbox,
-  until,
-} from "./given.ts";
+import { outcomeOf } from "../../proto/contract.ts";
+import { until } from "../../harness.ts";
+import { type Bench, OWN_LIFECYCLE, fail, gateways, readyIs, type TestSandbox } from "./given.ts";
 
 const { ownGateway } = gateways();
 
@@ -190,7 +183,7 @@ for (const [id, method, phase] of [
       if (method === "StartSandbox") await sandbox.stop();
       given.driver.on(method, fail(status.INTERNAL, "no"));
       given.driver.on("GetSandbox", fail(status.NOT_FOUND, "gone"));
-      await answer(method === "StopSandbox" ? sandbox.stop() : sandbox.start());
+      await outcomeOf(method === "StopSandbox" ? sandbox.stop() : sandbox.start());
       expect(await sandbox.phase()).toBe(phase);
       await restartLater(given, sandbox);
       await sandbox.reaches("ERROR False/ComputeResourceMissing");

@@ -99,7 +99,7 @@ export class ScriptedDriver {
     };
     for (const method of METHODS) {
       const serve: grpc.handleUnaryCall<DriverRequest, object> = (call, callback) =>
-        void driver.#answer(method, call.request).then(
+        void driver.#outcomeOf(method, call.request).then(
           (response) => callback(null, response),
           (error: grpc.ServiceError) => callback(error),
         );
@@ -202,7 +202,7 @@ export class ScriptedDriver {
     rmSync(this.path, { force: true });
   }
 
-  async #answer(method: Method, request: DriverRequest): Promise<object> {
+  async #outcomeOf(method: Method, request: DriverRequest): Promise<object> {
     this.calls.push({ method, request, at: performance.now() });
     return (this.#script[method] ?? this.#usual(method))(request);
   }
@@ -211,7 +211,7 @@ export class ScriptedDriver {
     call.on("error", () => {});
     call.on("cancelled", () => this.#watches.delete(call));
     try {
-      const { events = [] } = (await this.#answer("WatchSandboxes", {})) as {
+      const { events = [] } = (await this.#outcomeOf("WatchSandboxes", {})) as {
         events?: WatchSandboxesEvent[];
       };
       call.sendMetadata(new grpc.Metadata());

@@ -3,17 +3,9 @@
 /** The end of a gateway, the start of the next on the same database, and what each asks of the driver for it. */
 import { status } from "@grpc/grpc-js";
 import { expect } from "bun:test";
-import { phaseOf } from "../../harness.ts";
-import {
-  answer,
-  type Bench,
-  OWN_LIFECYCLE,
-  fail,
-  gateways,
-  readyIs,
-  type TestSandbox,
-  until,
-} from "./given.ts";
+import { phaseOf, until } from "../../harness.ts";
+import { outcomeOf } from "../../proto/contract.ts";
+import { type Bench, OWN_LIFECYCLE, fail, gateways, readyIs, type TestSandbox } from "./given.ts";
 import { unframed } from "./gateway-process.ts";
 
 const { ownGateway } = gateways();
@@ -184,7 +176,7 @@ ownGateway("GA-914 one that is only UNAVAILABLE at that moment is an Error for e
   expect(await sandbox.state()).toBe("ERROR False/StartFailed");
   await sandbox.supervise("instance-2");
   await given.watched();
-  expect(await answer(sandbox.start())).toStartWith("FAILED_PRECONDITION");
+  expect(await outcomeOf(sandbox.start())).toStartWith("FAILED_PRECONDITION");
   await given.restart();
   expect(await sandbox.state()).toBe("ERROR False/StartFailed");
 });
@@ -223,7 +215,7 @@ ownGateway("GA-917 nobody is answered before all that ran is started", async (gi
   const release = given.driver.hang("StartSandbox");
   given.gateway = await given.lab.launch();
   await until("the start to reach the driver", () => given.driver.called("StartSandbox")[0]);
-  expect(await answer(given.call((client) => client.Health, {}, { deadlineMs: 500 }))).not.toBe("OK");
+  expect(await outcomeOf(given.call((client) => client.Health, {}, { deadlineMs: 500 }))).not.toBe("OK");
   expect(await given.gateway.health("/healthz").catch(() => "refused")).toBe("refused");
   release();
   await given.gateway.answering();
@@ -308,7 +300,7 @@ ownGateway(
   "GA-924 a create under way at the end is cut off; its sandbox is stopped, and started by the next gateway",
   async (given) => {
     given.driver.hang("CreateSandbox");
-    const creating = answer(given.create({ name: "cut-off-at-the-end" }));
+    const creating = outcomeOf(given.create({ name: "cut-off-at-the-end" }));
     await until("the call to reach the driver", () => given.driver.called("CreateSandbox")[0]);
     expect(await given.gateway.stop()).toBe("exit code 0");
     expect(await creating).toStartWith("UNAVAILABLE: ");
@@ -328,7 +320,7 @@ ownGateway(
 async function staysStopping({ driver }: Bench, sandbox: TestSandbox): Promise<void> {
   driver.on("StopSandbox", fail(status.INTERNAL, "no way"));
   driver.on("GetSandbox", fail(status.UNAVAILABLE, "blind"));
-  await answer(sandbox.stop());
+  await outcomeOf(sandbox.stop());
   expect(await sandbox.phase()).toBe("STOPPING");
   driver.usual("StopSandbox", "GetSandbox");
 }
@@ -349,7 +341,7 @@ async function killedWhile(
 ): Promise<void> {
   given.driver.calls = [];
   given.driver.hang(method);
-  void answer(act());
+  void outcomeOf(act());
   await until("the call to reach the driver", () => given.driver.called(method)[0]);
   await given.gateway.stop("SIGKILL");
   given.driver.usual();

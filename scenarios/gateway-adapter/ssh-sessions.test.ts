@@ -3,12 +3,12 @@
 /** Users' own SSH clients: a session is a token for one sandbox, with which byte streams to it can be opened. */
 import * as grpc from "@grpc/grpc-js";
 import { expect } from "bun:test";
-import { eventually } from "../../harness.ts";
-import { codeName } from "../../proto/contract.ts";
+import { eventually, until } from "../../harness.ts";
+import { codeName, outcomeOf } from "../../proto/contract.ts";
 import type { TcpForwardFrame } from "../../proto/v0.0/types/openshell/v1/TcpForwardFrame.ts";
 import type { TcpForwardFrame__Output } from "../../proto/v0.0/types/openshell/v1/TcpForwardFrame.ts";
 import type { TcpForwardInit } from "../../proto/v0.0/types/openshell/v1/TcpForwardInit.ts";
-import { answer, type Bench, gateways, type TestSandbox, until } from "./given.ts";
+import { type Bench, gateways, type TestSandbox } from "./given.ts";
 
 const { scenario, ownGateway } = gateways();
 
@@ -84,7 +84,7 @@ scenario("GA-1001 a session says how its sandbox is reached, and for how long", 
 
 scenario("GA-1002 there is no session for a sandbox that is not Ready", async (given) => {
   const sandbox = await given.create();
-  expect(await answer(session(given, sandbox))).toBe("FAILED_PRECONDITION: sandbox is not ready");
+  expect(await outcomeOf(session(given, sandbox))).toBe("FAILED_PRECONDITION: sandbox is not ready");
 });
 
 for (const [id, what, sandboxId, refusal] of [
@@ -92,7 +92,7 @@ for (const [id, what, sandboxId, refusal] of [
   ["GA-1004", "a sandbox that is not there", "nobody", "NOT_FOUND: sandbox not found"],
 ] as const)
   scenario(`${id} there is no session for ${what}`, async (given) => {
-    expect(await answer(session(given, { id: sandboxId }))).toBe(refusal);
+    expect(await outcomeOf(session(given, { id: sandboxId }))).toBe(refusal);
   });
 
 scenario("GA-1005 a session can be revoked, and one that is not there need not be", async (given) => {
@@ -101,7 +101,7 @@ scenario("GA-1005 a session can be revoked, and one that is not there need not b
   const { token } = await session(given, await given.readySandbox());
   expect(await revoke(token)).toBe(true);
   expect(await revoke("nobody's")).toBe(false);
-  expect(await answer(revoke(""))).toBe("INVALID_ARGUMENT: token is required");
+  expect(await outcomeOf(revoke(""))).toBe("INVALID_ARGUMENT: token is required");
 });
 
 // Byte streams

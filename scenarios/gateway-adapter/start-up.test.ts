@@ -5,9 +5,9 @@ import { linkSync, renameSync, rmSync, symlinkSync, writeFileSync } from "node:f
 import { createServer, type Server } from "node:net";
 import { status } from "@grpc/grpc-js";
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import { register } from "../../harness.ts";
+import { register, until } from "../../harness.ts";
 import { aboutCaller, recorded } from "../../report/scenario.ts";
-import { fail, gateways, ownLab, until } from "./given.ts";
+import { fail, gateways, ownLab } from "./given.ts";
 import { isReal, Lab, type Outcome } from "./gateway-process.ts";
 
 const { scenario, ownGateway } = gateways();

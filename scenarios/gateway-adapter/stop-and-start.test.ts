@@ -3,19 +3,10 @@
 /** Stopping and starting a sandbox, with a driver that does it, fails at it, hangs in it, or says otherwise. */
 import { status } from "@grpc/grpc-js";
 import { expect } from "bun:test";
-import { phaseOf } from "../../harness.ts";
+import { phaseOf, until } from "../../harness.ts";
 import type { DriverSandboxStatus } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandboxStatus.ts";
-import {
-  answer,
-  type Bench,
-  fail,
-  gateways,
-  ready,
-  readyIs,
-  stateOf,
-  type TestSandbox,
-  until,
-} from "./given.ts";
+import { outcomeOf } from "../../proto/contract.ts";
+import { type Bench, fail, gateways, ready, readyIs, stateOf, type TestSandbox } from "./given.ts";
 import type { Answer } from "./scripted-driver.ts";
 
 const { scenario } = gateways();
@@ -83,10 +74,10 @@ scenario(
 
 scenario("GA-508 a sandbox that is Provisioning can be neither stopped nor started", async (given) => {
   const sandbox = await given.create();
-  expect(await answer(sandbox.stop())).toBe(
+  expect(await outcomeOf(sandbox.stop())).toBe(
     "FAILED_PRECONDITION: sandbox must be Ready to stop (current phase: Provisioning)",
   );
-  expect(await answer(sandbox.start())).toBe(
+  expect(await outcomeOf(sandbox.start())).toBe(
     "FAILED_PRECONDITION: sandbox must be Stopped to start (current phase: Provisioning)",
   );
   expect(given.driver.called("StopSandbox")).toEqual([]);
@@ -96,7 +87,7 @@ scenario("GA-508 a sandbox that is Provisioning can be neither stopped nor start
 scenario("GA-509 a sandbox that is Starting cannot be stopped", async (given) => {
   const sandbox = await stopped(given);
   await sandbox.start();
-  expect(await answer(sandbox.stop())).toBe(
+  expect(await outcomeOf(sandbox.stop())).toBe(
     "FAILED_PRECONDITION: sandbox must be Ready to stop (current phase: Starting)",
   );
 });
@@ -106,8 +97,8 @@ scenario(
   async (given) => {
     const name = "nobody";
     const expected = "NOT_FOUND: sandbox not found";
-    expect(await answer(given.call((client) => client.StopSandbox, { name }))).toBe(expected);
-    expect(await answer(given.call((client) => client.StartSandbox, { name }))).toBe(expected);
+    expect(await outcomeOf(given.call((client) => client.StopSandbox, { name }))).toBe(expected);
+    expect(await outcomeOf(given.call((client) => client.StartSandbox, { name }))).toBe(expected);
     expect(given.driver.asked).toEqual([]);
   },
 );
@@ -126,7 +117,7 @@ for (const [id, code] of [
     async (given) => {
       const sandbox = await given.readySandbox();
       given.driver.on("StopSandbox", fail(code, "no way"));
-      expect(await answer(sandbox.stop())).toBe(`${status[code]}: stop sandbox failed: no way`);
+      expect(await outcomeOf(sandbox.stop())).toBe(`${status[code]}: stop sandbox failed: no way`);
       expect(given.driver.called("GetSandbox", sandbox.id)).toHaveLength(1);
       expect(await sandbox.state()).toBe("READY True/DependenciesReady");
     },
@@ -147,7 +138,7 @@ for (const [id, what, seen] of [
       const sandbox = await given.readySandbox();
       given.driver.on("StopSandbox", fail(status.INTERNAL, "no way"));
       given.driver.on("GetSandbox", seen);
-      expect(await answer(sandbox.stop())).toBe("INTERNAL: stop sandbox failed: no way");
+      expect(await outcomeOf(sandbox.stop())).toBe("INTERNAL: stop sandbox failed: no way");
       expect(await sandbox.state()).toBe("STOPPING False/Stopping");
       given.driver.usual();
       expect(phaseOf(await sandbox.stop())).toBe("STOPPED");
@@ -179,7 +170,7 @@ for (const [id, what, seen, phase] of [
     given.driver.on("GetSandbox", () => ({
       sandbox: given.driver.sandbox(sandbox.id, { conditions: [...seen.conditions!] }),
     }));
-    expect(await answer(sandbox.stop())).toBe("INTERNAL: stop sandbox failed: timed out");
+    expect(await outcomeOf(sandbox.stop())).toBe("INTERNAL: stop sandbox failed: timed out");
     expect(await sandbox.phase()).toBe(phase);
   });
 }
@@ -213,7 +204,7 @@ scenario(
     const { sandbox, release, stopping } = await whileStopping(given);
     expect(phaseOf(await sandbox.report(readyIs("False", "OOMKilled")))).toBe("ERROR");
     release();
-    expect(await answer(stopping)).toBe("ABORTED: sandbox lifecycle changed while stop completed");
+    expect(await outcomeOf(stopping)).toBe("ABORTED: sandbox lifecycle changed while stop completed");
     expect(await sandbox.phase()).toBe("ERROR");
   },
 );
@@ -263,7 +254,7 @@ scenario("GA-526 a user who does not wait for the stop does not stop it", async 
   const sandbox = await given.readySandbox();
   const release = given.driver.hang("StopSandbox");
   const leaving = new AbortController();
-  const stopping = answer(sandbox.stop({ signal: leaving.signal }));
+  const stopping = outcomeOf(sandbox.stop({ signal: leaving.signal }));
   await until("the stop to reach the driver", () => given.driver.called("StopSandbox", sandbox.id)[0]);
   leaving.abort();
   expect(await stopping).toStartWith("CANCELLED");
@@ -283,7 +274,7 @@ scenario("GA-527 a stop that hangs holds up no other sandbox", async (given) => 
 scenario("GA-528 operations of one sandbox wait for each other", async (given) => {
   const { sandbox, release, stopping } = await whileStopping(given);
   const starting = sandbox.start();
-  expect(await answer(sandbox.start({ deadlineMs: 300 }))).toStartWith("DEADLINE_EXCEEDED");
+  expect(await outcomeOf(sandbox.start({ deadlineMs: 300 }))).toStartWith("DEADLINE_EXCEEDED");
   expect(given.driver.called("StartSandbox")).toEqual([]);
   release();
   await stopping;
@@ -304,7 +295,7 @@ for (const [id, code] of [
       const sandbox = await stopped(given);
       given.driver.on("StartSandbox", fail(code, "no way"));
       reports(given, sandbox, SUSPENDED);
-      expect(await answer(sandbox.start())).toBe(`${status[code]}: start sandbox failed: no way`);
+      expect(await outcomeOf(sandbox.start())).toBe(`${status[code]}: start sandbox failed: no way`);
       expect(await sandbox.state()).toBe("STOPPED False/Stopped");
     },
   );
@@ -320,7 +311,7 @@ for (const [id, what, code] of [
       const sandbox = await stopped(given);
       given.driver.on("StartSandbox", fail(status.INTERNAL, "no way"));
       given.driver.on("GetSandbox", fail(code, "blind"));
-      expect(await answer(sandbox.start())).toBe("INTERNAL: start sandbox failed: no way");
+      expect(await outcomeOf(sandbox.start())).toBe("INTERNAL: start sandbox failed: no way");
       expect(await sandbox.state()).toBe("STARTING False/Starting");
       given.driver.usual();
       expect(phaseOf(await sandbox.start())).toBe("STARTING");
@@ -336,9 +327,9 @@ for (const [id, what, reason] of [
     const sandbox = await stopped(given);
     given.driver.on("StartSandbox", fail(status.INTERNAL, "no way"));
     reports(given, sandbox, readyIs("False", reason));
-    await answer(sandbox.start());
+    await outcomeOf(sandbox.start());
     expect(await sandbox.state()).toBe(`ERROR False/${reason}`);
-    expect(await answer(sandbox.start())).toStartWith("FAILED_PRECONDITION");
+    expect(await outcomeOf(sandbox.start())).toStartWith("FAILED_PRECONDITION");
   });
 }
 
@@ -347,7 +338,7 @@ scenario(
   async (given) => {
     const sandbox = await stopped(given);
     given.driver.on("StartSandbox", fail(status.INTERNAL, "no way"));
-    await answer(sandbox.start());
+    await outcomeOf(sandbox.start());
     expect(await sandbox.phase()).toBe("STARTING");
     await sandbox.supervise("instance-2");
     await sandbox.reaches("READY");

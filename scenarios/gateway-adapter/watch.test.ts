@@ -3,9 +3,9 @@
 /** What comes in over the driver's watch, and what users see of it. */
 import { status } from "@grpc/grpc-js";
 import { expect } from "bun:test";
-import { phaseOf } from "../../harness.ts";
-import { streaming } from "../../proto/contract.ts";
-import { answer, type Bench, fail, gateways, readyIs, stateOf, type TestSandbox, until } from "./given.ts";
+import { phaseOf, until } from "../../harness.ts";
+import { streaming, outcomeOf } from "../../proto/contract.ts";
+import { type Bench, fail, gateways, readyIs, stateOf, type TestSandbox } from "./given.ts";
 
 const { scenario, ownGateway } = gateways();
 
@@ -180,6 +180,6 @@ async function watching(given: Bench) {
   };
   // A gateway that removes the record ends the stream with either, whichever of its tasks is first.
   const ends = ["OK", "CANCELLED: stream closed"];
-  void answer(follow()).then((outcome) => seen.push(ends.includes(outcome) ? "end" : outcome));
+  void outcomeOf(follow()).then((outcome) => seen.push(ends.includes(outcome) ? "end" : outcome));
   return { seen, sandbox };
 }
