@@ -5,7 +5,7 @@
  * them that starts one supervisor for each sandbox, and against a scripted gateway for what no public RPC can reach.
  */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { generateKeyPairSync, randomBytes } from "node:crypto";
+import { randomBytes } from "node:crypto";
 import {
   existsSync,
   mkdirSync,
@@ -21,6 +21,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import * as grpc from "@grpc/grpc-js";
 import { until } from "../harness.ts";
+import { freePort, writeSigningKeys } from "../keeper/stack.ts";
 import { computeDriver, openshell, streaming, unary } from "../proto/contract.ts";
 import type { ComputeDriverHandlers } from "../proto/v0.0/types/openshell/compute/v1/ComputeDriver.ts";
 import type { DriverSandbox__Output } from "../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
@@ -42,14 +43,6 @@ setDefaultTimeout(4 * DEADLINE);
 const folder = mkdtempSync(join(tmpdir(), "sup-"));
 
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, "127.0.0.1");
-  await new Promise((resolve) => server.once("listening", resolve));
-  const { port } = server.address() as AddressInfo;
-  await new Promise((resolve) => server.close(resolve));
-  return port;
-}
 
 // ------------------------------------------------------------------------------------------------ Supervisors
 
@@ -168,12 +161,7 @@ class Stack {
   }
 
   #writeConfig(): void {
-    const { publicKey, privateKey } = generateKeyPairSync("ed25519");
-    writeFileSync(join(folder, "signing.pem"), privateKey.export({ type: "pkcs8", format: "pem" }), {
-      mode: 0o600,
-    });
-    writeFileSync(join(folder, "public.pem"), publicKey.export({ type: "spki", format: "pem" }));
-    writeFileSync(join(folder, "kid"), randomBytes(16).toString("hex"));
+    writeSigningKeys(folder);
     writeFileSync(
       join(folder, "gateway.toml"),
       `[openshell]

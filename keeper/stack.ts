@@ -544,8 +544,8 @@ function dial(port: number): Promise<void> {
   });
 }
 
-/** The Ed25519 key pair with which the gateway signs sandbox tokens. Returns the folder. */
-function writeSigningKeys(folder: string): string {
+/** Writes the Ed25519 key pair with which a gateway signs sandbox tokens: signing.pem, public.pem and kid. Returns the folder. */
+export function writeSigningKeys(folder: string): string {
   mkdirSync(folder, { recursive: true, mode: 0o700 });
   const { privateKey, publicKey } = generateKeyPairSync("ed25519");
   const write = (name: string, text: string | Buffer) =>

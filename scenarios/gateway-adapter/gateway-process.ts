@@ -6,7 +6,6 @@
  * The test process starts it itself: the driver that it dials lives there, so neither outlives the other. Should the
  * test process be killed, its guard sweeps the run (see `guard`).
  */
-import { generateKeyPairSync } from "node:crypto";
 import { mkdirSync, openSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { join } from "node:path";
@@ -19,7 +18,7 @@ import { KEEPER_PID, Run } from "../../keeper/run.ts";
 import { cleanEnvironment } from "../../keeper/process.ts";
 import { compiledFake } from "../../keeper/programs.ts";
 import { shortCommand } from "../../keeper/short-command.ts";
-import { freePort } from "../../keeper/stack.ts";
+import { freePort, writeSigningKeys } from "../../keeper/stack.ts";
 import { openshell, unary } from "../../proto/contract.ts";
 import { raisedWindows } from "../../proto/raised-windows.ts";
 import type { OpenShellClient } from "../../proto/v0.0/types/openshell/v1/OpenShell.ts";
@@ -138,10 +137,7 @@ export class Lab {
     readonly command: string[],
   ) {
     this.socketPath = this.path("driver.sock");
-    const { privateKey, publicKey } = generateKeyPairSync("ed25519");
-    writeFileSync(this.path("signing.pem"), privateKey.export({ type: "pkcs8", format: "pem" }));
-    writeFileSync(this.path("public.pem"), publicKey.export({ type: "spki", format: "pem" }));
-    writeFileSync(this.path("kid"), "key-1");
+    writeSigningKeys(folder);
   }
 
   static async open(): Promise<Lab> {
