@@ -53,6 +53,7 @@ import type { StackInfo, StackSpec } from "./keeper/stack.ts";
 import type { Call, Rule } from "./keeper/tap.ts";
 import { type CallError, codeName, loadGrpc, openshell, streaming, unary } from "./proto/contract.ts";
 import { grpc, status } from "./proto/grpc.ts";
+import { withoutPreload } from "./scenarios/preloaded.ts";
 import { raisedWindows } from "./proto/raised-windows.ts";
 import type { ExecSandboxEvent__Output } from "./proto/v0.0/types/openshell/v1/ExecSandboxEvent.ts";
 import type { OpenShellClient } from "./proto/v0.0/types/openshell/v1/OpenShell.ts";
@@ -1197,16 +1198,23 @@ type Registration = () => unknown;
 /** The tests of files that are being loaded as one: those of each file that run beside others, and those that do not. */
 let loading: { files: Registration[][]; alone: Registration[] } | undefined;
 
+/** Whether a test is to run. Ends the process where nothing would end the run that it begins. */
+function select(title: string): boolean {
+  const problem = withoutPreload();
+  if (problem) fail(new HarnessError(problem));
+  return recordSelection(title);
+}
+
 /** Registers a test that runs beside others: at once, or when all files are loaded. */
 export function register(title: string, test: Registration): void {
-  recordSelection(title);
+  select(title);
   if (loading) loading.files.at(-1)!.push(test);
   else test();
 }
 
 /** Registers a test that runs alone: bun lets nothing run across it, so when files are loaded as one it comes last. */
 export function registerAlone(title: string, test: Registration): void {
-  recordSelection(title);
+  select(title);
   if (loading) loading.alone.push(test);
   else test();
 }
@@ -1230,7 +1238,7 @@ export async function asOneFile(paths: string[]): Promise<void> {
 
 function skipped(about: About, reason: string): void {
   const title = `${about.title} (skipped: ${reason})`;
-  if (recordSelection(title)) recordSkip(about, reason);
+  if (select(title)) recordSkip(about, reason);
   // Concurrent, though nothing runs: bun lets no scenario run across one that is not.
   test.concurrent.skip(title, () => {});
 }

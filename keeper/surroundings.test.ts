@@ -2,7 +2,7 @@
 
 /** What surrounds a run: a CI system that hunts for processes, files and settings that were not meant for us. */
 import { afterAll, expect, setDefaultTimeout, test } from "bun:test";
-import { cpSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { cpSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { eventually, readSettings } from "../harness.ts";
@@ -83,4 +83,20 @@ test("what a run is made of does not change between its processes by a file that
   writeFileSync(join(copy, ".env.local"), "OPENSHELL_E2E_REQUIRE=gateway\n");
   const single = await bun(["test", "scenarios/external-podman/smoke.test.ts", "-t", "SM-02"], copy, env);
   expect(single, single.output).toMatchObject({ code: 0 });
+});
+
+test("bun test in a folder where it does not load what ends a run says so, and what to do", async () => {
+  const env = environment("elsewhere");
+  const args = ["test", "smoke.test.ts", "-t", "SM-02"];
+  const elsewhere = join(ROOT, "scenarios", "external-podman");
+  const refused = await bun(args, elsewhere, env);
+  expect(refused.output).toMatch(
+    /^openshell-e2e: bun test was started in another folder, [^\n]+ --preload \S+$/m,
+  );
+  expect(refused.code).toBe(2);
+  const preload = /--preload \S+$/m.exec(refused.output)![0].split(" ");
+  const run = await bun([...args, ...preload], elsewhere, env);
+  expect(run, run.output).toMatchObject({ code: 0 });
+  const results = JSON.parse(readFileSync(join(env.OPENSHELL_E2E_REPORTS!, "results.json"), "utf8"));
+  expect(results).toMatchObject({ run: { cutOff: false }, counts: { pass: 1 } });
 });

@@ -8,6 +8,9 @@ import type { Results } from "../report/model.ts";
 import { readResults } from "../report/read.ts";
 import { explainAll, leftOnTerminal } from "../report/terminal.ts";
 import { inColour, widthOf } from "../report/text.ts";
+import { notePreload } from "./preloaded.ts";
+
+notePreload();
 
 // Above every deadline of ours: when a test times out, bun kills all children of the test process.
 setDefaultTimeout(180_000);

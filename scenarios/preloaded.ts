@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** Whether this test process has what ends a run: bun reads our bunfig.toml, which names it, in its own folder alone. */
+import { join } from "node:path";
+import { shellQuoted } from "../report/text.ts";
+
+let isPreloaded = false;
+
+/** Called by preload.ts. */
+export const notePreload = (): void => void (isPreloaded = true);
+
+/** Why no scenario can run in this process; undefined when one can. */
+export function withoutPreload(): string | undefined {
+  if (isPreloaded) return undefined;
+  const root = join(import.meta.dir, "..");
+  return (
+    "bun test was started in another folder, where it does not load what ends a run, explains its failures and looks " +
+    `for leftovers. Start it in ${shellQuoted(root)}, or with --preload ${shellQuoted(join(import.meta.dir, "preload.ts"))}`
+  );
+}
