@@ -47,6 +47,7 @@ import {
 import { attach, type Connection, startKeeper } from "./keeper/connection.ts";
 import { driverProblem, fromHere } from "./keeper/command.ts";
 import type { Deed } from "./keeper/keeper.ts";
+import { watchMemory } from "./keeper/memory.ts";
 import { describeParts, findParts, type Parts } from "./keeper/places.ts";
 import { Run } from "./keeper/run.ts";
 import type { StackInfo, StackSpec } from "./keeper/stack.ts";
@@ -1420,6 +1421,7 @@ async function main(argv: string[]): Promise<number> {
   const [stray] = TAKES_ARGUMENTS.has(verb) ? [] : [...args, ...theirs];
   if (stray !== undefined)
     throw new HarnessError(`${verb}: unexpected ${stray}. See \`bun harness.ts help ${verb}\``);
+  if (verb !== "keep") watchMemory({ as: "command" });
   const { command } = (await import(`./commands/${verb}.ts`)) as { command: Command };
   return command(settings, [...args, ...theirs], own);
 }

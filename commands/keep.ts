@@ -2,6 +2,8 @@
 
 /** `keep FOLDER PID`: the keeper of one run, started by process PID; ends when the last connection to it closes. */
 import { type Command, EXIT, HarnessError, isAlive } from "../harness.ts";
+import { watchMemory } from "../keeper/memory.ts";
+import { findParts } from "../keeper/places.ts";
 import { Run } from "../keeper/run.ts";
 import { Keeper, serveControl } from "../keeper/keeper.ts";
 
@@ -16,6 +18,8 @@ export const command: Command = async (settings, [folder = "", starter = ""]) =>
       "keep: the harness itself starts it, for a run of its own. `up` keeps a stack for you",
     );
   const run = Run.open(folder);
+  const { engine, supervisor } = findParts(settings);
+  watchMemory({ as: "keeper", folder: run.folder, inContainers: engine.real && !supervisor.real });
   const opening = Promise.withResolvers<Keeper>();
   // Each caller gets a failure as its answer; here it only must not end the process.
   opening.promise.catch(() => {});

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** The way to a keeper: how one is started and spoken to. One JSON object a line, `{id, method, args}` and back. */
-import { existsSync, readFileSync } from "node:fs";
+import { closeSync, existsSync, openSync, readFileSync } from "node:fs";
 import { connect as connectSocket, type Socket } from "node:net";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import {
   eventually,
+  fail,
   HarnessError,
   isAlive,
   PLACES,
@@ -17,6 +18,7 @@ import {
 } from "../harness.ts";
 import { isOurs } from "./owner.ts";
 import { BUN, keeperEnvironment } from "./environment.ts";
+import { LAST_WORDS } from "./memory.ts";
 import { describeParts, findParts } from "./places.ts";
 import { Run } from "./run.ts";
 import type { Keeper, Method } from "./keeper.ts";
@@ -44,6 +46,7 @@ export class Connection {
     /** Whose keeper it is: where the run's files are is known from here, never from what a keeper answers. */
     readonly run: Run,
   ) {
+    const lastWords = openLastWords(run);
     const lines = createInterface({ input: socket });
     // It tells of the socket's, whose end is what counts.
     lines.on("error", () => {});
@@ -54,10 +57,16 @@ export class Connection {
       if (error === undefined) waiting?.done(result);
       else waiting?.failed(new HarnessError(error));
     });
-    this.closed = new Promise((done) => socket.once("close", () => done()));
-    void this.closed.then(() => {
+    const closed = Promise.withResolvers<void>();
+    this.closed = closed.promise;
+    socket.once("close", () => {
+      const why = lastWords === undefined ? "" : readFileSync(lastWords, "utf8");
+      if (lastWords !== undefined) closeSync(lastWords);
+      // Whatever fails from here on fails for that reason, which is told once.
+      if (why) fail(new HarnessError(why));
       this.#gone = true;
       for (const { failed } of this.#waiting.values()) failed(new HarnessError("The keeper is gone"));
+      closed.resolve();
     });
   }
 
@@ -96,6 +105,15 @@ export class Connection {
 
   close(): void {
     this.socket.destroy();
+  }
+}
+
+/** The file in which a keeper says why it had to end, opened while it lives: afterwards its guard removes the folder. */
+function openLastWords(run: Run): number | undefined {
+  try {
+    return openSync(join(run.folder, LAST_WORDS), "r");
+  } catch {
+    return undefined;
   }
 }
 

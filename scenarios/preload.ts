@@ -3,6 +3,7 @@
 /** Loaded by `bun test` before all test files: ends the run after the last of them, and explains what failed. */
 import { afterAll, setDefaultTimeout } from "bun:test";
 import { EXIT, endRun, fail, readSettings, shownPath } from "../harness.ts";
+import { watchMemory } from "../keeper/memory.ts";
 import { openReports } from "../keeper/reports.ts";
 import type { Results } from "../report/model.ts";
 import { readResults } from "../report/read.ts";
@@ -11,6 +12,8 @@ import { inColour, widthOf } from "../report/text.ts";
 import { notePreload } from "./preloaded.ts";
 
 notePreload();
+
+watchMemory({ as: "test process" });
 
 // Above every deadline of ours: when a test times out, bun kills all children of the test process.
 setDefaultTimeout(180_000);
