@@ -4,7 +4,6 @@
  * What the gateway was told to do: flag, then environment variable, then TOML file, then default. The checks come in the
  * real program's order, so that of two mistakes the same one is reported.
  */
-import type { SshSettings } from "./ssh-sessions.ts";
 import { existsSync, mkdirSync, statSync } from "node:fs";
 import { isIP } from "node:net";
 import { join } from "node:path";
@@ -35,7 +34,14 @@ export interface Settings {
     gatewayId: string;
     ttlSeconds: number;
   };
-  ssh: SshSettings;
+  ssh: {
+    /** Where clients reach the gateway. */
+    host: string;
+    port: number;
+    scheme: "http" | "https";
+    /** 0 is for ever. */
+    ttlSeconds: number;
+  };
 }
 
 /** A day. */

@@ -16,21 +16,13 @@ import { exhausted, invalid, precondition, unauthenticated } from "../status.ts"
 import { generateName } from "./names.ts";
 import { phaseOf } from "./phases.ts";
 import { items, type Sessions } from "./sessions.ts";
+import type { Settings } from "./settings.ts";
 import type { Sandbox__Output } from "../../proto/v0.0/types/openshell/v1/Sandbox.ts";
 import type { Store } from "./store.ts";
 
 const SESSION_WAIT_MS = 15_000;
 const MAX_STREAMS_PER_TOKEN = 3;
 const MAX_STREAMS_PER_SANDBOX = 20;
-
-export interface SshSettings {
-  /** Where clients reach the gateway. */
-  host: string;
-  port: number;
-  scheme: "http" | "https";
-  /** 0 is for ever. */
-  ttlSeconds: number;
-}
 
 export type ForwardCall = grpc.ServerDuplexStream<TcpForwardFrame__Output, TcpForwardFrame>;
 
@@ -41,7 +33,7 @@ export class SshSessions {
   constructor(
     private readonly store: Store,
     private readonly sessions: Sessions,
-    private readonly settings: SshSettings,
+    private readonly settings: Settings["ssh"],
   ) {}
 
   create(sandbox: Sandbox__Output): CreateSshSessionResponse {

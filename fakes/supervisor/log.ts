@@ -6,18 +6,24 @@
 import type * as grpc from "@grpc/grpc-js";
 import type { PushSandboxLogsRequest } from "../../proto/v0.0/types/openshell/v1/PushSandboxLogsRequest.ts";
 import type { SandboxLogLine } from "../../proto/v0.0/types/openshell/v1/SandboxLogLine.ts";
-import type { Gateway } from "./gateway.ts";
+import type { OpenShellClient } from "../../proto/v0.0/types/openshell/v1/OpenShell.ts";
 
 const LOG_FLUSH = 100;
 
 const LEVELS = ["trace", "debug", "info", "warn", "error"];
+
+/** A gateway, as far as log lines go. */
+interface Receiver {
+  client: Pick<OpenShellClient, "pushSandboxLogs">;
+  metadata(): grpc.Metadata;
+}
 
 /**
  * The supervisor's own lines: on stderr from `--log-level` on, and from info on to the gateway, which serves them with
  * the source "sandbox". Output of the user's processes is not among them, as with the real program.
  */
 export class Log {
-  #gateway: Gateway | undefined;
+  #gateway: Receiver | undefined;
   #lines: SandboxLogLine[] = [];
   #call: grpc.ClientWritableStream<PushSandboxLogsRequest> | undefined;
   #timer: Timer | undefined;
@@ -52,7 +58,7 @@ export class Log {
   }
 
   /** From now on lines go to the gateway too, those that wait first. */
-  pushTo(gateway: Gateway): void {
+  pushTo(gateway: Receiver): void {
     this.#gateway = gateway;
     this.flush();
   }
