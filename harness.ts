@@ -50,6 +50,7 @@ import type { Deed } from "./keeper/keeper.ts";
 import { watchMemory } from "./keeper/memory.ts";
 import { describeParts, findParts, type Parts } from "./keeper/places.ts";
 import { Run } from "./keeper/run.ts";
+import { ENDING } from "./keeper/signals.ts";
 import type { StackInfo, StackSpec } from "./keeper/stack.ts";
 import type { Call, Rule } from "./keeper/tap.ts";
 import { type CallError, codeName, loadGrpc, openshell, streaming, unary } from "./proto/contract.ts";
@@ -381,13 +382,13 @@ export async function within<T>(
 }
 
 /**
- * Does `work`, which is to end soon once `stop` is aborted: by the first SIGINT, SIGTERM or SIGHUP. The second one ends the
+ * Does `work`, which is to end soon once `stop` is aborted: by the first SIGINT, SIGTERM or SIGHUP (not under `nohup`). The second one ends the
  * process at once. Resolves with the exit code of `work`, or with 128 + n after a signal.
  */
 export async function interruptible(work: (stop: AbortSignal) => Promise<number>): Promise<number> {
   const stop = new AbortController();
   let code: number | undefined;
-  const handlers = (["SIGINT", "SIGTERM", "SIGHUP"] as const).map((name) => {
+  const handlers = ENDING.map((name) => {
     const end = () => {
       for (const [signal, handler] of handlers) process.off(signal, handler);
       code = 128 + os.constants.signals[name];

@@ -10,6 +10,7 @@ import { join } from "node:path";
 import { type Command, EXIT, HarnessError, indent, readable, within } from "../harness.ts";
 import { BUN } from "../keeper/environment.ts";
 import { checkParts, findParts, HOW_TO_NAME } from "../keeper/places.ts";
+import { ENDING, outlivingToo } from "../keeper/signals.ts";
 import { TOGETHER } from "./test.ts";
 
 const ROOT = join(import.meta.dir, "..");
@@ -58,7 +59,7 @@ async function run(
   const filter = pattern === undefined ? [] : ["-t", pattern];
   const began = performance.now();
   const child = Bun.spawn(
-    [...BUN, "test", "--reporter=junit", `--reporter-outfile=${junit}`, ...filter, TOGETHER],
+    outlivingToo([...BUN, "test", "--reporter=junit", `--reporter-outfile=${junit}`, ...filter, TOGETHER]),
     {
       cwd: ROOT,
       env: { ...process.env, ...WITHOUT_PLACES, ...differing, OPENSHELL_E2E_SUITES: SUITE },
@@ -69,7 +70,7 @@ async function run(
     },
   );
   const forward = (signal: NodeJS.Signals) => child.kill(signal);
-  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, forward);
+  for (const signal of ENDING) process.on(signal, forward);
   const output = Promise.all([child.stdout.text(), child.stderr.text()]);
   await child.exited;
   // What a gateway left in the background may hold the output open; that is no reason to wait.

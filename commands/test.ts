@@ -23,6 +23,7 @@ import {
 import { BUN } from "../keeper/environment.ts";
 import { checkParts, describeParts, findParts } from "../keeper/places.ts";
 import { openReports } from "../keeper/reports.ts";
+import { ENDING, outlivingToo } from "../keeper/signals.ts";
 import { junit } from "../report/junit.ts";
 import { isRed, type Results } from "../report/model.ts";
 import { liveProgress, type ProgressEvent } from "../report/progress.ts";
@@ -71,13 +72,13 @@ export const command: Command = async (settings, args, { t: pattern }) => {
   const progress = liveProgress();
   const output = progress ? "pipe" : "inherit";
   const child = Bun.spawn(
-    [
+    outlivingToo([
       ...[...BUN, "test", "--reporter=junit", `--reporter-outfile=${outfile}`],
       `--max-concurrency=${atATime(suites, settings)}`,
       ...(pattern === undefined ? [] : ["-t", pattern]),
       ...bunArgs,
       ...testFiles(suites, bunArgs),
-    ],
+    ]),
     {
       cwd: ROOT,
       env: {
@@ -96,7 +97,7 @@ export const command: Command = async (settings, args, { t: pattern }) => {
     for await (const text of stream?.pipeThrough(new TextDecoderStream()) ?? []) progress?.print(text);
   });
   const forward = (signal: NodeJS.Signals) => child.kill(signal);
-  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, forward);
+  for (const signal of ENDING) process.on(signal, forward);
   const code = await child.exited;
   // A process that outlives it may hold its output open; that is no reason to wait.
   await within(2_000, "the rest of the output", Promise.all(printed)).catch(() => {});

@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { type Command, EXIT, withKeeper } from "../harness.ts";
 import { describeParts } from "../keeper/places.ts";
 import { parseFault } from "../keeper/faults.ts";
+import { ENDING } from "../keeper/signals.ts";
 
 export const command: Command = async (settings, _args, { fault = "" }) => {
   const given = fault.split("\n").filter(Boolean);
@@ -22,7 +23,7 @@ export const command: Command = async (settings, _args, { fault = "" }) => {
     console.log("Ctrl-C ends it. In a second terminal: bun test scenarios/external-podman");
     // Not before: a signal amid the start ends this process, and with it, by its keeper, what was started.
     const ended = Promise.withResolvers<void>();
-    for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, () => ended.resolve());
+    for (const signal of ENDING) process.on(signal, () => ended.resolve());
     // Waiting for a signal alone would not keep this process alive.
     keeper.socket.ref();
     await Promise.race([ended.promise, keeper.closed]);

@@ -7,6 +7,7 @@ import { attach, type Command, EXIT, HarnessError, type Settings, withKeeper } f
 import { programProblem } from "../keeper/command.ts";
 import { describeParts, findCli } from "../keeper/places.ts";
 import type { Run } from "../keeper/run.ts";
+import { ENDING, outlivingToo } from "../keeper/signals.ts";
 import type { StackInfo } from "../keeper/stack.ts";
 
 export const command: Command = async (settings, argv) => {
@@ -35,7 +36,7 @@ async function runCommand(argv: string[], settings: Settings, run: Run, stack: S
   // Not with the folders above it: a run that is gone by now must not come back.
   if (!existsSync(state)) mkdirSync(state, { mode: 0o700 });
   const cli = findCli(settings);
-  const child = Bun.spawn(argv, {
+  const child = Bun.spawn(outlivingToo(argv), {
     env: {
       ...process.env,
       OPENSHELL_GATEWAY_ENDPOINT: stack.endpoint,
@@ -52,9 +53,8 @@ async function runCommand(argv: string[], settings: Settings, run: Run, stack: S
     stderr: "inherit",
   });
   const forward = (signal: NodeJS.Signals) => child.kill(signal);
-  const signals = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
-  for (const signal of signals) process.on(signal, forward);
+  for (const signal of ENDING) process.on(signal, forward);
   const code = await child.exited;
-  for (const signal of signals) process.off(signal, forward);
+  for (const signal of ENDING) process.off(signal, forward);
   return code;
 }

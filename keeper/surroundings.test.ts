@@ -100,3 +100,41 @@ test("bun test in a folder where it does not load what ends a run says so, and w
   const results = JSON.parse(readFileSync(join(env.OPENSHELL_E2E_REPORTS!, "results.json"), "utf8"));
   expect(results).toMatchObject({ run: { cutOff: false }, counts: { pass: 1 } });
 });
+
+/** Starts the harness as `nohup` does, and ends its terminal once it has said that. Bun would start it with the signal reset. */
+async function underNohup(args: string[], until: string) {
+  const argv = ["sh", "-c", `trap "" HUP; exec "$@" 2>&1`, "sh", process.execPath, "harness.ts", ...args];
+  const child = Bun.spawn(argv, { cwd: ROOT, env: environment("nohup"), detached: true, stdout: "pipe" });
+  const output = { said: "" };
+  const told = Promise.withResolvers<void>();
+  const done = (async () => {
+    for await (const piece of child.stdout.pipeThrough(new TextDecoderStream()))
+      if ((output.said += piece).includes(until)) told.resolve();
+    told.resolve();
+  })();
+  await told.promise;
+  // As from a terminal: to all processes of the group.
+  process.kill(-child.pid, "SIGHUP");
+  return { child, output, done };
+}
+
+test.each([
+  ["with -- sh -c", "echo begun; sleep 0.5; echo done", "begun"],
+  ["test external-podman -t", "SM-0|LC-01", "(pass)"],
+  ["soak --sandboxes", "8", "soak"],
+  ["check --only", "B,F", "pass "],
+])("under nohup the end of the terminal ends nothing: %s", async (command, last, until) => {
+  const { child, output, done } = await underNohup([...command.split(" "), last], until);
+  await done;
+  expect(await child.exited, output.said).toBe(0);
+  await nothingLeft("nohup");
+});
+
+test("under nohup `up` stays when its terminal is gone, and ends by SIGTERM", async () => {
+  const { child } = await underNohup(["up"], "Ctrl-C");
+  const attached = await bun(["harness.ts", "with", "--", "true"], ROOT, environment("nohup"));
+  expect(attached.output).toContain("attached to run");
+  child.kill("SIGTERM");
+  expect(await child.exited).toBe(0);
+  await nothingLeft("nohup");
+});
