@@ -17,6 +17,7 @@ import {
   within,
 } from "../harness.ts";
 import { fillIn } from "./command.ts";
+import { mustReachLoopback } from "./loopback.ts";
 import { type Run, RUN_LABEL } from "./run.ts";
 import { holdsId, isSandboxId } from "./sandbox-id.ts";
 import type { Parts } from "./places.ts";
@@ -202,6 +203,7 @@ export class Stack {
     mkdirSync(join(this.folder, "tap"), { mode: 0o700 });
     const order = this.spec.order ?? "driver-first";
     try {
+      if (order !== "driver-only") await mustReachLoopback();
       this.port = await freePort();
       do this.healthPort = await freePort();
       while (this.healthPort === this.port);

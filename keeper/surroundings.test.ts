@@ -138,3 +138,19 @@ test("under nohup `up` stays when its terminal is gone, and ends by SIGTERM", as
   expect(await child.exited).toBe(0);
   await nothingLeft("nohup");
 });
+
+const canUnshare = Boolean(Bun.which("unshare")) && Bun.spawnSync(["unshare", "-rn", "true"]).success;
+const alone = "where the loopback interface is down that is said at once, and no program is blamed";
+test.skipIf(!canUnshare)(
+  canUnshare ? alone : `${alone} (skipped: unshare -rn is not to be had)`,
+  async () => {
+    const argv = ["unshare", "-rn", process.execPath, "harness.ts", "with", "--", "true"];
+    const env = environment("loopback");
+    const child = Bun.spawn(argv, { cwd: ROOT, env, stdout: "ignore", stderr: "pipe", timeout: 15_000 });
+    expect(await child.stderr.text()).toMatch(
+      /^openshell-e2e: 127\.0\.0\.1 cannot be reached [^\n]+\n[^\n]+`ip link set lo up`[^\n]+\n$/m,
+    );
+    expect(await child.exited).toBe(2);
+    await nothingLeft("loopback");
+  },
+);
