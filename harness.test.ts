@@ -270,6 +270,32 @@ describe("bad input to the command line", () => {
     expect(await refused(["tset"])).toBe("openshell-e2e: Unknown verb tset. See `bun harness.ts help`");
   });
 
+  test.each(["constructor", "__proto__", "toString", ""])("the verb %j, which is none", async (verb) => {
+    expect(await refused([verb])).toBe(`openshell-e2e: Unknown verb ${verb}. See \`bun harness.ts help\``);
+  });
+
+  test.each<[string[], string]>([
+    [["test", "external-podman", "-t", ""], "-t: a value was expected, and it is empty"],
+    [["up", "--fault", " "], "--fault: a value was expected, and it is empty"],
+    [["up", "--fault="], "--fault: a value was expected, and it is empty"],
+    [["up", "--run-dir", ""], "--run-dir: a value was expected, and it is empty"],
+    [
+      ["report", "--format", "html", "--format", "junit"],
+      "--format: it is given more than once, and one value counts",
+    ],
+    [["test", "-t", "a", "-t", "b"], "-t: it is given more than once, and one value counts"],
+    [["test", "-t"], "Option '-t, --t <value>' argument missing. See `bun harness.ts help`"],
+    [["up", "--parallel", "0"], "--parallel: a number from 1 to 99 was expected: 0"],
+    [
+      ["up", "--parallel", "x".repeat(100_000)],
+      `--parallel: a number from 1 to 99 was expected: ${"x".repeat(199)}…`,
+    ],
+    [["soak", "--minutes", "0"], "--minutes: a number from 1 to 1440 was expected: 0"],
+    [["up", ""], "up: unexpected empty argument. See `bun harness.ts help up`"],
+  ])("%j", async (args, message) => {
+    expect(await refused(args)).toBe(`openshell-e2e: ${message}`);
+  });
+
   test("an unknown suite", async () => {
     for (const name of ["external-docker", "..", "preload.ts", "external-podman/smoke.test.ts"])
       expect(await refused(["test", name])).toBe(

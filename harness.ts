@@ -33,7 +33,7 @@ import {
   recordSelection,
   recordSkip,
 } from "./report/scenario.ts";
-import { inColour, offset, shellQuoted, widthOf } from "./report/text.ts";
+import { clipped, inColour, offset, shellQuoted, widthOf } from "./report/text.ts";
 import type { EngineRule } from "./keeper/engine-proxy.ts";
 import {
   findKnown,
@@ -140,10 +140,13 @@ export function readSettings(
       options: { ...options, ...ownFlags },
       allowPositionals: true,
       strict: true,
+      tokens: true,
     });
   } catch (error) {
-    throw new HarnessError(`${(error as Error).message.split(". ")[0]}. See \`bun harness.ts help\``);
+    const [sentence = ""] = (error as Error).message.split(/\.\s/, 1);
+    throw new HarnessError(`${clipped(sentence)}. See \`bun harness.ts help\``);
   }
+  refuseEmptyAndRepeated(parsed.tokens, ownFlags);
   const settings = {} as Record<string, string>;
   for (const [name, variable, kind, fallback] of SETTINGS) {
     const flag = parsed.values[name];
@@ -151,7 +154,8 @@ export function readSettings(
     const value = kind === "socket" ? given.replace(/^unix:\/\//, "") : given;
     const problem = value && VALUE_CHECKS[kind](value);
     if (problem) {
-      throw new HarnessError(`${typeof flag === "string" ? `--${name}` : variable}: ${problem}: ${value}`);
+      const given = typeof flag === "string" ? `--${name}` : variable;
+      throw new HarnessError(`${given}: ${problem}: ${clipped(value)}`);
     }
     settings[camelCase(name)] = value && settle(kind, value);
   }
@@ -162,6 +166,21 @@ export function readSettings(
     return value === undefined ? [] : [[name, value === true ? "1" : [value].flat().join("\n")] as const];
   });
   return { settings: settings as Settings, args: parsed.positionals, own: Object.fromEntries(own) };
+}
+
+/** @throws HarnessError for a flag that says nothing, or that is given twice where one value counts. */
+function refuseEmptyAndRepeated(
+  tokens: { kind: string; name?: string; rawName?: string; value?: string | undefined }[],
+  ownFlags: OwnFlags,
+): void {
+  const seen = new Set<string>();
+  for (const { kind, name = "", rawName = "", value } of tokens) {
+    if (kind !== "option") continue;
+    if (value?.trim() === "") throw new HarnessError(`${rawName}: a value was expected, and it is empty`);
+    if (seen.has(name) && !ownFlags[name]?.multiple)
+      throw new HarnessError(`${rawName}: it is given more than once, and one value counts`);
+    seen.add(name);
+  }
 }
 
 /** Settings as another process of ours reads them. */
@@ -1412,8 +1431,8 @@ async function main(argv: string[]): Promise<number> {
   Bun.unsafe.setJITPolicy(JIT_RELUCTANCE);
   const [first = "help", ...rest] = argv;
   const verb = HELP.includes(first) ? "help" : first;
-  const ownFlags = VERBS[verb];
-  if (!ownFlags) throw new HarnessError(`Unknown verb ${verb}. See \`bun harness.ts help\``);
+  const ownFlags = Object.hasOwn(VERBS, verb) && VERBS[verb];
+  if (!ownFlags) throw new HarnessError(`Unknown verb ${clipped(verb)}. See \`bun harness.ts help\``);
   // What follows `--` is the verb's own business.
   const split = rest.indexOf("--");
   const [ours, theirs] = split < 0 ? [rest, []] : [rest.slice(0, split), rest.slice(split + 1)];
@@ -1421,7 +1440,9 @@ async function main(argv: string[]): Promise<number> {
   const { settings, args, own } = readSettings(ours, process.env, ownFlags);
   const [stray] = TAKES_ARGUMENTS.has(verb) ? [] : [...args, ...theirs];
   if (stray !== undefined)
-    throw new HarnessError(`${verb}: unexpected ${stray}. See \`bun harness.ts help ${verb}\``);
+    throw new HarnessError(
+      `${verb}: unexpected ${clipped(stray) || "empty argument"}. See \`bun harness.ts help ${verb}\``,
+    );
   if (verb !== "keep") watchMemory({ as: "command" });
   const { command } = (await import(`./commands/${verb}.ts`)) as { command: Command };
   return command(settings, [...args, ...theirs], own);

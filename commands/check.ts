@@ -25,7 +25,7 @@ import type { Check } from "../contract/check.ts";
 import { judge, type Judged, recordBegun, recordOutcome } from "../contract/judge.ts";
 import { type Known, readKnown } from "../known-failing.ts";
 import { loadChecks } from "../contract/load.ts";
-import { countsTable, explanation, markdown, oneLine, summary } from "../contract/report.ts";
+import { countsTable, explanation, markdown, notRunLines, oneLine, summary } from "../contract/report.ts";
 import { notRun, run } from "../contract/runner.ts";
 import { type BackendChoice, NotReady, runningSubject, startSubject } from "../contract/subject.ts";
 import type { Subject } from "../contract/trial.ts";
@@ -59,8 +59,6 @@ export const command: Command = (settings, _args, own) => interruptible((stop) =
 
 async function check(settings: Settings, own: Record<string, string>, stop: AbortSignal): Promise<number> {
   const { driver, socket, only, list } = own;
-  const empty = Object.keys(own).find((flag) => !own[flag]?.trim());
-  if (empty) throw new HarnessError(`--${empty}: a value was expected, and it is empty`);
   if (driver && socket)
     throw new HarnessError("check: --driver starts a driver, --socket names one that runs: give one");
   if (driver) refuseFaked("--driver", "driver", settings);
@@ -150,6 +148,8 @@ async function checkAll(
       const one = judge(outcome, known, identity);
       judged.push(one);
       recordOutcome(one);
+      // They are told together, at the end.
+      if (one.notRun) return void progress?.note({ ended: one.check.id, verdict: one.verdict });
       const line = oneLine(one);
       if (progress) progress.print(`${line}\n`);
       else console.log(line);
@@ -160,7 +160,8 @@ async function checkAll(
   const ordered = checks.flatMap((check) => judged.find((one) => one.check === check) ?? []);
   for (const one of ordered.filter(({ verdict, notRun }) => !notRun && ["fail", "error"].includes(verdict)))
     console.log(`\n${explanation(one, flags)}`);
-  console.log(`\n${countsTable(ordered)}\n`);
+  const never = notRunLines(ordered);
+  console.log(`\n${[...never, ...(never.length > 0 ? [""] : []), countsTable(ordered)].join("\n")}\n`);
   // What was asked by then is no conformance; without an end on record, the results say so themselves.
   if (stop.aborted) {
     console.log(`${(stop.reason as Error).message}: ${ordered.length} of ${checks.length} rules were asked`);
@@ -189,13 +190,10 @@ const recordBegin = (run: string, stack: Record<string, Standing>): void =>
 /** Says of every check that nobody could ask it, and why. */
 function reportNotReady(checks: Check[], { message }: NotReady): number {
   const judged = checks.map((check) => notRun(check, "the driver did not come up"));
-  console.log();
-  for (const one of judged) {
-    recordOutcome(one);
-    console.log(oneLine(one));
-  }
+  for (const one of judged) recordOutcome(one);
   record({ kind: "end", at: now() });
-  console.log(`\nThe driver did not come up.\n${message}\n\n${countsTable(judged)}\n\n${summary(judged)}`);
+  const never = notRunLines(judged).join("\n");
+  console.log(`\nThe driver did not come up.\n${message}\n\n${never}\n\n${summary(judged)}`);
   return EXIT.error;
 }
 
@@ -213,7 +211,10 @@ async function chooseRules(only?: string): Promise<Rules> {
   return { checks, all: all.length, known: readKnown("check", new Set(all.map(({ id }) => id))) };
 }
 
-/** The checks that `--only` names: ids, ranges (`DC-70..79`) and groups (`E`), on lines or comma separated; all without it. */
+/**
+ * The checks that `--only` names: ids, ranges (`DC-70..79`) and groups (`E`), on lines or comma separated; all without it.
+ * A number alone, of an id or of a range, is one with `DC-` before it.
+ */
 function choose(checks: Check[], only: string | undefined): Check[] {
   if (!only) return checks;
   const chosen = new Set<Check>();
@@ -226,7 +227,8 @@ function choose(checks: Check[], only: string | undefined): Check[] {
   return checks.filter((check) => chosen.has(check));
 }
 
-function matches({ id, group }: Check, word: string): boolean {
+function matches({ id, group }: Check, said: string): boolean {
+  const word = /^\d/.test(said) ? `DC-${said}` : said;
   const [, prefix = "", first, last] = /^(\w+-)(\d+)\.\.(?:\w+-)?(\d+)$/.exec(word) ?? [];
   if (first && last) {
     const number = Number(id.slice(prefix.length));

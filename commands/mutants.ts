@@ -21,6 +21,7 @@ import { type Outcome, runOne } from "../contract/runner.ts";
 import { startSubject } from "../contract/subject.ts";
 import { type Subject, Trial } from "../contract/trial.ts";
 import { type Interceptors, Tap } from "../keeper/tap.ts";
+import { plural } from "../report/text.ts";
 
 /** Mutants that answer nothing must not cost a check its whole deadline; what looks odd is looked at again with all of it. */
 const PATIENCE = 0.1;
@@ -55,7 +56,9 @@ export const command: Command = async (settings, _args, { only, each }) => {
   const problems = [...result, ...(only ? [] : unproven(chosen))];
   for (const problem of problems) console.log(problem);
   const seconds = ((performance.now() - began) / 1_000).toFixed(1);
-  console.log(`mutants: ${chosen.length} mutants, ${problems.length} problems, ${seconds} s`);
+  console.log(
+    `mutants: ${plural(chosen.length, "mutant")}, ${plural(problems.length, "problem")}, ${seconds} s`,
+  );
   if (problems.length > 0) return EXIT.failed;
   return left.length > 0 ? EXIT.leftovers : EXIT.ok;
 };

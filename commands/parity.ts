@@ -11,6 +11,7 @@ import { type Command, EXIT, HarnessError, indent, readable, within } from "../h
 import { BUN } from "../keeper/environment.ts";
 import { checkParts, findParts, HOW_TO_NAME } from "../keeper/places.ts";
 import { ENDING, outlivingToo } from "../keeper/signals.ts";
+import { plural } from "../report/text.ts";
 import { TOGETHER } from "./test.ts";
 
 const ROOT = join(import.meta.dir, "..");
@@ -137,7 +138,7 @@ function report(fake: Map<string, Verdict>, real: Map<string, Verdict>): number 
     console.log(`  fake: ${onFake?.verdict ?? "did not run"}${reason(onFake)}`);
     console.log(`  real: ${onReal?.verdict ?? "did not run"}${reason(onReal)}`);
   }
-  console.log(`parity: ${titles.length} scenarios, ${differences} differences`);
+  console.log(`parity: ${plural(titles.length, "scenario")}, ${plural(differences, "difference")}`);
   return differences + failures > 0 ? EXIT.failed : EXIT.ok;
 }
 

@@ -22,6 +22,7 @@ import { describeParts } from "../keeper/places.ts";
 import { residentMegabytes } from "../keeper/run.ts";
 import { parseFault } from "../keeper/faults.ts";
 import { codeName } from "../proto/contract.ts";
+import { plural } from "../report/text.ts";
 
 /** How much, and how. */
 interface Plan {
@@ -318,7 +319,9 @@ class Soak {
     printCounts("refused while things broke", this.#refused);
     printCounts("BROKEN PROMISES", this.#broken);
     const count = [...this.#broken.values()].reduce((sum, one) => sum + one, 0);
-    console.log(`\nsoak: ${this.#ended} lives, ${this.#faults.length} faults, ${count} broken promises`);
+    console.log(
+      `\nsoak: ${plural(this.#ended, "life", "lives")}, ${plural(this.#faults.length, "fault")}, ${plural(count, "broken promise")}`,
+    );
     return count;
   }
 }

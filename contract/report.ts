@@ -3,6 +3,7 @@
 /** What a run of the checks says: on the terminal, and as a table for a driver's README. */
 import { indent } from "../harness.ts";
 import { again } from "../report/explain.ts";
+import { plural } from "../report/text.ts";
 import type { Judged } from "./judge.ts";
 import type { Identity } from "./versions.ts";
 
@@ -23,6 +24,19 @@ export function oneLine({ verdict, reason, check, ms, left, notRun }: Judged): s
   const leaves = left.length > 0 ? " and leaves something behind" : "";
   const { id, level, rule } = check;
   return `${MARKS[verdict].padEnd(5)} ${id.padEnd(6)} ${level.padEnd(6)} ${rule}${leaves}${aside} [${Math.round(ms)} ms]`;
+}
+
+/** The checks that were not run, a line for each reason: one cause is told once. */
+export function notRunLines(outcomes: Judged[]): string[] {
+  const reasons = Map.groupBy(
+    outcomes.filter(({ notRun }) => notRun),
+    ({ reason }) => reason,
+  );
+  return [...reasons].map(([reason, all]) => {
+    const [first, last] = [all[0]!.check.id, all.at(-1)!.check.id];
+    const which = first === last ? first : `${plural(all.length, "check")} from ${first} to ${last}`;
+    return `${MARKS.error} ${which} ${reason}`;
+  });
 }
 
 /**
@@ -67,12 +81,16 @@ export function countsTable(outcomes: Judged[]): string {
 export function summary(outcomes: Judged[]): string {
   const of = (verdict: string) => outcomes.filter((one) => one.verdict === verdict).length;
   const rest = (["known", "older", "error"] as const).flatMap((verdict) =>
-    of(verdict) > 0 ? [`, ${of(verdict)} ${WORDS[verdict]}`] : [],
+    of(verdict) > 0 ? [`, ${WORDS[verdict](of(verdict))}`] : [],
   );
   return `driver-contract: ${of("pass")} passed, ${of("fail")} failed, ${of("skip")} skipped${rest.join("")}`;
 }
 
-const WORDS = { known: "known failing", older: "of a newer contract", error: "errors" } as const;
+const WORDS = {
+  known: (count: number) => `${count} known failing`,
+  older: (count: number) => `${count} of a newer contract`,
+  error: (count: number) => plural(count, "error"),
+} as const;
 
 /**
  * The driver's conformance as Markdown, for its README. What was not asked, or could not be, is not said to be kept.

@@ -38,7 +38,10 @@ export function parseFault(text: string): Rule {
   const methods = Object.keys(computeDriver().ComputeDriver.service);
   if (!methods.includes(method)) throw wrong(`there is no method ${method}; there are ${methods.join(", ")}`);
   const [, action = "", word, call, times, once] = WHICH.exec(what)!;
+  if ([call, times].some((number) => number !== undefined && !/^[1-9]\d{0,5}$/.test(number)))
+    throw wrong("calls are counted from 1, to 999999");
   const effect = parseAction(action);
+  if (typeof effect === "string") throw wrong(effect);
   if (!effect) throw wrong(`it can be\n  ${FAULTS.join("\n  ")}\n`);
   if (("reorder" in effect || "end" in effect) && method !== "WatchSandboxes")
     throw wrong(`${method} is no watch, and has no events`);
@@ -50,20 +53,22 @@ export function parseFault(text: string): Rule {
   };
 }
 
-function parseAction(action: string): Omit<Rule, "method"> | undefined {
+/** The effect of a fault; text that says what is wrong with one that is nearly right, or nothing for any other. */
+function parseAction(action: string): Omit<Rule, "method"> | string | undefined {
   const [verb = "", ...words] = action.split(/\s+/);
   const rest = words.join(" ");
   switch (verb) {
     case "delay": {
       const [, amount, unit] = /^(\d+(?:\.\d+)?)\s*(ms|s)$/.exec(rest) ?? [];
-      return amount ? { delayMs: Number(amount) * (unit === "s" ? 1_000 : 1) } : undefined;
+      if (!amount) return undefined;
+      const delayMs = Number(amount) * (unit === "s" ? 1_000 : 1);
+      return delayMs <= MOST_DELAY_MS ? { delayMs } : "a delay is an hour at most; hang never answers";
     }
     case "fail": {
       const [name = "", ...message] = words;
       const code = codeOf(name);
-      return code === undefined
-        ? undefined
-        : { fail: { code, message: message.join(" ") || "a fault on purpose" } };
+      if (code === undefined) return noStatus(name);
+      return { fail: { code, message: message.join(" ") || "a fault on purpose" } };
     }
     case "hang":
     case "drop":
@@ -73,7 +78,8 @@ function parseAction(action: string): Omit<Rule, "method"> | undefined {
     case "end": {
       const [, after, name] = /^after (\d+) events?(?: (\w+))?$/.exec(rest) ?? [];
       const code = name === undefined ? undefined : codeOf(name);
-      if (after === undefined || (name && code === undefined)) return undefined;
+      if (after === undefined) return undefined;
+      if (name !== undefined && code === undefined) return noStatus(name);
       return { end: { after: Number(after), ...(code !== undefined && { code }) } };
     }
     case "rewrite": {
@@ -84,6 +90,14 @@ function parseAction(action: string): Omit<Rule, "method"> | undefined {
       return undefined;
   }
 }
+
+/** A timer holds 2^31 ms; long before that a delay is none. */
+const MOST_DELAY_MS = 3_600_000;
+
+const noStatus = (name: string): string => {
+  const known = Object.keys(status).filter((key) => codeOf(key) !== undefined);
+  return `${name ? `${name} is no status` : "a status was expected"}; there are ${known.join(", ")}`;
+};
 
 const codeOf = (name: string): status | undefined =>
   typeof status[name as keyof typeof status] === "number" ? status[name as keyof typeof status] : undefined;
