@@ -5,9 +5,10 @@ import { chmodSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, wri
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
-import { eventually, HarnessError, readable, readSettings } from "./harness.ts";
+import { eventually, HarnessError, readSettings } from "./harness.ts";
 import { findParts } from "./keeper/places.ts";
 import { Run } from "./keeper/run.ts";
+import { readable } from "./report/readable.ts";
 
 describe("settings", () => {
   test("a flag wins over the environment, and the environment over the default", () => {

@@ -18,21 +18,22 @@ import { accessSync, constants, existsSync, readFileSync, statSync } from "node:
 import { connect as connectSocket } from "node:net";
 import os, { cpus, loadavg } from "node:os";
 import { basename, join, relative, resolve } from "node:path";
-import { parseArgs, stripVTControlCharacters } from "node:util";
+import { parseArgs } from "node:util";
 import type { ScenarioResult, Standing } from "./report/model.ts";
 import { follow } from "./report/follow.ts";
-import { secretsIn } from "./report/redact.ts";
+import { excerpt, readLog } from "./report/log.ts";
+import { readable, readableError, readableWhole } from "./report/readable.ts";
 import { now, record, recordTo, waitingEntries, writeResults } from "./report/record.ts";
 import {
   type About,
   aboutCaller,
-  excerpt,
   leaveOut,
   recordAbandoned,
   recorded,
   recordSelection,
   recordSkip,
 } from "./report/scenario.ts";
+import { knowEnvironment } from "./report/secrets.ts";
 import { clipped, inColour, offset, shellQuoted, widthOf } from "./report/text.ts";
 import type { EngineRule } from "./keeper/engine-proxy.ts";
 import {
@@ -270,6 +271,9 @@ export const placeList = (list: string): Place[] =>
     .map((name) => name.trim() as Place)
     .filter(Boolean);
 
+// Of a test process, which has no command line of ours.
+knowEnvironment(process.env.OPENSHELL_DRIVER_ENV ?? "");
+
 // Errors and waiting
 
 /** Exit codes: a scenario failed, the harness or the machine did (bad settings too), or something was left behind. */
@@ -280,31 +284,7 @@ export class HarnessError extends Error {
   override name = "HarnessError";
 }
 
-/** What our own environment holds, and a driver that is given it may print. */
-const ownSecrets = secretsIn(process.env);
-
-/** Text as a person reads it: without colour codes, without anything that looks like a token, and without our secrets. */
-export function readable(text: string): string {
-  const plain = stripVTControlCharacters(text).replace(/eyJ[\w-]{8,}\.[\w-]+\.[\w-]+/g, "<token>");
-  return ownSecrets.reduce((clean, secret) => clean.replaceAll(secret, "<redacted>"), plain);
-}
-
 export const indent = (text: string, margin: string): string => text.replace(/^/gm, margin);
-
-/** A log line without its tracing spans, which are longer than what it says. */
-export const withoutSpans = (line: string): string => line.replace(/[\w.]+\{[^}]*\}:?\s*/g, "");
-
-/** The last lines of a log file, readable. A gateway wraps its last words at 80 columns; here they are one line. */
-export function tailOf(log: string, lines: number): string {
-  if (!existsSync(log)) return "";
-  const text = readable(readFileSync(log, "utf8")).replace(/\n\s+│ (?=\S)/g, " ");
-  return text
-    .trimEnd()
-    .split("\n")
-    .slice(-lines)
-    .map((line) => withoutSpans(line).slice(0, 240))
-    .join("\n");
-}
 
 /** How `eventually` waits. Times are in milliseconds. */
 export interface Waiting {
@@ -890,6 +870,9 @@ async function collect(
 /** What a deletion leaves on the engine may stay for so long, in milliseconds. */
 const SETTLE_MS = 2_000;
 
+/** What of a log a scenario may look through, in bytes. */
+const LONGEST_READ = 2 ** 24;
+
 /** A stack as a scenario holds it. */
 export class RunningStack {
   readonly gateway: Gateway;
@@ -943,9 +926,9 @@ export class RunningStack {
     return outcome;
   }
 
-  /** The log of the gateway or the driver, without colour codes. */
+  /** The log of the gateway or the driver, without colour codes; of a very long one, its beginning and its end. */
   log(who: "gateway" | "driver"): string {
-    return readable(readFileSync(this.info.logs[who], "utf8"));
+    return readableWhole(readLog(this.info.logs[who], LONGEST_READ));
   }
 
   /** A Ready sandbox for whoever needs no more than to run commands in one. It stays until the stack's user is done. */
@@ -985,15 +968,19 @@ export class RunningStack {
    */
   async excerpts(since: number): Promise<Pick<ScenarioResult, "logs" | "engine" | "engineCalls">> {
     const { logs, id } = this.info;
-    const lines = (log: string) => excerpt(log, since, now(), readable);
-    const [engine, asked] = await Promise.all([
+    const [engine, asked, floods] = await Promise.all([
       this.keeper.call("engineView", id).catch((error: Error) => [error.message]),
       this.keeper.call("engineCalls", id, since),
+      this.keeper.call("floods"),
     ]);
+    const lines = (who: "gateway" | "driver") => [
+      ...floods.filter((flood) => flood.startsWith(`${who}/${id} `)),
+      ...excerpt(logs[who], since, now()),
+    ];
     const engineCalls = asked.map(
       ({ call, at, status }) => `${offset(at - since)}  ${shortIds(call)} → ${status ?? "no answer"}`,
     );
-    return { logs: { gateway: lines(logs.gateway), driver: lines(logs.driver) }, engine, engineCalls };
+    return { logs: { gateway: lines("gateway"), driver: lines("driver") }, engine, engineCalls };
   }
 }
 
@@ -1051,7 +1038,7 @@ function followIfAsked(folder: string, { verbose, trace }: Settings): () => void
   if (verbose !== "1" && trace !== "1") return () => {};
   const colour = inColour(process.stderr);
   const print = (line: string) => console.error(line);
-  return follow(folder, { verbose: verbose === "1", trace: trace === "1", colour, clean: readable, print });
+  return follow(folder, { verbose: verbose === "1", trace: trace === "1", colour, print });
 }
 let shared: Promise<SharedRun> | undefined;
 
@@ -1159,6 +1146,7 @@ export async function endRun(): Promise<string[]> {
   const left = (await Promise.all(stacks.map((stack) => stack.cleanUp()))).flat();
   for (const stack of stacks) stack.gateway.close();
   unfollow();
+  for (const line of await keeper.call("floods")) console.error(line);
   record({ kind: "leftovers", lines: left });
   record({ kind: "end", at: now() });
   const { reports } = readSettings().settings;
@@ -1438,6 +1426,7 @@ async function main(argv: string[]): Promise<number> {
   const [ours, theirs] = split < 0 ? [rest, []] : [rest.slice(0, split), rest.slice(split + 1)];
   if (verb !== "help" && ours.some((arg) => HELP.includes(arg))) return main(["help", verb]);
   const { settings, args, own } = readSettings(ours, process.env, ownFlags);
+  knowEnvironment(settings.driverEnv);
   const [stray] = TAKES_ARGUMENTS.has(verb) ? [] : [...args, ...theirs];
   if (stray !== undefined)
     throw new HarnessError(
@@ -1450,8 +1439,9 @@ async function main(argv: string[]): Promise<number> {
 
 /** Ends the process as an error that a user can act on deserves; anything else is a bug and shows where it is. */
 export function fail(error: unknown): never {
-  if (error instanceof HarnessError) console.error(`openshell-e2e: ${error.message}`);
-  else console.error(error);
+  const clean = readableError(error);
+  if (error instanceof HarnessError) console.error(`openshell-e2e: ${clean.message}`);
+  else console.error(clean);
   process.exit(EXIT.error);
 }
 

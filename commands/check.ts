@@ -33,6 +33,7 @@ import { identify } from "../contract/versions.ts";
 import { loadGrpc } from "../proto/contract.ts";
 import type { Standing } from "../report/model.ts";
 import { liveProgress } from "../report/progress.ts";
+import { readable, say } from "../report/readable.ts";
 import { now, record, recordTo, waitingEntries, writeResults } from "../report/record.ts";
 import { shellQuoted } from "../report/text.ts";
 
@@ -68,7 +69,7 @@ async function check(settings: Settings, own: Record<string, string>, stop: Abor
   const chosen = only || list || socket ? await chooseRules(only) : undefined;
   if (list) {
     for (const { id, level, group, rule } of chosen?.checks ?? [])
-      console.log(`${id.padEnd(6)} ${level.padEnd(6)} ${group}: ${rule}`);
+      say(`${id.padEnd(6)} ${level.padEnd(6)} ${group}: ${rule}`);
     return EXIT.ok;
   }
   const choice = own as BackendChoice;
@@ -93,7 +94,7 @@ async function check(settings: Settings, own: Record<string, string>, stop: Abor
     // No gateway takes part.
     const { gateway: _gateway, ...stack } = standings(probed);
     recordBegin(id, stack);
-    console.log(describeParts(probed, ["driver", "engine", "supervisor"]));
+    say(describeParts(probed, ["driver", "engine", "supervisor"]));
     const starting = unless(stop, startSubject(keeper, started, choice)).catch((error: unknown) => {
       if (error instanceof NotReady) return error;
       throw error;
@@ -108,7 +109,7 @@ async function check(settings: Settings, own: Record<string, string>, stop: Abor
   // While its programs start.
   loadGrpc();
   const { result, left } = await checking;
-  for (const line of left) console.log(`left behind, removed: ${line}`);
+  for (const line of left) say(`left behind, removed: ${line}`);
   return result === EXIT.ok && left.length > 0 ? EXIT.leftovers : result;
 }
 
@@ -132,7 +133,7 @@ async function checkAll(
     );
   });
   const { name, version, contract, serves } = identity;
-  console.log(`driver ${name} ${version} · contract ${contract}, serves ${serves}\n`);
+  say(`driver ${name} ${version} · contract ${contract}, serves ${serves}\n`);
   const judged: Judged[] = [];
   const progress = liveProgress();
   const sharing: Subject = { ...subject, spare: [] };
@@ -151,28 +152,28 @@ async function checkAll(
       // They are told together, at the end.
       if (one.notRun) return void progress?.note({ ended: one.check.id, verdict: one.verdict });
       const line = oneLine(one);
-      if (progress) progress.print(`${line}\n`);
-      else console.log(line);
+      if (progress) progress.print(`${readable(line)}\n`);
+      else say(line);
       progress?.note({ ended: one.check.id, verdict: one.verdict });
     },
   });
   progress?.end();
   const ordered = checks.flatMap((check) => judged.find((one) => one.check === check) ?? []);
   for (const one of ordered.filter(({ verdict, notRun }) => !notRun && ["fail", "error"].includes(verdict)))
-    console.log(`\n${explanation(one, flags)}`);
+    say(`\n${explanation(one, flags)}`);
   const never = notRunLines(ordered);
-  console.log(`\n${[...never, ...(never.length > 0 ? [""] : []), countsTable(ordered)].join("\n")}\n`);
+  say(`\n${[...never, ...(never.length > 0 ? [""] : []), countsTable(ordered)].join("\n")}\n`);
   // What was asked by then is no conformance; without an end on record, the results say so themselves.
   if (stop.aborted) {
-    console.log(`${(stop.reason as Error).message}: ${ordered.length} of ${checks.length} rules were asked`);
-    console.log(`Results: ${shownPath(join(settings.reports, "results.json"))}`);
-    console.log(summary(ordered));
+    say(`${(stop.reason as Error).message}: ${ordered.length} of ${checks.length} rules were asked`);
+    say(`Results: ${shownPath(join(settings.reports, "results.json"))}`);
+    say(summary(ordered));
     return EXIT.error;
   }
   const file = join(settings.reports, CONFORMANCE);
   writeFileSync(file, markdown(ordered, all, identity, new Date()));
-  console.log(`For the driver's README: ${shownPath(file)}`);
-  console.log(summary(ordered));
+  say(`For the driver's README: ${shownPath(file)}`);
+  say(summary(ordered));
   record({ kind: "end", at: now() });
   const is = (verdict: string) => ordered.some((one) => one.verdict === verdict);
   return is("error") ? EXIT.error : is("fail") ? EXIT.failed : EXIT.ok;
@@ -193,7 +194,7 @@ function reportNotReady(checks: Check[], { message }: NotReady): number {
   for (const one of judged) recordOutcome(one);
   record({ kind: "end", at: now() });
   const never = notRunLines(judged).join("\n");
-  console.log(`\nThe driver did not come up.\n${message}\n\n${never}\n\n${summary(judged)}`);
+  say(`\nThe driver did not come up.\n${message}\n\n${never}\n\n${summary(judged)}`);
   return EXIT.error;
 }
 

@@ -12,6 +12,7 @@
  */
 import { join } from "node:path";
 import { type Command, EXIT, HarnessError, within, withKeeper } from "../harness.ts";
+import { say } from "../report/readable.ts";
 import { describeParts } from "../keeper/places.ts";
 import { type Check, checks, setPatience } from "../contract/check.ts";
 import { loadChecks } from "../contract/load.ts";
@@ -52,9 +53,9 @@ export const command: Command = async (settings, _args, { only, each }) => {
     ]);
     return hunt(chosen, { shared, alone }, each !== undefined);
   });
-  for (const line of left) console.log(`left behind, removed: ${line}`);
+  for (const line of left) say(`left behind, removed: ${line}`);
   const problems = [...result, ...(only ? [] : unproven(chosen))];
-  for (const problem of problems) console.log(problem);
+  for (const problem of problems) say(problem);
   const seconds = ((performance.now() - began) / 1_000).toFixed(1);
   console.log(
     `mutants: ${plural(chosen.length, "mutant")}, ${plural(problems.length, "problem")}, ${seconds} s`,

@@ -7,8 +7,9 @@
 import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { type Command, EXIT, HarnessError, indent, readable, within } from "../harness.ts";
+import { type Command, EXIT, HarnessError, indent, within } from "../harness.ts";
 import { BUN } from "../keeper/environment.ts";
+import { readable } from "../report/readable.ts";
 import { checkParts, findParts, HOW_TO_NAME } from "../keeper/places.ts";
 import { ENDING, outlivingToo } from "../keeper/signals.ts";
 import { plural } from "../report/text.ts";

@@ -23,6 +23,7 @@ import { residentMegabytes } from "../keeper/run.ts";
 import { parseFault } from "../keeper/faults.ts";
 import { codeName } from "../proto/contract.ts";
 import { plural } from "../report/text.ts";
+import { say } from "../report/readable.ts";
 
 /** How much, and how. */
 interface Plan {
@@ -47,13 +48,13 @@ async function soak(settings: Settings, own: Record<string, string>, stop: Abort
     seed: number(own, "seed", Date.now() % 100_000, 1_000_000),
   };
   const { result: broken, left } = await withKeeper(settings, async (keeper) => {
-    console.log(describeParts((await keeper.call("hello")).parts));
+    say(describeParts((await keeper.call("hello")).parts));
     const stack = await unless(stop, keeper.call("startStack", {}));
     const soak = new Soak(new RunningStack(keeper, stack), plan);
     await soak.run(stop);
     return soak.report();
   });
-  for (const line of left) console.log(`left behind, removed: ${line}`);
+  for (const line of left) say(`left behind, removed: ${line}`);
   if (broken > 0) return EXIT.failed;
   return left.length > 0 ? EXIT.leftovers : EXIT.ok;
 }
@@ -114,7 +115,7 @@ class Soak {
     const ticker = setInterval(() => this.#progress(), PROGRESS_MS);
     const over = new AbortController();
     const faults = chaos ? this.#wreak(over.signal) : Promise.resolve();
-    if (chaos) console.log(`chaos with --seed ${seed}`);
+    if (chaos) say(`chaos with --seed ${seed}`);
     const worker = async () => {
       while (this.#begun < sandboxes && this.#timeLeft > 0 && !stop.aborted) {
         this.#begun++;
@@ -129,7 +130,7 @@ class Soak {
       clearInterval(ticker);
     }
     this.#progress();
-    if (process.stdout.isTTY) console.log();
+    if (process.stdout.isTTY) say("");
     // Whatever comes of it, what was measured is told.
     await this.#settle().catch((error: Error) =>
       this.#break(`the stack answers in the end: ${error.message.split("\n")[0]}`),
@@ -295,31 +296,29 @@ class Soak {
     const wrong = [...this.#broken.values()].reduce((sum, count) => sum + count, 0);
     const line = `${seconds} s: ${this.#ended} of ${this.plan.sandboxes} lives, ${this.#alive} now, ${this.#faults.length} faults, ${wrong} broken promises`;
     if (process.stdout.isTTY) process.stdout.write(`\r\x1b[K${line}`);
-    else console.log(line);
+    else say(line);
   }
 
   /** Prints what came of it. Resolves with how many promises were broken. */
   report(): number {
     const seconds = (performance.now() - this.#began) / 1_000;
-    console.log(`\n${this.#ended} lives in ${seconds.toFixed(0)} s, ${this.plan.parallel} at a time\n`);
-    console.log(
-      `${"".padEnd(10)}${["count", "p50", "p95", "max"].map((head) => head.padStart(9)).join("")}   ms`,
-    );
+    say(`\n${this.#ended} lives in ${seconds.toFixed(0)} s, ${this.plan.parallel} at a time\n`);
+    say(`${"".padEnd(10)}${["count", "p50", "p95", "max"].map((head) => head.padStart(9)).join("")}   ms`);
     for (const [operation, all] of this.#latencies) {
       const sorted = all.toSorted((a, b) => a - b);
       const at = (part: number) =>
         sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * part))]!.toFixed(0);
-      console.log(
+      say(
         `${operation.padEnd(10)}${[String(all.length), at(0.5), at(0.95), at(1)].map((cell) => cell.padStart(9)).join("")}`,
       );
     }
-    console.log();
-    for (const [index, now] of usage(this.stack).entries()) console.log(compare(this.#before[index]!, now));
+    say("");
+    for (const [index, now] of usage(this.stack).entries()) say(compare(this.#before[index]!, now));
     printCounts("faults", tally(this.#faults));
     printCounts("refused while things broke", this.#refused);
     printCounts("BROKEN PROMISES", this.#broken);
     const count = [...this.#broken.values()].reduce((sum, one) => sum + one, 0);
-    console.log(
+    say(
       `\nsoak: ${plural(this.#ended, "life", "lives")}, ${plural(this.#faults.length, "fault")}, ${plural(count, "broken promise")}`,
     );
     return count;
@@ -396,7 +395,7 @@ function tally(words: string[]): Map<string, number> {
 
 function printCounts(title: string, counts: Map<string, number>): void {
   if (counts.size === 0) return;
-  console.log(`\n${title}:`);
+  say(`\n${title}:`);
   for (const [what, count] of [...counts].toSorted(([, a], [, b]) => b - a))
-    console.log(`${String(count).padStart(6)} × ${what}`);
+    say(`${String(count).padStart(6)} × ${what}`);
 }

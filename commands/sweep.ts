@@ -9,6 +9,7 @@ import { join } from "node:path";
 import { type Command, connectable, eventually, EXIT, HarnessError } from "../harness.ts";
 import { Child } from "../keeper/process.ts";
 import { kill, processesOf, Run, RUN_MARK } from "../keeper/run.ts";
+import { readable, say } from "../report/readable.ts";
 import { readRecords, writeResults } from "../report/record.ts";
 import { belongings, describeBelonging, Engine, removeBelongings } from "../keeper/engine.ts";
 
@@ -20,10 +21,10 @@ export const command: Command = async (settings, _args, { run: folder, guard }) 
     if (!existsSync(run.folder) || (!named && (await run.isLive()))) continue;
     dead++;
     const { removed, problem } = await sweepRun(run, settings.reports);
-    for (const line of removed) console.log(`run ${run.id}: removed ${line}`);
+    for (const line of removed) say(`run ${run.id}: removed ${line}`);
     if (problem) {
       failed = true;
-      console.error(`run ${run.id}: ${problem}`);
+      console.error(readable(`run ${run.id}: ${problem}`));
     } else console.log(`run ${run.id}: clean`);
   }
   if (dead === 0) console.log("Nothing to sweep: no dead run has left anything");

@@ -7,6 +7,7 @@ import { type Command, EXIT, withKeeper } from "../harness.ts";
 import { describeParts } from "../keeper/places.ts";
 import { parseFault } from "../keeper/faults.ts";
 import { ENDING } from "../keeper/signals.ts";
+import { say } from "../report/readable.ts";
 
 export const command: Command = async (settings, _args, { fault = "" }) => {
   const given = fault.split("\n").filter(Boolean);
@@ -28,6 +29,6 @@ export const command: Command = async (settings, _args, { fault = "" }) => {
     keeper.socket.ref();
     await Promise.race([ended.promise, keeper.closed]);
   });
-  for (const line of left) console.log(`removed ${line}`);
+  for (const line of left) say(`removed ${line}`);
   return EXIT.ok;
 };

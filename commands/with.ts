@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { attach, type Command, EXIT, HarnessError, type Settings, withKeeper } from "../harness.ts";
 import { programProblem } from "../keeper/command.ts";
 import { describeParts, findCli } from "../keeper/places.ts";
+import { readable } from "../report/readable.ts";
 import type { Run } from "../keeper/run.ts";
 import { ENDING, outlivingToo } from "../keeper/signals.ts";
 import type { StackInfo } from "../keeper/stack.ts";
@@ -26,7 +27,7 @@ export const command: Command = async (settings, argv) => {
     console.error(describeParts((await keeper.call("hello")).parts));
     return runCommand(argv, settings, run, await keeper.call("startStack", {}));
   });
-  for (const line of left) console.error(`left behind, removed: ${line}`);
+  for (const line of left) console.error(readable(`left behind, removed: ${line}`));
   return code === 0 && left.length > 0 ? EXIT.leftovers : code;
 };
 

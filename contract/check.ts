@@ -89,8 +89,9 @@ export class NotApplicable extends Error {}
 /** A value as it is shown in a finding, in one line of bounded length. */
 export function show(value: unknown): string {
   const text = typeof value === "string" ? value : Bun.inspect(value, { depth: 6, compact: true });
-  const line = text.replace(/\s*\n\s*/g, " ");
-  return line.length > 400 ? `${line.slice(0, 400)}…` : line;
+  // A driver's answer may be megabytes of blanks.
+  const line = text.slice(0, 4_000).replace(/[ \t]{0,100}\n\s{0,100}/g, " ");
+  return line.length > 400 || text.length > 4_000 ? `${line.slice(0, 400)}…` : line;
 }
 
 /** @throws Violation unless it holds. */

@@ -27,7 +27,7 @@ const RECORDED_CALLS = 40;
 /** Records what came of a check, for the run's report. */
 export function recordOutcome({ check, verdict, reason, left, evidence, ms }: Judged): void {
   const [expected = "", seen = ""] =
-    reason.match(/^(?:expected|\s*saw) .*$/gm)?.map((text) => text.trim()) ?? [];
+    reason.match(/^(?:expected|[ \t]{0,40}saw) .*$/gm)?.map((text) => text.trim()) ?? [];
   record({
     kind: "scenario",
     scenario: {

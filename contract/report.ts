@@ -3,6 +3,8 @@
 /** What a run of the checks says: on the terminal, and as a table for a driver's README. */
 import { indent } from "../harness.ts";
 import { again } from "../report/explain.ts";
+import { cell, text } from "../report/markdown.ts";
+import { readable } from "../report/readable.ts";
 import { plural } from "../report/text.ts";
 import type { Judged } from "./judge.ts";
 import type { Identity } from "./versions.ts";
@@ -103,10 +105,9 @@ export function markdown(outcomes: Judged[], all: number, driver: Identity, date
     return `${of("pass")} ${level} rules kept, ${of("fail", "known")} broken, ${of("older", "skip", "error")} not checked`;
   });
   const asked = outcomes.length < all ? [`Only ${outcomes.length} of ${all} rules were asked.`] : [];
-  const cell = (text: string) => text.replaceAll("|", "\\|");
-  const note = ({ verdict, reason }: Judged) => (verdict === "pass" ? "" : cell(firstLine(reason)));
+  const note = ({ verdict, reason }: Judged) => (verdict === "pass" ? "" : cell(readable(firstLine(reason))));
   return [
-    `## Contract conformance of ${driver.name} ${driver.version}`,
+    `## Contract conformance of ${text(readable(`${driver.name} ${driver.version}`))}`,
     "",
     ...asked,
     `${levels.join("; ")}. Contract ${driver.contract}: serves ${driver.serves}.`,

@@ -13,6 +13,7 @@ import type { DriverContext, StackInfo } from "../keeper/stack.ts";
 import type { ComputeDriverClient } from "../proto/v0.0/types/openshell/compute/v1/ComputeDriver.ts";
 import type { DriverSandbox } from "../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
 import type { DriverSandboxSpec } from "../proto/v0.0/types/openshell/compute/v1/DriverSandboxSpec.ts";
+import { know } from "../report/secrets.ts";
 import type { Backend, Given, Workload } from "./backend.ts";
 import { holds, NotApplicable, patient, Refused, same, Violation } from "./check.ts";
 import { type Asked, Driver, describeSnapshot, isStopped, isUp, type Ref, type Snapshot } from "./driver.ts";
@@ -129,7 +130,9 @@ export class Trial {
   /** A token of a JWT's form, which opens nothing. */
   token(): string {
     const part = (value: object) => Buffer.from(JSON.stringify(value)).toString("base64url");
-    return `${part({ alg: "EdDSA", typ: "JWT" })}.${part({ sub: crypto.randomUUID() })}.${randomBytes(48).toString("base64url")}`;
+    const token = `${part({ alg: "EdDSA", typ: "JWT" })}.${part({ sub: crypto.randomUUID() })}.${randomBytes(48).toString("base64url")}`;
+    know(token);
+    return token;
   }
 
   /** Has the driver create it, and removes it at the end: what is left in the backend then is a finding of its own. */

@@ -13,10 +13,11 @@ import {
   PLACES,
   SETTINGS,
   type Settings,
-  tailOf,
   within,
 } from "../harness.ts";
 import { isOurs } from "./owner.ts";
+import { tailOf } from "../report/log.ts";
+import { shareSecrets } from "../report/secrets.ts";
 import { BUN, keeperEnvironment } from "./environment.ts";
 import { LAST_WORDS } from "./memory.ts";
 import { describeParts, findParts } from "./places.ts";
@@ -81,6 +82,7 @@ export class Connection {
       socket.once("connect", () => {
         // A test process must be able to end while it is connected.
         socket.unref();
+        shareSecrets(run.folder);
         done(new Connection(socket, run));
       });
     });
@@ -171,6 +173,7 @@ export async function withKeeper<T>(settings: Settings, work: (keeper: Connectio
   let left: string[] = [];
   try {
     const result = await work(keeper, run);
+    for (const line of await keeper.call("floods")) console.log(line);
     left = await keeper.call("close");
     return { result, left };
   } finally {

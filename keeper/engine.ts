@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** The engine: a client of Podman's REST API with what the harness needs of it, and what a run leaves there. */
-import { eventually, HarnessError, readable } from "../harness.ts";
+import { eventually, HarnessError } from "../harness.ts";
 import { RUN_LABEL, type Run } from "./run.ts";
 import { holdsId } from "./sandbox-id.ts";
 
@@ -75,11 +75,11 @@ export class Engine {
     return (all ?? []).filter((container) => container.Networks?.some((name) => networks.includes(name)));
   }
 
-  /** The last lines that a container printed. */
+  /** The last lines that a container printed, as it printed them. */
   async logs(id: string, lines: number): Promise<string[]> {
     const url = `http://podman/v4.0.0/libpod/containers/${id}/logs?stdout=true&stderr=true&tail=${lines}`;
     const response = await fetch(url, { unix: this.socket, signal: AbortSignal.timeout(5_000) });
-    return unframe(await response.bytes());
+    return unframe(await beginningOf(response));
   }
 
   /** The names of all networks, or of those that carry a run's label. */
@@ -163,16 +163,29 @@ export class Engine {
   }
 }
 
+/** What is read of a container's last lines, of which one may have no end, in bytes. */
+const LONGEST_LOG = 2 ** 23;
+
+/** The body of an answer, or the beginning of a long one. */
+async function beginningOf({ body }: Response): Promise<Buffer> {
+  const chunks: Uint8Array[] = [];
+  let length = 0;
+  for await (const chunk of body ?? []) {
+    chunks.push(chunk);
+    if ((length += chunk.length) > LONGEST_LOG) break;
+  }
+  return Buffer.concat(chunks);
+}
+
 /** The lines of Podman's log stream: frames of stream number, three zero bytes, big-endian length, and text. */
-function unframe(bytes: Uint8Array): string[] {
-  const view = Buffer.from(bytes);
+function unframe(view: Buffer): string[] {
   let text = "";
   for (let at = 0; at + 8 <= view.length;) {
     const length = view.readUInt32BE(at + 4);
     text += view.toString("utf8", at + 8, at + 8 + length);
     at += 8 + length;
   }
-  return readable(text).split("\n").filter(Boolean);
+  return text.split("\n").filter(Boolean);
 }
 
 interface EngineCall {

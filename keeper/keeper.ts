@@ -13,12 +13,13 @@ import { createInterface } from "node:readline";
 import { HarnessError, openClient, type Settings } from "../harness.ts";
 import { unary } from "../proto/contract.ts";
 import { type Entry, now, readRecords, record, recordTo, writeResults } from "../report/record.ts";
+import { shareSecrets } from "../report/secrets.ts";
 import { asksFor } from "./command.ts";
 import { parseLine } from "./connection.ts";
 import { describeBelonging, Engine, removeBelongings } from "./engine.ts";
 import type { EngineRule, ProxiedCall } from "./engine-proxy.ts";
 import { bringsEngine, checkParts, findParts, type Parts } from "./places.ts";
-import { Child, cleanEnvironment } from "./process.ts";
+import { Child, cleanEnvironment, floods } from "./process.ts";
 import { compiledFake } from "./programs.ts";
 import { saveLogs } from "./reports.ts";
 import { kill, processesOf, type Run, RUN_MARK } from "./run.ts";
@@ -77,6 +78,7 @@ export class Keeper {
     };
     const keeper = new Keeper(setup);
     recordTo(run.folder, "keeper");
+    shareSecrets(run.folder);
     try {
       const [checked] = await Promise.all([
         checkParts(parts, settings),
@@ -295,6 +297,11 @@ export class Keeper {
     const child = number === 0 ? driver : otherDrivers.get(number);
     if (!child) throw new HarnessError(`There is no driver ${number}`);
     return child;
+  }
+
+  /** The programs of the run that wrote more to their logs than is kept, a line each. */
+  floods(): string[] {
+    return floods();
   }
 
   info(id: number): StackInfo {
@@ -524,6 +531,7 @@ const API = [
   "driverState",
   "signalDriver",
   "info",
+  "floods",
   "restartEngine",
   "engineRules",
   "engineAsked",

@@ -4,6 +4,7 @@
 import { userInfo } from "node:os";
 import { basename, join } from "node:path";
 import { findBuilt, HarnessError, type Place, PLACES, placeList, type Settings } from "../harness.ts";
+import { readable } from "../report/readable.ts";
 import { asksFor, programProblem, words } from "./command.ts";
 import { shortCommand } from "./short-command.ts";
 import type { Standing } from "../report/model.ts";
@@ -173,4 +174,4 @@ async function describeEngine(part: Part, settings: Settings): Promise<Part> {
 
 /** "gateway fake · driver openshell-driver-podman 0.0.112 · engine podman 5.4.2 (rootful) · supervisor fake" */
 export const describeParts = (parts: Parts, places: readonly Place[] = PLACES): string =>
-  places.map((place) => `${place} ${parts[place].label}`).join(" · ");
+  readable(places.map((place) => `${place} ${parts[place].label}`).join(" · "));

@@ -3,7 +3,8 @@
 /** A child process and what it is given: its own environment, its own log file, and an owner that stops it. */
 import { closeSync, mkdirSync, openSync, statfsSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
-import { eventually, HarnessError, indent, tailOf } from "../harness.ts";
+import { eventually, HarnessError, indent } from "../harness.ts";
+import { shorten, sizeWords, tailOf } from "../report/log.ts";
 import { RUN_MARK, type Run } from "./run.ts";
 import { whyNotStarted } from "./short-command.ts";
 import { now, record } from "../report/record.ts";
@@ -27,6 +28,12 @@ export class Child {
     this.pid = process.pid;
     this.exited = process.exited.then((code) => (this.exitCode = code));
     record({ kind: "process", process: { name, stack: stackOf(log), pid: this.pid, at: now() } });
+    const watch = setInterval(() => this.#boundLog(), LOG_LOOK_MS);
+    watch.unref();
+    void this.exited.then(() => {
+      clearInterval(watch);
+      this.#boundLog();
+    });
     void this.exited.then(() =>
       record({ kind: "ended", pid: this.pid, at: now(), ending: this.ending ?? "", told: this.#told }),
     );
@@ -52,9 +59,19 @@ export class Child {
     );
   }
 
+  /** A log that grows without end must not fill the disk, which is often memory. */
+  #boundLog(): void {
+    try {
+      const bytes = shorten(this.log);
+      if (bytes > 0) taken.set(this.log, (taken.get(this.log) ?? 0) + bytes);
+    } catch {
+      // A disk that is full, or a folder that is gone, is told of by whatever else happens there.
+    }
+  }
+
   /** The last `lines` lines of its log. */
   tail(lines = 20): string {
-    return tailOf(this.log, lines);
+    return [...floods(this.log), tailOf(this.log, lines)].filter(Boolean).join("\n");
   }
 
   /** Waits until `probe` succeeds; a process that ends first is noticed at once, with its own last words. */
@@ -101,6 +118,20 @@ export class Child {
     return this.ending!;
   }
 }
+
+/** What was taken out of logs that were too long, in bytes. */
+const taken = new Map<string, number>();
+
+/** The programs that wrote more to their logs than is kept, or the one of a log: a line each, "driver/1 floods its log: …". */
+export const floods = (log?: string): string[] =>
+  [...taken].flatMap(([file, bytes]) => {
+    if (log !== undefined && file !== log) return [];
+    const who = [basename(file, ".log"), stackOf(file)].filter(Boolean).join("/");
+    return [`${who} floods its log: ${sizeWords(bytes)} of it were not kept`];
+  });
+
+/** How often it is looked how long a log is, in milliseconds. */
+const LOG_LOOK_MS = 100;
 
 /** A log lies in the folder of its stack, which is a number; of a program that all stacks share, in the run's. */
 const stackOf = (log: string): number => Number(/^\d{1,3}$/.exec(basename(dirname(log)))?.[0] ?? 0);

@@ -7,14 +7,15 @@ import {
   existsSync,
   mkdirSync,
   readdirSync,
-  readFileSync,
   renameSync,
   rmSync,
   writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
-import { HarnessError, readable, type Settings } from "../harness.ts";
-import { secretsIn, textRedactor } from "../report/redact.ts";
+import { HarnessError, type Settings } from "../harness.ts";
+import { readLog } from "../report/log.ts";
+import { readableWhole } from "../report/readable.ts";
+import { shareSecrets } from "../report/secrets.ts";
 import type { Run } from "./run.ts";
 
 /** In a folder of logs that a run wrote: nobody else's is ever removed. */
@@ -52,10 +53,13 @@ function isReplaceable(logs: string): boolean {
   }
 }
 
+/** What is kept of a log, in bytes. */
+const LONGEST_SAVED = 2 ** 23;
+
 /** Copies a run's logs to where they can be read after it; those of the run before are replaced. */
 export function saveLogs(run: Run, reports: string): void {
   const target = join(reports, "logs");
-  const withoutSecrets = textRedactor(secretsIn(process.env));
+  shareSecrets(run.folder);
   // It was, when the run began.
   if (!isReplaceable(target)) return;
   const fresh = `${target}.${run.id}`;
@@ -63,7 +67,7 @@ export function saveLogs(run: Run, reports: string): void {
   writeFileSync(join(fresh, LOGS_MARK), "");
   for (const file of new Bun.Glob("**/*.{log,toml}").scanSync(run.folder)) {
     if (file.includes("home/")) continue;
-    const text = withoutSecrets(readable(readFileSync(join(run.folder, file), "utf8")));
+    const text = readableWhole(readLog(join(run.folder, file), LONGEST_SAVED));
     writeFileSync(join(fresh, file.replaceAll("/", "-")), text);
   }
   replace(target, fresh);

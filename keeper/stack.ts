@@ -2,7 +2,7 @@
 
 /** A stack: one gateway with one driver, started and stopped in the order that they need. */
 import { generateKeyPairSync, randomBytes } from "node:crypto";
-import { appendFileSync, mkdirSync, writeFileSync } from "node:fs";
+import { appendFileSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { connect as connectSocket, createServer } from "node:net";
 import { join } from "node:path";
 import { stringify as toToml } from "smol-toml";
@@ -12,7 +12,6 @@ import {
   HarnessError,
   mustListen,
   openClient,
-  readable,
   type Settings,
   within,
 } from "../harness.ts";
@@ -23,6 +22,8 @@ import { holdsId, isSandboxId } from "./sandbox-id.ts";
 import type { Parts } from "./places.ts";
 import { loadGrpc, unary } from "../proto/contract.ts";
 import { TRACE_FILE } from "../report/follow.ts";
+import { readable } from "../report/readable.ts";
+import { know } from "../report/secrets.ts";
 import { type Belonging, belongings, type Engine, removeBelongings } from "./engine.ts";
 import { EngineProxy } from "./engine-proxy.ts";
 import { Child, cleanEnvironment } from "./process.ts";
@@ -161,6 +162,9 @@ const DRIVER_DEADLINE_MS = 30_000;
 /** The gateway's way out includes stopping every running sandbox. */
 const GATEWAY_GRACE_MS = 3_000;
 const DRIVER_GRACE_MS = 1_000;
+
+/** What is shown of a line that a sandbox printed, in characters. */
+const LONGEST_LINE = 2_000;
 
 /** One gateway with one driver, and the tap between them. Lives in the keeper. */
 export class Stack {
@@ -334,7 +338,10 @@ export class Stack {
     const tap = await Tap.open(
       this.gatewaySocket,
       this.driverSocket,
-      (sandboxId) => this.remember(sandboxId),
+      (sandboxId, token) => {
+        this.remember(sandboxId);
+        know(token);
+      },
       driverReady,
     );
     if (this.setup.settings.trace === "1") {
@@ -375,6 +382,8 @@ export class Stack {
     await within(15_000, "generate-certs", maker.exited);
     if (maker.exitCode !== 0)
       throw new HarnessError(`generate-certs: exit code ${maker.exitCode}\n${maker.describe()}`);
+    for (const key of new Bun.Glob("**/*.{key,pem}").scanSync({ cwd: folder, absolute: true }))
+      know(readFileSync(key, "utf8"));
     const file = (name: string) => join(folder, name);
     this.#tls = { ca: file("ca.crt"), cert: file("client/tls.crt"), key: file("client/tls.key") };
   }
@@ -492,10 +501,8 @@ export class Stack {
     return Promise.all(
       sandboxes.map(async ({ Id, Names, State, ExitCode }) => {
         const exit = State === "exited" ? ` with code ${ExitCode}` : "";
-        return [
-          `${Names[0]} ${State}${exit}`,
-          ...(await engine.logs(Id, 10)).map((line) => `  ${line}`),
-        ].join("\n");
+        const said = (await engine.logs(Id, 10)).map((line) => `  ${line.slice(0, LONGEST_LINE)}`);
+        return readable([`${Names[0]} ${State}${exit}`, ...said].join("\n"));
       }),
     );
   }
@@ -552,7 +559,9 @@ export function writeSigningKeys(folder: string): string {
   const { privateKey, publicKey } = generateKeyPairSync("ed25519");
   const write = (name: string, text: string | Buffer) =>
     writeFileSync(join(folder, name), text, { mode: 0o600 });
-  write("signing.pem", privateKey.export({ type: "pkcs8", format: "pem" }));
+  const key = privateKey.export({ type: "pkcs8", format: "pem" }).toString();
+  know(key);
+  write("signing.pem", key);
   write("public.pem", publicKey.export({ type: "spki", format: "pem" }));
   write("kid", randomBytes(16).toString("hex"));
   return folder;

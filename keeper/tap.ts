@@ -15,6 +15,7 @@ import { eventually } from "../harness.ts";
 import { codeName, computeDriver } from "../proto/contract.ts";
 import { grpc, status } from "../proto/grpc.ts";
 import type { CallRecord, EventRecord } from "../report/model.ts";
+import type { CreateSandboxRequest__Output } from "../proto/v0.0/types/openshell/compute/v1/CreateSandboxRequest.ts";
 import type { ComputeDriverDefinition } from "../proto/v0.0/types/openshell/compute/v1/ComputeDriver.ts";
 import { CallServer, ended, type Ended, type MadeCall, type ServedCall, Upstream } from "./relay.ts";
 
@@ -198,7 +199,7 @@ export class Tap {
   private constructor(
     readonly socket: string,
     upstream: string,
-    readonly onCreate: (sandboxId: string) => void,
+    readonly onCreate: (sandboxId: string, token: string) => void,
     driverReady: Promise<unknown>,
   ) {
     this.#upstream = new Upstream(upstream);
@@ -212,13 +213,14 @@ export class Tap {
 
   /**
    * Listens on `socket` (mode 0600) and dials the driver's `upstream` socket.
-   * @param onCreate told each sandbox id before its CreateSandbox is passed on, so that nothing made can be forgotten.
+   * @param onCreate told each sandbox's id and token before its CreateSandbox is passed on, so that nothing made can be
+   * forgotten, and no token be printed.
    * @param driverReady calls are held until then, so that gateway and driver can be started side by side.
    */
   static async open(
     socket: string,
     upstream: string,
-    onCreate: (sandboxId: string) => void,
+    onCreate: (sandboxId: string, token: string) => void,
     driverReady: Promise<unknown>,
   ): Promise<Tap> {
     const tap = new Tap(socket, upstream, onCreate, driverReady);
@@ -488,7 +490,10 @@ export class Tap {
   #record(name: string, method: Method, { request, headers }: ServedCall): Crossing {
     const at = performance.now() - this.#opened;
     const record: Crossing = { seq: ++this.#seq, name, method, at, request, responses: [], headers };
-    if (name === "CreateSandbox") this.onCreate(sandboxIdOf(method.requestDeserialize(request)));
+    if (name === "CreateSandbox") {
+      const { sandbox } = method.requestDeserialize(request) as CreateSandboxRequest__Output;
+      this.onCreate(sandbox?.id ?? "", sandbox?.spec?.sandbox_token ?? "");
+    }
     this.#records.push(record);
     if (this.#records.length > KEPT_CALLS) this.#records.shift();
     return record;
@@ -547,10 +552,6 @@ interface WatchEvent {
 
 const sandboxOfEvent = ({ sandbox, deleted, platform_event: event }: WatchEvent): string =>
   sandbox?.sandbox?.id ?? deleted?.sandbox_id ?? event?.sandbox_id ?? "";
-
-function sandboxIdOf(request: object): string {
-  return (request as { sandbox?: { id?: string } | null }).sandbox?.id ?? "";
-}
 
 /** What a rule does to the events of a watch: sends them twice, in another order, or only the first few. */
 function byRule(rule: Rule | undefined, send: (event: Buffer) => void, watch: TappedWatch) {

@@ -6,9 +6,9 @@
  * Each clue knows one way in which runs fail, and reads it from what was recorded. They are tried from the most certain
  * to the vaguest; where none speaks, the explanation says so instead of guessing.
  */
-import { withoutSpans } from "../harness.ts";
 import type { CallRecord, Mark, ProcessSpan, ScenarioResult, Verdict } from "./model.ts";
 import { isRed } from "./model.ts";
+import { withoutSpans } from "./readable.ts";
 import { clipped, markWords, offset, took } from "./text.ts";
 
 /** Who a failure points to. `harness` is also the machine, and the settings of the run. */
@@ -49,7 +49,7 @@ export interface Case {
 
 /** What a scenario said when it failed, without the evidence behind it, which the report shows apart. */
 export const messageOf = ({ reason }: Pick<ScenarioResult, "reason">): string =>
-  reason.split(/\n+RPCs between gateway and driver:/)[0]!.trim();
+  reason.split("\nRPCs between gateway and driver:", 1)[0]!.trim();
 
 /** What belongs to a scenario: on its stack, in its time, about its sandboxes or about none. */
 export function caseOf(scenario: ScenarioResult, recorded: Recorded): Case {
@@ -334,7 +334,7 @@ const engineGone: Clue = ({ scenario, message, calls, marks }) => {
   const said = message.split("\n").find((each) => ENGINE_GONE.test(each));
   if (!looked && (isArranged || (!call && !said))) return undefined;
   const lines = [call ? callLine(call, scenario.at) : (said ?? ""), looked ?? ""];
-  const [socket = "SOCKET"] = /\/[^\s:]+\.sock\b/.exec(lines.join("\n")) ?? [];
+  const [socket = "SOCKET"] = /\/[^\s:]{1,200}\.sock\b/.exec(lines.join("\n")) ?? [];
   return {
     culprit: "engine",
     sentence: "The engine could not be reached: its API service is gone, or never was there.",
@@ -345,14 +345,15 @@ const engineGone: Clue = ({ scenario, message, calls, marks }) => {
 
 const imageMissing: Clue = ({ scenario, message, calls }) => {
   const pattern =
-    /image[^\n]*(?:cannot be had|not found|not known|pull failed|no such|manifest unknown|unauthorized)|pull(?:ing)? image[^\n]*(?:fail|error)|(?:ErrImagePull|ImagePullBackOff|no such image)/i;
+    /image[^\n]{0,200}(?:cannot be had|not found|not known|pull failed|no such|manifest unknown|unauthorized)|pull(?:ing)? image[^\n]{0,200}(?:fail|error)|(?:ErrImagePull|ImagePullBackOff|no such image)/i;
   const call = calls.find(({ details }) => pattern.test(details));
   const line =
     (call && callLine(call, scenario.at)) ?? message.split("\n").find((each) => pattern.test(each));
   if (!line || (call && /image/i.test(scenario.title))) return undefined;
   const [, image] =
-    /\bimage (?:pull failed: )?(?:initializing source docker:\/\/)?([\w.-]+[/:][\w./:@-]*\w)/.exec(line) ??
-    [];
+    /\bimage (?:pull failed: )?(?:initializing source docker:\/\/)?([\w.-]{1,200}[/:][\w./:@-]{0,300}\w)/.exec(
+      line,
+    ) ?? [];
   return {
     culprit: "engine",
     sentence: `The engine has no ${image ? `image ${image}` : "such image"}, and cannot get it.`,
@@ -646,7 +647,7 @@ const HANGS_MS = 10_000;
 const ENGINE_FAULT = /^fault (?:[A-Z]+ |\*:)/;
 /** The words of those who cannot reach the engine: the harness, the drivers, Podman's own client. */
 const ENGINE_GONE =
-  /engine on \S+: .*(?:ECONN|ENOENT|connect|socket|closed|nobody listens)|cannot connect to (?:podman|docker)|(?:podman|docker|containerd)[\w.-]*\.sock\W{1,3}(?:connect: )?(?:connection refused|no such file|ECONN|ENOENT)|event stream ended unexpectedly/i;
+  /engine on \S{1,200}: .{0,300}(?:ECONN|ENOENT|connect|socket|closed|nobody listens)|cannot connect to (?:podman|docker)|(?:podman|docker|containerd)[\w.-]*\.sock\W{1,3}(?:connect: )?(?:connection refused|no such file|ECONN|ENOENT)|event stream ended unexpectedly/i;
 /** The words with which a call ends when nobody serves the socket any more. */
 const GONE = /ECONNREFUSED|ECONNRESET|ENOENT|No connection established|Connection dropped/;
 /** What no driver answers in order. */
@@ -703,7 +704,7 @@ const lastLines = (lines: string[]): string[] => unframed(lines).slice(-3);
 
 const unframed = (lines: string[]): string[] =>
   shortLog(lines)
-    .map((line) => line.replace(/^\s*\|?\s*/, "").trimEnd())
+    .map((line) => line.replace(/^\s{0,200}\|?\s{0,200}/, "").trimEnd())
     .filter(Boolean);
 
 /** Of a comparison of two objects, what differs with a line around it; undefined if a message is none. */

@@ -4,7 +4,6 @@ import { afterEach, beforeEach, expect, test } from "bun:test";
 import { appendFileSync, mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { readable } from "../harness.ts";
 import { follow, TRACE_FILE } from "./follow.ts";
 
 let folder: string;
@@ -18,7 +17,7 @@ afterEach(() => rmSync(folder, { recursive: true }));
 
 const following = (more: { verbose?: boolean; trace?: boolean; colour?: boolean }) =>
   follow(folder, {
-    ...{ verbose: false, trace: false, colour: false, clean: readable },
+    ...{ verbose: false, trace: false, colour: false },
     ...more,
     print: (line) => printed.push(line),
   });

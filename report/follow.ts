@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** `--verbose` and `--trace`: what the programs of a run write, as they write it, with one clock for all. */
-import { closeSync, openSync, readdirSync, readSync, statSync } from "node:fs";
+import { closeSync, fstatSync, openSync, readdirSync, readSync, statSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
-import { withoutSpans } from "../harness.ts";
+import { readableWhole, withoutSpans } from "./readable.ts";
 
 const EVERY_MS = 100;
 const COLOURS = { gateway: 36, driver: 33, engine: 35, rpc: 32, keeper: 90 } as const;
@@ -13,8 +13,6 @@ export interface Following {
   verbose: boolean;
   trace: boolean;
   colour: boolean;
-  /** Makes text fit to be shown. */
-  clean: (text: string) => string;
   print: (line: string) => void;
 }
 
@@ -34,7 +32,7 @@ export function follow(folder: string, following: Following): () => void {
       if (isTrace ? !following.trace : !following.verbose) continue;
       const [text, end] = newLines(file, read.get(file) ?? 0);
       read.set(file, end);
-      for (const line of following.clean(text).split("\n").filter(Boolean)) {
+      for (const line of readableWhole(text).split("\n").filter(Boolean)) {
         // A line without a time of its own belongs to the one before in its log.
         const time = WRITTEN.exec(line)?.[1] ?? lines.findLast((each) => each.file === file)?.time ?? clock();
         lines.push({ file, time, text: prefixed(file, line, time, following.colour) });
@@ -70,26 +68,40 @@ function names(folder: string): string[] {
   }
 }
 
-/** The whole lines of a file after a position, and where they end. */
+/** What is shown of a log at a time, in bytes; whoever writes faster for long is not shown whole. */
+const STEP = 2 ** 20;
+const BEHIND = 2 ** 24;
+
+/** The whole lines of a file after a position, a bounded part of them, and where they end. */
 function newLines(file: string, from: number): [text: string, end: number] {
   let descriptor: number;
   try {
-    if (statSync(file).size <= from) return ["", from];
+    if (statSync(file).size === from) return ["", from];
     descriptor = openSync(file, "r");
   } catch {
     return ["", from];
   }
   try {
-    const buffer = Buffer.alloc(statSync(file).size - from);
-    const length = readSync(descriptor, buffer, 0, buffer.length, from);
-    const whole = buffer.subarray(0, length).lastIndexOf("\n") + 1;
-    return [buffer.toString("utf8", 0, whole), from + whole];
+    const { size } = fstatSync(descriptor);
+    // A log that is too long loses its middle, and is shorter then.
+    const begin = size < from || size - from > BEHIND ? Math.max(0, size - STEP) : from;
+    const skipped =
+      begin === from ? "" : `… what was written meanwhile is not shown, the log grows too fast …\n`;
+    const buffer = Buffer.alloc(Math.min(STEP, size - begin));
+    const length = readSync(descriptor, buffer, 0, buffer.length, begin);
+    const line = buffer.subarray(0, length).lastIndexOf("\n") + 1;
+    // A line that has no end is shown in pieces.
+    const whole = line === 0 && length === STEP ? length : line;
+    return [skipped + buffer.toString("utf8", 0, whole), begin + whole];
   } finally {
     closeSync(descriptor);
   }
 }
 
-const WRITTEN = /^\s*(?:\d{4}-\d\d-\d\dT)?(\d\d:\d\d:\d\d(?:\.\d{1,3})?)\d*Z?\s*/;
+/** What is shown of a line, in characters. */
+const LONGEST_LINE = 4_000;
+
+const WRITTEN = /^\s{0,40}(?:\d{4}-\d\d-\d\dT)?(\d\d:\d\d:\d\d(?:\.\d{1,3})?)\d*Z?\s*/;
 
 const clock = (): string => new Date().toISOString().slice(11, 23);
 
@@ -100,5 +112,6 @@ function prefixed(file: string, line: string, time: string, colour: boolean): st
   const who = (stack ? `${name}/${stack}` : name).padEnd(11);
   const code = COLOURS[name.split("-")[0] as keyof typeof COLOURS] ?? 37;
   const head = colour ? `\x1b[${code}m${time.padEnd(12)} ${who}|\x1b[0m` : `${time.padEnd(12)} ${who}|`;
-  return `${head} ${withoutSpans(line.replace(WRITTEN, ""))}`;
+  const said = withoutSpans(line.slice(0, LONGEST_LINE).replace(WRITTEN, ""));
+  return `${head} ${said}${line.length > LONGEST_LINE ? "…" : ""}`;
 }

@@ -284,7 +284,7 @@ const block = (lines: string[]): string =>
 /** Text whose addresses are links. One that was cut off would lead nowhere. */
 const linked = (text: string): string =>
   text
-    .split(/(https:\/\/[\w./#?=&%~+:-]+(?![\w./#?=&%~+:…-]))/)
+    .split(/(https:\/\/[\w./#?=&%~+:-]{1,500}(?![\w./#?=&%~+:…-]))/)
     .map((part, index) =>
       index % 2 === 1 ? `<a href="${escaped(part)}" rel="noreferrer">${escaped(part)}</a>` : escaped(part),
     )

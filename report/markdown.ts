@@ -137,9 +137,13 @@ export function countsTable({ scenarios }: Results): string[] {
   ];
 }
 
-/** Text that Markdown shall take as it is. */
+/** Text that Markdown shall take as it is, and in which nobody is mentioned: what stands behind an @ is cut off from it. */
 export const text = (plain: string): string =>
-  plain.replaceAll(/[\\`*_[\]<>#~|]/g, String.raw`\$&`).replaceAll("\n", " ");
+  plain
+    .replaceAll("&", "&amp;")
+    .replaceAll(/[\\`*_[\]<>#~|$]/g, String.raw`\$&`)
+    .replaceAll("@", "@&#8203;")
+    .replaceAll("\n", " ");
 
 /** The same in a cell of a table. */
 export const cell = (plain: string): string => text(plain);
@@ -157,4 +161,5 @@ function fence(lines: string[]): string[] {
   return [`${ticks}text`, ...lines, ticks];
 }
 
-const longestRun = (of: string): number => Math.max(0, ...[...of.matchAll(/`+/g)].map(([run]) => run.length));
+const longestRun = (of: string): number =>
+  (of.match(/`+/g) ?? []).reduce((longest, { length }) => Math.max(longest, length), 0);

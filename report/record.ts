@@ -27,10 +27,11 @@ import {
   type ScenarioResult,
   type Standing,
 } from "./model.ts";
-import { readable } from "../harness.ts";
-import { excerpt, leaveOut } from "./scenario.ts";
+import { excerpt } from "./log.ts";
+import { leaveOut } from "./scenario.ts";
 import { tell } from "./progress.ts";
-import { redactResults, secretsIn } from "./redact.ts";
+import { redactResults } from "./redact.ts";
+import { shareSecrets } from "./secrets.ts";
 
 /** What is recorded. Each `at` is in milliseconds since 1970 here; the results have it since the run's start. */
 export type Entry =
@@ -112,6 +113,7 @@ export const waitingEntries = (): Entry[] => ours.waiting;
  * not say itself, the logs of its stack do. The last line of a process that was killed may be half a line.
  */
 export function readRecords(folder: string, who?: string[]): Entry[] {
+  shareSecrets(folder);
   const names = who?.map((name) => `records-${name}.jsonl`);
   const files = readdirSync(folder).filter((name) =>
     names ? names.includes(name) : /^records-.*\.jsonl$/.test(name),
@@ -124,7 +126,7 @@ export function readRecords(folder: string, who?: string[]): Entry[] {
   const known = new Set(entries.flatMap((entry) => ("scenario" in entry ? entry.scenario.sandboxes : [])));
   for (const scenario of unfinished(entries)) {
     const { stack, at, logs } = scenario;
-    const lines = (who: string) => excerpt(join(folder, String(stack), `${who}.log`), at, Infinity, readable);
+    const lines = (who: string) => excerpt(join(folder, String(stack), `${who}.log`), at, Infinity);
     if (stack === 0) continue;
     Object.assign(logs, { gateway: lines("gateway"), driver: lines("driver") });
     leaveOut(known.difference(new Set(scenario.sandboxes)), scenario);
@@ -267,7 +269,7 @@ export function writeResults(entries: Entry[], reports: string, since = 0): void
   mkdirSync(reports, { recursive: true });
   const target = join(reports, "results.json");
   if (startOf(target) > results.run.startedAt) return;
-  writeFileSync(`${target}.new`, JSON.stringify(redactResults(results, secretsIn(process.env))));
+  writeFileSync(`${target}.new`, JSON.stringify(redactResults(results)));
   renameSync(`${target}.new`, target);
 }
 

@@ -1,73 +1,41 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /**
- * Keeps secrets out of what leaves the machine. A secret is known by the field that it is in, by what it looks like, or
- * because it is the value of such a field elsewhere in the same results: an error message may repeat a token.
+ * Keeps secrets out of results. A secret is known by the field that it is in, by what it looks like, because it is the
+ * value of such a field elsewhere in the same results, or because the run knows it: an error message may repeat a token.
  */
 import type { Results } from "./model.ts";
+import { readable } from "./readable.ts";
+import { LEAST_SECRET, REDACTED, SECRET_NAME, Secrets } from "./secrets.ts";
 
-const REDACTED = "<redacted>";
-
-/** Names of fields, variables and flags that hold secrets. `secret_name` and `token_file` only name one. */
-const SECRET_NAME =
-  /(?:token|secret|password|passwd|passphrase|credentials?|authorization|cookie|private[_-]?key|api[_-]?key|access[_-]?key)s?$/i;
 /** Fields whose values are a user's own: their names may be told, their values may be secrets. */
 const ENVIRONMENT = /^(?:environment|env|envs)$/i;
 
-/** What secrets look like anywhere in a text. `$1` is what may stay. */
-const SHAPES: [RegExp, string][] = [
-  [/eyJ[\w-]{8,}\.[\w-]+(?:\.[\w-]*)?/g, "<token>"],
-  [/\b(bearer|basic)\s+[\w.~+/=-]{8,}/gi, `$1 ${REDACTED}`],
-  [/-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)/g, "<private key>"],
-  [/\b(?:gh[pousr]_|github_pat_|glpat-|xox[abprs]-|sk-|nvapi-)[\w-]{16,}/g, REDACTED],
-  [/\bAKIA[0-9A-Z]{16}\b/g, REDACTED],
-  // The user information of an address.
-  [/(\b[a-z][a-z0-9+.-]*:\/\/)[^\s/@:]+:[^\s/@]+@/gi, `$1${REDACTED}@`],
-  // `password=…`, `"token": "…"`, `--api-key …`: in a log, a command line or a body.
-  [
-    /((?:--)?\b[\w-]*(?:token|secret|password|passwd|passphrase|authorization|api[_-]?key|access[_-]?key)\\?["']?\s*(?:=|:\s)\s*\\?["']?)(?!<|\\?["']|(?:bearer|basic)\s|(?:true|false|null|undefined)\b)[^\s"',;}&\\]{4,}/gi,
-    `$1${REDACTED}`,
-  ],
-  [
-    /(--[\w-]*(?:token|secret|password|passwd|passphrase|api-key|access-key)\s+)(?![-<])[^\s"',]{4,}/gi,
-    `$1${REDACTED}`,
-  ],
-];
-/** None of the shapes can be in a text without one of these: a look that is cheap, since most texts have none. */
-const SUSPICIOUS =
-  /eyJ|bearer|basic|PRIVATE KEY|gh[pousr]_|github_pat_|glpat-|xox|sk-|nvapi-|AKIA|:\/\/|token|secret|passw|passphrase|authorization|(?:api|access)[_-]?key/i;
-
-/** A shorter value of a secret field may be a common word; texts would be full of holes. */
-const LEARNT_LENGTH = 8;
-
-/**
- * The same results without secrets.
- * @param known secrets that the caller knows of, besides those that can be found in the results.
- */
-export function redactResults(results: Results, known: string[] = []): Results {
-  const learnt = new Set(known.filter((secret) => secret.length >= LEARNT_LENGTH));
+/** The same results without secrets, and with every text as it may be shown: see `readable`. */
+export function redactResults(results: Results): Results {
+  const learnt = new Set<string>();
   for (const { request, responses, events } of results.calls) {
     learn(request, learnt);
     learn(responses, learnt);
     learn(events, learnt);
   }
-  const values = [...learnt].toSorted((a, b) => b.length - a.length);
-  return redacted(results, textRedactor(values)) as Results;
+  const secrets = new Secrets(learnt);
+  // The same few texts come again and again.
+  const seen = new Map<string, string>();
+  const text = (raw: string): string => {
+    let clean = seen.get(raw);
+    if (clean !== undefined) return clean;
+    clean = readable(raw, secrets);
+    if (raw.length < 200 && seen.size < 10_000) seen.set(raw, clean);
+    return clean;
+  };
+  return redacted(results, text) as Results;
 }
-
-/**
- * The values of environment variables whose names say that they are secrets: what a program may have printed. Those that
- * may be common words are left out.
- */
-export const secretsIn = (environment: Record<string, string | undefined>): string[] =>
-  Object.entries(environment).flatMap(([name, value = ""]) =>
-    SECRET_NAME.test(name) && value.length >= LEARNT_LENGTH ? [value] : [],
-  );
 
 /** Collects the values of secret fields, wherever they are in `value`. */
 function learn(value: unknown, into: Set<string>, secret = false): void {
   if (typeof value === "string") {
-    const isOne = secret && value.length >= LEARNT_LENGTH && !/^<.*>$/.test(value);
+    const isOne = secret && value.length >= LEAST_SECRET && !/^<.*>$/.test(value);
     if (isOne) into.add(value);
     return;
   }
@@ -90,21 +58,6 @@ function isSecret(name: string): boolean {
   let known = secretNames.get(name);
   if (known === undefined) secretNames.set(name, (known = SECRET_NAME.test(name)));
   return known;
-}
-
-/** Takes these values, and all that looks like a secret, out of a text. */
-export function textRedactor(values: string[]): (text: string) => string {
-  // The same few texts come again and again.
-  const seen = new Map<string, string>();
-  return (text) => {
-    let clean = seen.get(text);
-    if (clean !== undefined) return clean;
-    clean = text;
-    for (const value of values) if (clean.includes(value)) clean = clean.replaceAll(value, REDACTED);
-    if (SUSPICIOUS.test(clean)) for (const [shape, instead] of SHAPES) clean = clean.replace(shape, instead);
-    if (text.length < 200 && seen.size < 10_000) seen.set(text, clean);
-    return clean;
-  };
 }
 
 type Role = "plain" | "secret" | "environment";

@@ -1,18 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** A scenario as it is recorded: who it is, what came of it, and what a reader needs when it did not pass. */
-import { existsSync, readFileSync } from "node:fs";
 import { basename, dirname, join, relative } from "node:path";
-import { readable } from "../harness.ts";
 import { diffOf } from "./explain.ts";
 import type { ScenarioResult } from "./model.ts";
+import { readableError } from "./readable.ts";
 import { now, record } from "./record.ts";
 
 const ROOT = join(import.meta.dir, "..");
-/** How many lines of each log a report keeps of a scenario. */
-const LOG_LINES = 60;
-/** A line may be written a little before or after what it tells of, in milliseconds. */
-const MARGIN_MS = 100;
 
 /** Who a scenario is. */
 export type About = Pick<ScenarioResult, "suite" | "id" | "title" | "file" | "line"> &
@@ -95,11 +90,9 @@ export async function recorded(about: About, work: (result: ScenarioResult) => P
   try {
     await work(result);
   } catch (thrown) {
-    const error = thrown instanceof Error ? thrown : new Error(String(thrown));
-    const message = readable(error.message);
-    // What is thrown on is printed, and written to bun's own report, as it is. (A DOMException's message has no setter.)
-    Object.defineProperty(error, "message", { value: message });
-    Object.assign(result, { verdict: "fail", reason: message, ...finding(message) });
+    // What is thrown on is printed, and written to bun's own report, as it is.
+    const error = readableError(thrown);
+    Object.assign(result, { verdict: "fail", reason: error.message, ...finding(error.message) });
     throw error;
   } finally {
     underWay.delete(result);
@@ -112,7 +105,8 @@ export async function recorded(about: About, work: (result: ScenarioResult) => P
 export function finding(message: string): Pick<ScenarioResult, "expected" | "seen"> {
   const [, expected = ""] =
     /^(?:Expected(?: substring| pattern| length)?:|expected) (.*)$/m.exec(message) ?? [];
-  const [, seen = ""] = /^(?:Received(?: message)?:|\s*saw|\s*last seen:) ?(.*)$/m.exec(message) ?? [];
+  const [, seen = ""] =
+    /^(?:Received(?: message)?:|[ \t]{0,40}saw|[ \t]{0,40}last seen:) ?(.*)$/m.exec(message) ?? [];
   const diff = expected ? undefined : diffOf(message);
   if (!diff) return { expected, seen };
   const side = (sign: string) =>
@@ -121,23 +115,6 @@ export function finding(message: string): Pick<ScenarioResult, "expected" | "see
       .map((line) => line.slice(1).trim().replace(/,$/, ""))
       .join(", ");
   return { expected: side("-"), seen: side("+") };
-}
-
-/**
- * The lines of a log that were written between two times, in milliseconds since 1970; the last few if none bears one.
- * @param clean makes a line fit to be shown.
- */
-export function excerpt(log: string, from: number, to: number, clean: (text: string) => string): string[] {
-  if (!existsSync(log)) return [];
-  const lines = clean(readFileSync(log, "utf8")).trimEnd().split("\n");
-  let inside = false;
-  const within = lines.filter((line) => {
-    const written = Date.parse(/\d{4}-\d\d-\d\dT[\d:.]+Z/.exec(line)?.[0] ?? "");
-    // A line without a time of its own belongs to the one before.
-    if (!Number.isNaN(written)) inside = written >= from - MARGIN_MS && written <= to + MARGIN_MS;
-    return inside;
-  });
-  return within.slice(-LOG_LINES);
 }
 
 /** Leaves out of logs and containers what is about these sandboxes alone, which are other scenarios'. */

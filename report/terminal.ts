@@ -15,6 +15,7 @@ import {
 } from "./explain.ts";
 import type { CallRecord, Mark, ProcessSpan, Results, ScenarioResult } from "./model.ts";
 import { isRed } from "./model.ts";
+import { readable } from "./readable.ts";
 import { clipped, markWords, offset, sentenceOf, shellQuoted, timesOf, tookInAll, WORDS } from "./text.ts";
 
 /** The height of a screen, in lines. */
@@ -69,7 +70,7 @@ export function leftOnTerminal(left: string[]): string {
   const more = left.length - LEFT;
   return [
     "Left behind by this run, and removed where it could be:",
-    ...left.slice(0, LEFT).map((line) => `  ${cut(clipped(line), WIDTH - 2)}`),
+    ...left.slice(0, LEFT).map((line) => `  ${cut(clipped(readable(line)), WIDTH - 2)}`),
     ...(more > 0 ? [`  and ${more} more, which the report has`] : []),
   ].join("\n");
 }
@@ -123,7 +124,8 @@ export function explainOnTerminal(
 /** The setting without which another driver would be tried again, as a shell takes it. */
 function driverOf({ suite }: ScenarioResult): string {
   const command = process.env.OPENSHELL_DRIVER_CMD;
-  return command && suite !== "gateway-adapter" ? `OPENSHELL_DRIVER_CMD=${shellQuoted(command)} ` : "";
+  if (!command || suite === "gateway-adapter") return "";
+  return `OPENSHELL_DRIVER_CMD=${readable(shellQuoted(command))} `;
 }
 
 const NAMES: Record<Exclude<Culprit, "unclear">, string> = {
@@ -144,7 +146,7 @@ function finding(scenario: ScenarioResult, shown: string[]): string[] {
   if (diff) return [];
   if (shown.some((line) => expected && line.includes(expected))) return [];
   if (expected) return ["", `  expected  ${clipped(expected)}`, `  saw       ${clipped(seen)}`];
-  const plain = (line: string) => line.replace(/^\s*\|?\s*/, "").trim();
+  const plain = (line: string) => line.replace(/^\s{0,200}\|?\s{0,200}/, "").trim();
   const message = messageOf(scenario)
     .split("\n")
     .filter((line) => plain(line) !== "" && !shown.some((each) => each.includes(plain(line).slice(0, 150))));

@@ -6,6 +6,7 @@ import type { EngineRule } from "../keeper/engine-proxy.ts";
 import type { Rule } from "../keeper/tap.ts";
 import { codeName } from "../proto/contract.ts";
 import type { Results, ScenarioResult, Verdict } from "./model.ts";
+import { spelledOut } from "./readable.ts";
 
 /** A verdict as a reader sees it: what asks for attention is in capitals. */
 export const WORDS: Record<Verdict, string> = {
@@ -138,14 +139,6 @@ export function countsLine({ counts, scenarios, run }: Results): string {
 export const unselectedWords = ({ unselected = 0 }: Results["run"]): string =>
   unselected > 0 ? `${unselected.toLocaleString("en")} not selected by -t` : "";
 
-/** Text as content or attribute of XML and HTML, without the characters that XML 1.0 cannot hold. */
-export function escaped(text: string): string {
-  return text
-    .replaceAll(UNPRINTABLE, "\uFFFD")
-    .replace(/[&<>"']/g, (character) => `&#${character.charCodeAt(0)};`);
-}
-
-/** Control characters that XML 1.0 forbids, and halves of characters. */
-const UNPRINTABLE =
-  // oxlint-disable-next-line no-control-regex -- they are what is looked for
-  /[\u0000-\u0008\u000b\u000c\u000e-\u001f\ufffe\uffff]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
+/** Text as content or attribute of XML and HTML; characters that XML 1.0 cannot hold, among others, are spelled out. */
+export const escaped = (text: string): string =>
+  spelledOut(text).replace(/[&<>"']/g, (character) => `&#${character.charCodeAt(0)};`);

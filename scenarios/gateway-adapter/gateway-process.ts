@@ -11,8 +11,9 @@ import { createServer } from "node:net";
 import { join } from "node:path";
 import * as grpc from "@grpc/grpc-js";
 import { stringify } from "smol-toml";
-import { eventually, HarnessError, parts, readable, readSettings, within } from "../../harness.ts";
+import { eventually, HarnessError, parts, readSettings, within } from "../../harness.ts";
 import { BUN, keeperEnvironment } from "../../keeper/environment.ts";
+import { readable, readableWhole } from "../../report/readable.ts";
 import { checkParts, describeParts, type Parts } from "../../keeper/places.ts";
 import { KEEPER_PID, Run } from "../../keeper/run.ts";
 import { cleanEnvironment } from "../../keeper/process.ts";
@@ -253,12 +254,15 @@ export const unframed = (text: string): string =>
   readable(text)
     .replace(/^Error:\s+×\s*/m, "")
     // The frame breaks lines after spaces, and after hyphens and slashes inside words.
-    .replaceAll(/([-/])\n\s*│ ?/g, "$1")
-    .replaceAll(/\n\s*│ ?/g, " ")
+    .replaceAll(/([-/])\n\s{0,40}│ ?/g, "$1")
+    .replaceAll(/\n\s{0,40}│ ?/g, " ")
     .replaceAll(/\s+/g, " ")
     .trim();
 
 // A running gateway
+
+/** What is kept of what it prints, in characters. */
+const LONGEST_LOG = 1_000_000;
 
 /** A gateway that runs, and a client of it. */
 export class GatewayProcess {
@@ -279,7 +283,8 @@ export class GatewayProcess {
 
   async #collect(stream: ReadableStream<Uint8Array>): Promise<void> {
     const decoder = new TextDecoder();
-    for await (const chunk of stream) this.#output += readable(decoder.decode(chunk, { stream: true }));
+    for await (const chunk of stream)
+      this.#output = (this.#output + decoder.decode(chunk, { stream: true })).slice(-LONGEST_LOG);
   }
 
   /** One more client, of this or another address of the gateway. It is closed with the gateway. */
@@ -298,7 +303,7 @@ export class GatewayProcess {
 
   /** All that it printed so far, without colours. */
   get log(): string {
-    return this.#output;
+    return readableWhole(this.#output);
   }
 
   /** Waits until it answers Health. @throws HarnessError with its last words when it ends instead. */
