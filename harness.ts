@@ -1044,6 +1044,7 @@ let shared: Promise<SharedRun> | undefined;
 
 /** The run's keeper, started or attached to when the first test needs it. */
 export function sharedKeeper(): Promise<SharedKeeper> {
+  mustNotBeOver();
   return (sharedConnection ??= (async () => {
     const { settings } = readSettings();
     const at = now();
@@ -1077,6 +1078,7 @@ export const standings = (parts: Parts): Record<Place, Standing> =>
 
 /** The stack that scenarios share, started when the first of them needs it. */
 function sharedRun(): Promise<SharedRun> {
+  mustNotBeOver();
   return (shared ??= (async () => {
     const { keeper, parts, kept } = await sharedKeeper();
     const info = kept ?? (await keeper.call("startStack", {}));
@@ -1129,8 +1131,22 @@ function reportAlone(stack: Record<string, Standing>): void {
   writeResults(waitingEntries(), settings.reports);
 }
 
+let isEnded = false;
+
+/** Ends the process where bun goes on after the end, with --rerun-each: what is left to run has no stack, and would fail. */
+function mustNotBeOver(): void {
+  if (!isEnded) return;
+  const loop = "for i in $(seq 20); do bun run e2e -- -t ID || break; done";
+  fail(
+    new HarnessError(
+      `bun runs its last file again after the run's end (--rerun-each). In a loop it works: ${loop}`,
+    ),
+  );
+}
+
 /** Ends the run, if one was begun. Resolves with what it left behind, a line each. Called once, by the preload. */
 export async function endRun(): Promise<string[]> {
+  isEnded = true;
   if (!sharedConnection) {
     // Tests that need no keeper are a run without leftovers: the scenarios of gateway-adapter.
     reportAlone({ gateway: standings(parts()).gateway });

@@ -217,3 +217,30 @@ test("a driver that does not start ends the run, which says so on the terminal a
   expect(begun[0]?.reason).toContain("it ended with exit code 3");
   rmSync(reports, { recursive: true });
 }, 70_000);
+
+test.each(["--rerun-each=2", "--isolate", "--test-name-pattern=SM-02"])(
+  "what is not selected is no skip with bun's own %s either",
+  async (flag) => {
+    const { out, code } = await run(["-t", "SM-0", "--", flag]);
+    expect(out).toMatch(/^external-podman: \d passed, 0 failed, 0 skipped \(\d+ not selected\)$/m);
+    expect(code).toBe(0);
+  },
+);
+
+test.each(["--reporter=dots", "--reporter-outfile=x.xml"])(
+  "%s, which would replace our report, is refused",
+  async (flag) => {
+    const { err, code } = await run(["-t", "SM-0", "--", flag]);
+    expect(err).toMatch(/^openshell-e2e: test: --reporter[^\n]+--dots[^\n]+\n$/);
+    expect(code).toBe(2);
+  },
+);
+
+test("scenarios that bun runs again after the run's end fail nothing and nobody: the run stops with what to do", async () => {
+  const { out, err, code } = await run(["-t", "SE-0[1-3]", "--", "--rerun-each=2"]);
+  expect(out + err).not.toContain("(fail)");
+  expect(out + err).toMatch(
+    /^openshell-e2e: bun runs its last file again after the run's end [^\n]+ for i in [^\n]+$/m,
+  );
+  expect(code).toBe(2);
+});

@@ -59,6 +59,11 @@ export const command: Command = async (settings, args, { t: pattern }) => {
     throw new HarnessError(
       `test: there is no suite ${first}; there are ${[...SUITES.keys()].toSorted().join(", ")}`,
     );
+  const reporter = bunArgs.find((arg) => /^--reporter(-outfile)?(=|$)/.test(arg));
+  if (reporter)
+    throw new HarnessError(
+      `test: ${reporter}: bun's report is the harness's own, which makes junit.xml of it; --dots prints less`,
+    );
   if (pattern !== undefined && !isRegExp(pattern))
     throw new HarnessError(`-t: a regular expression was expected: ${pattern}`);
 
@@ -175,8 +180,9 @@ function environment(settings: Settings, suites: string[]): Record<string, strin
 function skippedWords(skipped: number, suites: string[], pattern?: string, results?: Results): string {
   if (pattern === undefined) return `${skipped} skipped`;
   if (suites.length === 0) return `${skipped} skipped or not selected`;
-  const unselected = results?.run.unselected ?? 0;
-  return `${skipped - unselected} skipped${unselected > 0 ? ` (${unselected} not selected)` : ""}`;
+  // What skips itself is recorded. Bun counts each file's run apart with --rerun-each, and may select by more than `-t`.
+  const byItself = Math.min(skipped, results?.counts.skip ?? 0);
+  return `${byItself} skipped${skipped > byItself ? ` (${skipped - byItself} not selected)` : ""}`;
 }
 
 interface Counts {
