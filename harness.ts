@@ -47,6 +47,7 @@ import {
 } from "./known-failing.ts";
 import { attach, type Connection, startKeeper } from "./keeper/connection.ts";
 import { driverProblem, fromHere } from "./keeper/command.ts";
+import { exemptLoopback } from "./keeper/environment.ts";
 import type { Deed } from "./keeper/keeper.ts";
 import { watchMemory } from "./keeper/memory.ts";
 import { describeParts, findParts, type Parts } from "./keeper/places.ts";
@@ -1432,6 +1433,7 @@ const HELP = ["--help", "-h"];
 const JIT_RELUCTANCE = 100;
 
 async function main(argv: string[]): Promise<number> {
+  exemptLoopback(process.env);
   Bun.unsafe.setJITPolicy(JIT_RELUCTANCE);
   const [first = "help", ...rest] = argv;
   const verb = HELP.includes(first) ? "help" : first;

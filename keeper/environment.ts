@@ -28,3 +28,21 @@ export const keeperEnvironment = (settings: Settings): Record<string, string | u
   ...Object.fromEntries(JOB_MARKS.map((name) => [name, undefined])),
   ...asEnvironment(settings),
 });
+
+/** Who is asked for a proxy: curl's, Go's, Bun's and gRPC's variables. Each is spelt in capitals, too. */
+const PROXIES = ["http_proxy", "https_proxy", "all_proxy", "grpc_proxy"];
+const LOOPBACK = ["127.0.0.1", "localhost", "::1"];
+
+/**
+ * Adds loopback to `no_proxy` wherever a proxy is set. No proxy can reach this machine's own loopback, yet Bun's `fetch`,
+ * curl and others send it even that. Both spellings are set, since programs disagree about which one wins.
+ */
+export function exemptLoopback(env: NodeJS.ProcessEnv): void {
+  const isSet = (name: string) => Boolean(env[name] || env[name.toUpperCase()]);
+  if (!PROXIES.some(isSet)) return;
+  for (const name of ["no_proxy", "NO_PROXY"]) {
+    const listed = (env[name] || env.no_proxy || env.NO_PROXY || "").split(",").filter(Boolean);
+    // It means all hosts, but only where it stands alone.
+    if (listed.join() !== "*") env[name] = [...new Set([...listed, ...LOOPBACK])].join(",");
+  }
+}

@@ -3,6 +3,7 @@
 /** Loaded by `bun test` before all test files: ends the run after the last of them, and explains what failed. */
 import { afterAll, setDefaultTimeout } from "bun:test";
 import { EXIT, endRun, fail, readSettings, shownPath } from "../harness.ts";
+import { exemptLoopback } from "../keeper/environment.ts";
 import { watchMemory } from "../keeper/memory.ts";
 import { openReports } from "../keeper/reports.ts";
 import type { Results } from "../report/model.ts";
@@ -17,6 +18,8 @@ watchMemory({ as: "test process" });
 
 // Above every deadline of ours: when a test times out, bun kills all children of the test process.
 setDefaultTimeout(180_000);
+
+exemptLoopback(process.env);
 
 const began = new Date().toISOString();
 
