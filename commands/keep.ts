@@ -35,7 +35,8 @@ export const command: Command = async (settings, [folder = "", starter = ""]) =>
   Keeper.open(run, settings).then(opening.resolve, opening.reject);
   for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, () => idle.resolve());
   await idle.promise;
-  await (await opening.promise.catch(() => undefined))?.close();
-  run.remove();
+  const keeper = await opening.promise.catch(() => undefined);
+  if (keeper) await keeper.close();
+  else run.remove();
   return EXIT.ok;
 };

@@ -11,12 +11,13 @@ import {
   readdirSync,
   rmSync,
   symlinkSync,
+  utimesSync,
   writeFileSync,
 } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir, userInfo } from "node:os";
 import { join } from "node:path";
-import { KEEPER_PID, Run } from "../keeper/run.ts";
+import { KEEPER_PID, Run, RUN_MARK } from "../keeper/run.ts";
 
 const HARNESS = join(import.meta.dir, "..", "harness.ts");
 const folder = mkdtempSync(join(tmpdir(), "sw-"));
@@ -126,6 +127,90 @@ test("a run removes no folder but its own", () => {
   symlinkSync(precious, path);
   expect(() => run.remove()).toThrow("is not the folder of a run");
   expect(existsSync(join(precious, "precious"))).toBe(true);
+});
+
+test.each([
+  ["half a file", '{"socket":"/tm'],
+  ["no object", "null"],
+  ["a command that is no list", '{"socket":"/tmp/x","command":"rm"}'],
+])(
+  "a dead run whose engine.json is %s is removed at once, and it is said what cannot be known",
+  async (_, text) => {
+    const path = deadRun("00000006");
+    writeFileSync(join(path, "engine.json"), text);
+    const { code, errors } = await harness(["sweep"]);
+    expect(errors).toMatch(/^run 00000006: engine.json cannot be read[^\n]+openshell-e2e.run=00000006\n$/);
+    expect({ code, left: existsSync(path) }).toEqual({ code: 2, left: false });
+    expect(await harness(["sweep"])).toMatchObject({ code: 0, errors: "" });
+  },
+);
+
+test("of a dead run whose engine is somebody else's and gone, only what finds its things there again stays", async () => {
+  const path = deadRun("00000007");
+  const socket = join(folder, "theirs.sock");
+  writeFileSync(join(path, "engine.json"), JSON.stringify({ socket, command: [] }));
+  made(join(path, "1", "pki"), "tls.key");
+  const { code, errors } = await harness(["sweep"]);
+  expect(errors).toContain(`start what serves ${socket}, and sweep again`);
+  expect(code).toBe(2);
+  expect(readdirSync(path).toSorted()).toEqual(["engine.json", KEEPER_PID]);
+  rmSync(path, { recursive: true });
+});
+
+test("a dead run is removed also where its results cannot be written, and that is said", async () => {
+  const path = deadRun("00000008");
+  const at = Date.now();
+  const scenario = {
+    id: "XX-01",
+    title: "XX-01",
+    at,
+    ms: 1,
+    verdict: "pass",
+    stack: 0,
+    sandboxes: [],
+    logs: {},
+  };
+  const entries = [
+    { kind: "begin", at, run: "00000008", command: "", stack: {} },
+    { kind: "scenario", scenario },
+  ];
+  writeFileSync(join(path, "records-test.jsonl"), entries.map((entry) => JSON.stringify(entry)).join("\n"));
+  const file = join(folder, "no-folder");
+  writeFileSync(file, "");
+  const { code, errors } = await harness(["sweep", "--reports", join(file, "reports")]);
+  expect(errors).toMatch(/^run 00000008: \S*(ENOTDIR|EEXIST)[^\n]*\n$/);
+  expect({ code, left: existsSync(path) }).toEqual({ code: 2, left: false });
+});
+
+test.skipIf(process.platform !== "linux")(
+  "a run is dead though its keeper's pid is another process' by now, and that one is not touched",
+  async () => {
+    const path = deadRun("00000009");
+    const innocent = Bun.spawn(["sleep", "600"]);
+    try {
+      writeFileSync(join(path, KEEPER_PID), String(innocent.pid));
+      const before = new Date(Date.now() - 1_000);
+      utimesSync(join(path, KEEPER_PID), before, before);
+      const { code, output } = await harness(["sweep"]);
+      expect(output).toBe("run 00000009: clean\n");
+      expect({ code, lives: innocent.exitCode === null && innocent.signalCode === null }).toEqual({
+        code: 0,
+        lives: true,
+      });
+    } finally {
+      innocent.kill();
+    }
+  },
+);
+
+test("what a run of this folder left of processes is swept though its folder is gone", async () => {
+  const id = crypto.randomUUID().slice(0, 8);
+  const env = { PATH: process.env.PATH, [RUN_MARK]: id, HOME: join(runs, id, "1", "driver-home") };
+  const script = "sleep 600 >&- 2>&- & echo $!";
+  const pid = Bun.spawnSync(["sh", "-c", script], { env }).stdout.toString().trim();
+  const { code, output } = await harness(["sweep"]);
+  expect(output).toBe(`run ${id}: removed process ${pid} (sleep 600)\nrun ${id}: clean\n`);
+  expect(code).toBe(0);
 });
 
 // Of another user, whom only root can make up

@@ -6,33 +6,50 @@
  */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
-import { type Command, connectable, eventually, EXIT, HarnessError } from "../harness.ts";
+import { type Command, connectable, eventually, EXIT, HarnessError, type Settings } from "../harness.ts";
+import {
+  birthOf,
+  describeProcess,
+  kill,
+  processesOf,
+  type RunProcess,
+  strayRuns,
+} from "../keeper/processes.ts";
 import { Child } from "../keeper/process.ts";
-import { kill, processesOf, Run, RUN_MARK } from "../keeper/run.ts";
+import { removeDeadCompilers } from "../keeper/programs.ts";
+import { Run, RUN_LABEL } from "../keeper/run.ts";
 import { readable, say } from "../report/readable.ts";
 import { readRecords, writeResults } from "../report/record.ts";
 import { belongings, describeBelonging, Engine, removeBelongings } from "../keeper/engine.ts";
 
 export const command: Command = async (settings, _args, { run: folder, guard }) => {
-  let dead = 0;
   let failed = false;
-  const named = folder === undefined ? undefined : await (guard ? Run.open(folder) : deadRun(folder));
-  for (const run of named ? [named] : Run.all(settings)) {
-    if (!existsSync(run.folder) || (!named && (await run.isLive()))) continue;
-    dead++;
-    const { removed, problem } = await sweepRun(run, settings.reports);
+  const dead = await deadRuns(settings, folder, guard !== undefined);
+  for (const run of dead) {
+    const { removed, problems } = await sweepRun(run, settings.reports);
     for (const line of removed) say(`run ${run.id}: removed ${line}`);
-    if (problem) {
-      failed = true;
-      console.error(readable(`run ${run.id}: ${problem}`));
-    } else console.log(`run ${run.id}: clean`);
+    for (const problem of problems) console.error(readable(`run ${run.id}: ${problem}`));
+    if (problems.length > 0) failed = true;
+    else console.log(`run ${run.id}: clean`);
   }
-  if (dead === 0) console.log("Nothing to sweep: no dead run has left anything");
+  removeDeadCompilers();
+  if (dead.length === 0) console.log("Nothing to sweep: no dead run has left anything");
   return failed ? EXIT.error : EXIT.ok;
 };
 
+/** The one that is named, or all: those whose folder is there, and those of which only processes are left. */
+async function deadRuns(settings: Settings, folder: string | undefined, guard: boolean): Promise<Run[]> {
+  if (folder !== undefined) return [guard ? Run.of(folder) : await namedRun(folder)];
+  const dead: Run[] = [];
+  const runs = Run.all(settings);
+  for (const run of runs) if (existsSync(run.folder) && !(await run.isLive())) dead.push(run);
+  const known = new Set(runs.map(({ id }) => id));
+  const strays = strayRuns(Run.root(settings)).filter((id) => !known.has(id));
+  return [...dead, ...strays.map((id) => Run.of(join(Run.root(settings), id)))];
+}
+
 /** The dead run that somebody names. @throws HarnessError for any other folder: all in it would be removed. */
-async function deadRun(folder: string): Promise<Run> {
+async function namedRun(folder: string): Promise<Run> {
   if (!existsSync(folder)) throw new HarnessError(`--run: no such folder: ${folder}`);
   const run = await Promise.try(Run.open, folder).catch(() => undefined);
   if (!run?.isMarked)
@@ -44,54 +61,79 @@ async function deadRun(folder: string): Promise<Run> {
 
 /**
  * Removes all of a dead run: its gateway and driver, so that nobody makes anything new; what is on its engine; the
- * engine and all other processes; its folder. When the engine cannot be reached the folder stays, to be swept later.
+ * engine and all other processes; its folder. When the engine cannot be reached, what a later sweep needs of the folder
+ * stays, and no more: no key and no token.
+ * @returns what was removed, and what went wrong, a line each
  */
-export async function sweepRun(run: Run, reports: string): Promise<{ removed: string[]; problem?: string }> {
+export async function sweepRun(
+  run: Run,
+  reports: string,
+): Promise<{ removed: string[]; problems: string[] }> {
   const removed: string[] = [];
-  const end = (which: (process: RunProcess) => boolean) => {
-    for (const { pid, command } of processesOf(run).filter(which)) {
-      removed.push(`process ${pid} (${command})`);
-      kill(pid);
+  const problems: string[] = [];
+  const attempt = async (work: () => Promise<unknown>): Promise<boolean> => {
+    try {
+      await work();
+      return true;
+    } catch (error) {
+      problems.push((error as Error).message);
+      return false;
     }
-    return eventually(
-      () => {
-        // Not whether the pid exists: nobody may be there to collect an orphan's exit code.
-        const [alive] = processesOf(run).filter(which);
-        if (alive) throw new Error(`process ${alive.pid} lives`);
-      },
-      { what: "end the run's processes", deadlineMs: 5_000 },
-    );
   };
-  try {
-    await end((each) => !isEngine(each));
-    removed.push(...(await sweepEngine(run)));
-    await end(() => true);
-    writeResults([...readRecords(run.folder), { kind: "leftovers", lines: removed }], reports);
-    run.remove();
-    return { removed };
-  } catch (error) {
-    return { removed, problem: (error as Error).message };
-  }
+  const ended = async (which: (process: RunProcess) => boolean) =>
+    removed.push(...(await end(run, which)).map(describeProcess));
+  await attempt(() => ended(({ isEngine }) => !isEngine));
+  const engine = await attempt(async () => removed.push(...(await sweepEngine(run, problems))));
+  await attempt(() => ended(() => true));
+  // Whatever comes of the reports, the folder goes: it holds keys.
+  if (run.isThere)
+    await attempt(async () =>
+      writeResults([...readRecords(run.folder), { kind: "leftovers", lines: removed }], reports),
+    );
+  await attempt(async () => (engine ? run.remove() : run.strip()));
+  return { removed, problems };
 }
 
-type RunProcess = ReturnType<typeof processesOf>[number];
+const ENDING_MS = 5_000;
 
-const isEngine = ({ command }: RunProcess): boolean => command.includes("system service");
+/** Ends processes of a run, and those that they start meanwhile. Resolves with them. */
+async function end(run: Run, which: (process: RunProcess) => boolean): Promise<RunProcess[]> {
+  const seen = new Map<string, RunProcess>();
+  const none = () => {
+    for (const each of processesOf(run).filter(which)) seen.set(`${each.pid} ${each.birth}`, each);
+    // Not whether the pid exists: nobody may be there to collect an orphan's exit code.
+    const alive = [...seen.values()].filter(({ pid, birth }) => birthOf(pid) === birth);
+    for (const each of alive) kill(each);
+    if (alive[0]) throw new Error(`process ${alive[0].pid} lives`);
+  };
+  await eventually(none, { what: "end the run's processes", deadlineMs: ENDING_MS });
+  return [...seen.values()];
+}
 
 /** An engine that was the run's own and died with it is started again for as long as it takes. */
-async function sweepEngine(run: Run): Promise<string[]> {
-  if (!run.engine) return [];
-  const { socket, command } = run.engine;
-  const environment = { ...(process.env as Record<string, string>), [RUN_MARK]: run.id };
-  const log = join(run.folder, "engine.log");
+async function sweepEngine(run: Run, problems: string[]): Promise<string[]> {
+  const { engine } = run;
+  if (engine === "unknown") {
+    // It will be no better known later.
+    problems.push(
+      "engine.json cannot be read, so its engine is not known. " +
+        `What it left on an engine of others carries the label ${RUN_LABEL}=${run.id}`,
+    );
+    return [];
+  }
+  if (!engine) return [];
+  const { socket, command } = engine;
   const answers = await connectable(socket);
   if (!answers && command.length === 0)
-    throw new HarnessError(
-      `run ${run.id}: its engine does not answer: start what serves ${socket}, and sweep again`,
-    );
+    throw new HarnessError(`its engine does not answer: start what serves ${socket}, and sweep again`);
   const revived = answers
     ? undefined
-    : Child.start("engine", [...command, `unix://${socket}`], environment, log);
+    : Child.start(
+        "engine",
+        [...command, `unix://${socket}`],
+        process.env as Record<string, string>,
+        join(run.folder, "engine.log"),
+      );
   try {
     await eventually(
       async () => {
@@ -99,9 +141,9 @@ async function sweepEngine(run: Run): Promise<string[]> {
       },
       { what: "reach the run's engine", deadlineMs: 10_000 },
     );
-    const engine = new Engine(socket);
-    const things = await belongings(engine, await engine.networks(run), run.sandboxIds);
-    await removeBelongings(engine, things);
+    const client = new Engine(socket);
+    const things = await belongings(client, await client.networks(run), run.sandboxIds);
+    await removeBelongings(client, things);
     return things.map(describeBelonging);
   } finally {
     // While it ends it writes to the run's folder, which must not come back.

@@ -5,7 +5,7 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { processTable } from "../keeper/run.ts";
+import { processTable } from "../keeper/processes.ts";
 
 const ROOT = join(import.meta.dir, "..");
 const FOLDER = mkdtempSync(join(tmpdir(), "hostile-"));

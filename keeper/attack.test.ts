@@ -17,7 +17,8 @@ import { tmpdir, userInfo } from "node:os";
 import { join } from "node:path";
 import { startEngine, tarOf } from "../fakes/engine/lab.ts";
 import { eventually, readSettings, withKeeper } from "../harness.ts";
-import { processesOf, Run } from "./run.ts";
+import { processesOf } from "./processes.ts";
+import { Run } from "./run.ts";
 import { Engine } from "./engine.ts";
 
 setDefaultTimeout(60_000);

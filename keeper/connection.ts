@@ -21,7 +21,7 @@ import { shareSecrets } from "../report/secrets.ts";
 import { BUN, keeperEnvironment } from "./environment.ts";
 import { LAST_WORDS } from "./memory.ts";
 import { describeParts, findParts } from "./places.ts";
-import { Run } from "./run.ts";
+import { Run, RUN_MARK } from "./run.ts";
 import type { Keeper, Method } from "./keeper.ts";
 
 const HARNESS = join(import.meta.dir, "..", "harness.ts");
@@ -127,13 +127,16 @@ const needless = (): string[] =>
  * What a shell does with a run's folder ($0) and our own command line ($@): it makes the folder, starts the keeper, and
  * beside it the guard, which waits for the keeper's end and then sweeps what is left. The guard learns of the end from
  * a pipe that the keeper, and nobody else, holds open; so whoever is killed, and when, one of the two removes the run.
+ * Where the folder is gone, because the keeper or somebody else removed it, there still may be processes (on Linux).
  * @param starter the pid of the process that is going to connect. (Not `$PPID`: it may have died before the shell began.)
  */
 const keeperAndGuard = (starter: number): string => `
 umask 077
 mkdir -p "$0" || exit
 { sh -c 'echo $$ >"$0/keeper.pid"; exec "$@" 3>&1 </dev/null >>"$0/keeper.log" 2>&1' "$0" "$@" keep "$0" ${starter} |
-  { trap "" INT TERM HUP; unset ${needless().join(" ")}; read -r _; [ ! -d "$0" ] || exec "$@" sweep --guard --run "$0"; }
+  { trap "" INT TERM HUP; unset ${needless().join(" ")}; read -r _
+    [ -d "$0" ] || cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n' | grep -qF -e "${RUN_MARK}=\${0##*/}" -e "OPENSHELL_FAKE_ROOT=$0/" || exit
+    exec "$@" sweep --guard --run "$0"; }
 } >/dev/null 2>&1 &`;
 
 /**

@@ -9,7 +9,8 @@ import { basename, dirname, join } from "node:path";
 import { eventually, Gateway, isAlive, readSettings } from "../harness.ts";
 import { tailOf } from "../report/log.ts";
 import { Connection } from "./connection.ts";
-import { processesOf, processTable, Run } from "./run.ts";
+import { processesOf, processTable } from "./processes.ts";
+import { Run } from "./run.ts";
 import { readResults } from "../report/read.ts";
 import type { StackInfo } from "./stack.ts";
 

@@ -10,7 +10,7 @@ import { copyFileSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync 
 import { createServer } from "node:net";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
-import { HarnessError, openClient, type Settings } from "../harness.ts";
+import { eventually, HarnessError, openClient, type Settings } from "../harness.ts";
 import { unary } from "../proto/contract.ts";
 import { type Entry, now, readRecords, record, recordTo, writeResults } from "../report/record.ts";
 import { shareSecrets } from "../report/secrets.ts";
@@ -22,7 +22,8 @@ import { bringsEngine, checkParts, findParts, type Parts } from "./places.ts";
 import { Child, cleanEnvironment, floods } from "./process.ts";
 import { compiledFake } from "./programs.ts";
 import { saveLogs } from "./reports.ts";
-import { kill, processesOf, type Run, RUN_MARK } from "./run.ts";
+import { birthOf, describeProcess, kill, processesOf, type RunProcess } from "./processes.ts";
+import { type Run } from "./run.ts";
 import { shortCommand } from "./short-command.ts";
 import { type DriverContext, type Setup, Stack, type StackInfo, type StackSpec } from "./stack.ts";
 import type { Call, Rule } from "./tap.ts";
@@ -46,6 +47,8 @@ export class Keeper {
   #probe: Promise<string> | undefined;
   #nextStack = 1;
   #closing: Promise<string[]> | undefined;
+  /** The run's processes that were seen so far, by pid: the last that was seen with it. */
+  readonly #seen = new Map<number, RunProcess>();
   /** Why something on the engine could not be told or removed. */
   readonly #unfinished = new Set<string>();
   /** When the rules of a stack's tap were last set, in milliseconds since 1970. */
@@ -95,10 +98,10 @@ export class Keeper {
   }
 
   async #compileFakes(): Promise<void> {
-    const { parts, commands, settings } = this.setup;
-    const compileGateway = async () => (commands.gateway = (await compiledFake("gateway")).command);
+    const { parts, commands, settings, run } = this.setup;
+    const compileGateway = async () => (commands.gateway = (await compiledFake("gateway", run)).command);
     const compileDriver = async () => {
-      const { command, busy } = await compiledFake("driver");
+      const { command, busy } = await compiledFake("driver", run);
       commands.driver = command;
       commands.checkedDriver = busy;
     };
@@ -107,7 +110,7 @@ export class Keeper {
       parts.driver.real ? undefined : compileDriver(),
     ]);
     if (asksFor(settings.driverCmd, "supervisor"))
-      this.setup.supervisor = (await compiledFake("supervisor")).path;
+      this.setup.supervisor = (await compiledFake("supervisor", run)).path;
   }
 
   async #openEngine(): Promise<void> {
@@ -127,10 +130,11 @@ export class Keeper {
 
   async #startEngine(socket: string): Promise<void> {
     const { run, parts } = this.setup;
-    const program = parts.engine.real ? parts.engine.command : (await compiledFake("engine")).busy;
+    const program = parts.engine.real ? parts.engine.command : (await compiledFake("engine", run)).busy;
     const command = [...program, ...engineArguments(run, parts)];
+    // A real one bears no mark: see `RunProcess`.
     const environment = parts.engine.real
-      ? { ...(process.env as Record<string, string>), [RUN_MARK]: run.id }
+      ? (process.env as Record<string, string>)
       : cleanEnvironment(run, join(run.folder, "engine-home"));
     const log = join(run.folder, "engine.log");
     this.#engineProcess = Child.start("engine", [...command, `unix://${socket}`], environment, log);
@@ -227,6 +231,7 @@ export class Keeper {
     const stack = this.#stacks.get(id);
     if (!stack) return [];
     this.#stacks.delete(id);
+    this.#look();
     const left = await this.#orWhyNot(stack.leftovers().then((things) => things.map(describeBelonging)));
     const unfinished = await this.#orWhyNot(stack.stop().then(() => []));
     recordCalls(stack);
@@ -254,6 +259,7 @@ export class Keeper {
     }
     const child = stack[who];
     if (!child) throw new HarnessError(`${who}: it was never started`);
+    this.#look();
     if (what === "stop") return child.stop(20_000);
     child.kill(SIGNALS[what]);
     if (what === "kill") await child.exited;
@@ -265,10 +271,10 @@ export class Keeper {
    * @throws HarnessError when it is somebody else's service.
    */
   async restartEngine(): Promise<void> {
-    const { run } = this.setup;
-    if (!this.#engineProcess || !run.engine)
+    const { engine } = this.setup;
+    if (!this.#engineProcess || !engine)
       throw new HarnessError("The engine is somebody else's service, which is not ours to restart");
-    const { socket } = run.engine;
+    const { socket } = engine;
     this.#engineProcess.kill("SIGKILL");
     await this.#engineProcess.exited;
     rmSync(socket, { force: true });
@@ -289,7 +295,9 @@ export class Keeper {
 
   /** Sends a signal to a driver process. */
   signalDriver(id: number, number: number, name: NodeJS.Signals): void {
-    this.#driver(id, number).kill(name);
+    const driver = this.#driver(id, number);
+    this.#look();
+    driver.kill(name);
   }
 
   #driver(id: number, number: number): Child {
@@ -431,15 +439,17 @@ export class Keeper {
     const left = await this.#stop();
     const lines = [...left, ...this.#unfinished];
     record({ kind: "leftovers", lines });
-    saveLogs(run, settings.reports);
-    writeResults(readRecords(run.folder), settings.reports);
+    const unreported = reportOn(run, settings.reports);
     // What is on an engine that is gone can be swept once it is back, by what the folder knows.
     if (this.#unfinished.size === 0) run.remove();
+    else run.strip();
+    if (unreported) throw unreported;
     return lines;
   }
 
   async #stop(): Promise<string[]> {
-    const { run, engine } = this.setup;
+    const { engine } = this.setup;
+    this.#look();
     const stacks = [...this.#stacks.values()];
     const left: string[] = [];
     for (const stack of stacks) {
@@ -452,13 +462,52 @@ export class Keeper {
     }
     this.#stacks.clear();
     await this.#engineProcess?.stop(2_000);
-    for (const { pid, command } of processesOf(run)) {
-      left.push(`process ${pid} (${command})`);
-      kill(pid);
+    for (const each of await this.#remaining()) {
+      left.push(describeProcess(each));
+      kill(each);
     }
     return left;
   }
+
+  /** Notes the processes that programs have started: what drops the run's mark is known later by having been seen. */
+  #look(): void {
+    for (const each of processesOf(this.setup.run)) this.#seen.set(each.pid, each);
+  }
+
+  /** The run's processes that do not end, now that their programs have. */
+  async #remaining(): Promise<RunProcess[]> {
+    let left: RunProcess[] = [];
+    const none = () => {
+      this.#look();
+      left = [...this.#seen.values()].filter(({ pid, birth }) => birthOf(pid) === birth);
+      if (left.length > 0) throw new Error(left.map(describeProcess).join(", "));
+    };
+    await eventually(none, { what: "end the run's processes", deadlineMs: ENDING_MS }).catch(() => {});
+    return left;
+  }
 }
+
+/** Saves a run's logs and results. Returns why that failed: nothing of the run may stay for it. */
+function reportOn(run: Run, reports: string): HarnessError | undefined {
+  if (!run.isThere)
+    return new HarnessError(
+      `The run's folder was removed or replaced while the run went on, and what it would report with it: ${run.folder}`,
+    );
+  const problems: string[] = [];
+  for (const write of [saveLogs, (run: Run) => writeResults(readRecords(run.folder), reports)]) {
+    try {
+      write(run, reports);
+    } catch (error) {
+      problems.push((error as Error).message);
+    }
+  }
+  return problems.length > 0
+    ? new HarnessError(`The reports cannot be written: ${problems.join("; ")}`)
+    : undefined;
+}
+
+/** How long a process may take to follow the program that started it, in milliseconds. */
+const ENDING_MS = 500;
 
 const ruleMark = ({ method, ...rule }: Rule): string => `fault ${method}: ${JSON.stringify(rule)}`;
 
@@ -470,7 +519,7 @@ function engineArguments(run: Run, parts: Parts): string[] {
 
 /** The images of a fake engine, by reference: an empty one for sandboxes, and one that launches the compiled supervisor. */
 async function makeFakeImages(run: Run): Promise<Map<string, Blob>> {
-  const { command } = await compiledFake("supervisor");
+  const { command } = await compiledFake("supervisor", run);
   const launcher = `#!/bin/sh\nexec ${command.map((word) => `'${word}'`).join(" ")} "$@"\n`;
   const folder = join(run.folder, "images");
   const [sandbox, supervisor] = [join(folder, "sandbox"), join(folder, "supervisor")];
@@ -505,7 +554,7 @@ async function tarOf(folder: string): Promise<Blob> {
  * was made of.
  */
 async function importFakeSupervisor(engine: Engine, run: Run): Promise<string> {
-  const { path, digest } = await compiledFake("supervisor");
+  const { path, digest } = await compiledFake("supervisor", run);
   const reference = `localhost/openshell-e2e/supervisor:${digest}`;
   if (await engine.hasImage(reference)) return reference;
   const folder = join(run.folder, "supervisor-image");

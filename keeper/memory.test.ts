@@ -6,7 +6,8 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { eventually, readSettings } from "../harness.ts";
-import { processesOf, Run } from "./run.ts";
+import { processesOf } from "./processes.ts";
+import { Run } from "./run.ts";
 
 const ROOT = join(import.meta.dir, "..");
 const folder = mkdtempSync(join(tmpdir(), "my-"));

@@ -5,9 +5,21 @@
  * supervisor starts as often as there are sandboxes. Each is compiled once per change of its sources and kept in
  * node_modules/.cache; the supervisor is also what goes into the image for a real engine.
  */
-import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, utimesSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  utimesSync,
+} from "node:fs";
 import { join } from "node:path";
 import { HarnessError, type Place } from "../harness.ts";
+import { birthOf } from "./processes.ts";
+import { type Run, RUN_MARK } from "./run.ts";
 import { shortCommand } from "./short-command.ts";
 
 const ROOT = join(import.meta.dir, "..");
@@ -33,10 +45,12 @@ function digestOfFakes(): string {
 
 /**
  * The compiled program of a fake, made now if there is none of its present sources.
+ * @param run whose compiler it then is
  * @returns its path, the command line that starts it, or starts it for much work, and the digest that it was made from.
  */
 export async function compiledFake(
   name: Place,
+  run?: Run,
 ): Promise<{ path: string; command: string[]; busy: string[]; digest: string }> {
   const digest = digestOfFakes();
   const path = join(CACHE, `${name}-${digest}`);
@@ -49,29 +63,54 @@ export async function compiledFake(
   }
   mkdirSync(CACHE, { recursive: true });
   prune(`${name}-`);
-  // Several runs may compile at once: each under a name of its own, and the last one to be done stays.
-  const fresh = join(CACHE, `.${name}-${digest}-${process.pid}`);
-  const compiler = await shortCommand(
-    [
-      ...[process.execPath, "build", "--compile", "--bytecode", "--format=esm"],
-      // What lies in a sandbox's workspace must not configure its supervisor.
-      ...["--no-compile-autoload-dotenv", "--no-compile-autoload-bunfig"],
-      ...[join(ROOT, "fakes", `${name}.ts`), "--outfile", fresh],
-    ],
-    { deadlineMs: COMPILE_MS },
-  ).catch((error: Error) => {
-    throw new HarnessError(`fakes/${name}.ts does not compile: ${error.message}`);
-  });
-  if (compiler.exitCode !== 0)
-    throw new HarnessError(`fakes/${name}.ts does not compile:\n${compiler.stderr.toString().trim()}`);
-  renameSync(fresh, path);
+  removeDeadCompilers();
+  // Several runs may compile at once: each in a folder of its own, and the last one to be done stays. Beside its result
+  // the compiler leaves what it was about to write in the folder that it works in, a hundred megabytes, when it is killed.
+  const folder = mkdtempSync(join(CACHE, `${COMPILING}${process.pid}-`));
+  const fresh = join(folder, name);
+  try {
+    const compiler = await shortCommand(
+      [
+        ...[process.execPath, "build", "--compile", "--bytecode", "--format=esm"],
+        // What lies in a sandbox's workspace must not configure its supervisor.
+        ...["--no-compile-autoload-dotenv", "--no-compile-autoload-bunfig"],
+        ...[join(ROOT, "fakes", `${name}.ts`), "--outfile", fresh],
+      ],
+      {
+        deadlineMs: COMPILE_MS,
+        cwd: folder,
+        // So that it is swept when whoever waits for it was killed.
+        env: run ? { ...process.env, [RUN_MARK]: run.id } : process.env,
+      },
+    ).catch((error: Error) => {
+      throw new HarnessError(`fakes/${name}.ts does not compile: ${error.message}`);
+    });
+    if (compiler.exitCode !== 0)
+      throw new HarnessError(`fakes/${name}.ts does not compile:\n${compiler.stderr.toString().trim()}`);
+    renameSync(fresh, path);
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
   return compiled;
+}
+
+/** How the folder of a compiler begins; the pid of the process that started it comes next. */
+const COMPILING = ".compiling-";
+
+/** Removes what compilers left whose starters are gone. */
+export function removeDeadCompilers(): void {
+  if (!existsSync(CACHE)) return;
+  for (const name of readdirSync(CACHE)) {
+    if (!name.startsWith(COMPILING)) continue;
+    const starter = Number(name.slice(COMPILING.length).split("-")[0]);
+    if (birthOf(starter) === "") rmSync(join(CACHE, name), { recursive: true, force: true });
+  }
 }
 
 /** Removes all but the newest few: an older one may still be at work, in a stack that `up` keeps. */
 function prune(prefix: string): void {
   const files = readdirSync(CACHE)
-    .filter((file) => file.startsWith(prefix) || file.startsWith(`.${prefix}`))
+    .filter((file) => file.startsWith(prefix))
     .map((file) => join(CACHE, file));
   const byAge = files.toSorted((a, b) => statSync(b).mtimeMs - statSync(a).mtimeMs);
   for (const old of byAge.slice(KEPT)) rmSync(old, { force: true });

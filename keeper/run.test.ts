@@ -6,7 +6,8 @@ import { existsSync, mkdirSync, mkdtempSync, rmSync, statfsSync } from "node:fs"
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { eventually } from "../harness.ts";
-import { processesOf, Run, RUN_MARK, usualPlace } from "./run.ts";
+import { processesOf } from "./processes.ts";
+import { Run, RUN_MARK, usualPlace } from "./run.ts";
 
 describe("a run is, unless somebody names a place,", () => {
   const kept = process.env.TMPDIR;

@@ -5,19 +5,21 @@ import { randomBytes } from "node:crypto";
 import {
   appendFileSync,
   existsSync,
+  lstatSync,
   mkdirSync,
   readdirSync,
   readFileSync,
   renameSync,
-  rmSync,
   statfsSync,
   statSync,
   writeFileSync,
 } from "node:fs";
 import { tmpdir, userInfo } from "node:os";
 import { basename, join, resolve } from "node:path";
-import { connectable, HarnessError, isAlive, type Settings } from "../harness.ts";
+import { connectable, HarnessError, type Settings } from "../harness.ts";
 import { isOurFolder, isOurs, sharingProblem } from "./owner.ts";
+import { livedAt } from "./processes.ts";
+import { removeTree } from "./remove.ts";
 import { openReports } from "./reports.ts";
 import { isSandboxId } from "./sandbox-id.ts";
 
@@ -26,7 +28,8 @@ export const RUN_MARK = "OPENSHELL_E2E_RUN";
 /** On every network and container that a run makes itself. */
 export const RUN_LABEL = "openshell-e2e.run";
 
-const RUN_ID = /^[0-9a-f]{8}$/;
+/** Whether a name can be a run's id. */
+export const isRunId = (name: string): boolean => /^[0-9a-f]{8}$/.test(name);
 /** The pid of a run's keeper. It is in the run's folder from first to last, and tells it from anybody else's folder. */
 export const KEEPER_PID = "keeper.pid";
 /** A keeper that is only just starting has no control socket yet; it has one after so long, in milliseconds. */
@@ -100,6 +103,16 @@ export class Run {
   }
 
   /**
+   * The run of a folder that may be gone, for whoever knows that it was one: its processes are known without it.
+   * @throws HarnessError for what cannot have been one.
+   */
+  static of(folder: string): Run {
+    const path = resolve(folder);
+    if (existsSync(path) || !isRunId(basename(path))) return Run.open(folder);
+    return new Run(basename(path), path);
+  }
+
+  /**
    * Every run of this user that left a folder, alive or dead. In a folder like /tmp there may be runs of others, too.
    * @throws HarnessError when others could have put them there in this user's name.
    */
@@ -115,6 +128,11 @@ export class Run {
     );
   }
 
+  /** Whether its folder is there, and is no link to another one. */
+  get isThere(): boolean {
+    return isRunFolder(this.folder);
+  }
+
   /** Whether a run wrote what is in the folder. */
   get isMarked(): boolean {
     return existsSync(join(this.folder, KEEPER_PID));
@@ -124,7 +142,8 @@ export class Run {
   async isLive(): Promise<boolean> {
     if (isOurs(this.controlSocket) && (await connectable(this.controlSocket))) return true;
     const file = join(this.folder, KEEPER_PID);
-    if (existsSync(file) && !isAlive(Number(readFileSync(file, "utf8")))) return false;
+    const written = statSync(file, { throwIfNoEntry: false });
+    if (written && !livedAt(Number(readFileSync(file, "utf8")), written.mtimeMs)) return false;
     const made = statSync(this.folder, { throwIfNoEntry: false });
     return made !== undefined && Date.now() - made.ctimeMs < YOUNG_MS;
   }
@@ -151,23 +170,41 @@ export class Run {
     renameSync(`${file}.new`, file);
   }
 
-  get engine(): { socket: string; command: string[] } | undefined {
+  /** Undefined if there is none yet, "unknown" if what is written there is not what we write. */
+  get engine(): { socket: string; command: string[] } | "unknown" | undefined {
     const file = join(this.folder, "engine.json");
-    return existsSync(file) ? JSON.parse(readFileSync(file, "utf8")) : undefined;
+    if (!existsSync(file)) return undefined;
+    try {
+      const { socket, command } = JSON.parse(readFileSync(file, "utf8")) as Record<string, unknown>;
+      const isText = (value: unknown): value is string => typeof value === "string";
+      if (isText(socket) && Array.isArray(command) && command.every(isText)) return { socket, command };
+    } catch {
+      // Half a file, or none that can be read.
+    }
+    return "unknown";
   }
 
   /** Removes its folder, if it is there. What a kill leaves of it in the midst of that is still known as a run's. */
   remove(): void {
-    if (!existsSync(this.folder)) return;
-    if (!isRunFolder(this.folder)) throw new Error(`${this.folder} is not the folder of a run`);
+    this.#removeAllBut([KEEPER_PID]);
+    removeTree(this.folder);
+  }
+
+  /** Removes all of its folder that a later sweep of its engine does not need: keys, and tokens, and logs. */
+  strip(): void {
+    this.#removeAllBut([KEEPER_PID, "engine.json", "sandboxes", "engine"]);
+  }
+
+  #removeAllBut(kept: string[]): void {
+    if (!lstatSync(this.folder, { throwIfNoEntry: false })) return;
+    if (!this.isThere) throw new HarnessError(`${this.folder} is not the folder of a run`);
     for (const name of readdirSync(this.folder))
-      if (name !== KEEPER_PID) rmSync(join(this.folder, name), { recursive: true, force: true });
-    rmSync(this.folder, { recursive: true, force: true });
+      if (!kept.includes(name)) removeTree(join(this.folder, name));
   }
 }
 
 /** Whether a path is a folder of this user's alone, named as runs are. A symbolic link is none, wherever it leads. */
-const isRunFolder = (path: string): boolean => RUN_ID.test(basename(path)) && isOurFolder(path);
+const isRunFolder = (path: string): boolean => isRunId(basename(path)) && isOurFolder(path);
 
 function isEmpty(folder: string): boolean {
   try {
@@ -197,51 +234,6 @@ function mustBePrivate(root: string): void {
     throw new HarnessError(
       `The folder for runs is not safe, others can write to it: ${root} (${seen}). ${ADVICE}`,
     );
-}
-
-/** The processes of a run that still live: those that carry its mark, and those of its fake containers. */
-export function processesOf(run: Run): { pid: number; command: string }[] {
-  const marks = [`${RUN_MARK}=${run.id}`, `OPENSHELL_FAKE_ROOT=${run.folder}/`];
-  return (
-    processTable()
-      .filter(
-        ({ pid, environment }) => pid !== process.pid && marks.some((mark) => environment.includes(mark)),
-      )
-      // A script that a shell was given has lines, and each process is to be one.
-      .map(({ pid, command }) => ({ pid, command: command.replaceAll(/\s+/g, " ").slice(0, 200) }))
-  );
-}
-
-/** All processes of this user: command line and environment. */
-export function processTable(): { pid: number; command: string; environment: string }[] {
-  if (process.platform !== "linux") {
-    const table = Bun.spawnSync(["ps", "-axEww", "-o", "pid=,command="]).stdout.toString();
-    return table.split("\n").flatMap((line) => {
-      const match = /^\s*(\d+) (.*)$/.exec(line);
-      return match ? [{ pid: Number(match[1]), command: match[2]!, environment: match[2]! }] : [];
-    });
-  }
-  return readdirSync("/proc")
-    .filter((name) => /^\d+$/.test(name))
-    .flatMap((pid) => {
-      try {
-        const environment = readFileSync(`/proc/${pid}/environ`, "utf8");
-        const command = readFileSync(`/proc/${pid}/cmdline`, "utf8").replaceAll("\0", " ").trim();
-        return [{ pid: Number(pid), command, environment }];
-      } catch {
-        // Gone meanwhile, or another user's.
-        return [];
-      }
-    });
-}
-
-/** Kills (SIGKILL) a process, unless it ended between the look and the kill. */
-export function kill(pid: number): void {
-  try {
-    process.kill(pid, "SIGKILL");
-  } catch {
-    // That is what was wanted.
-  }
 }
 
 /** A process' resident memory, in megabytes; NaN when it is gone. */

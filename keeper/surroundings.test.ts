@@ -6,7 +6,8 @@ import { cpSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync }
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { eventually, readSettings } from "../harness.ts";
-import { kill, processesOf, processTable, Run } from "./run.ts";
+import { kill, processesOf, processTable } from "./processes.ts";
+import { Run } from "./run.ts";
 
 setDefaultTimeout(60_000);
 
@@ -48,9 +49,9 @@ test.each(["RUNNER_TRACKING_ID", "VSTS_PROCESS_LOOKUP_ID", "JENKINS_NODE_COOKIE"
       },
     );
     await child.stdout.getReader().read();
-    const hunted = processTable().filter((each) => each.environment.split("\0").includes(mark));
+    const hunted = processTable().filter((each) => each.environment.includes(mark));
     expect(hunted.length).toBeGreaterThan(1);
-    for (const { pid } of hunted) kill(pid);
+    for (const each of hunted) kill(each);
     await child.exited;
     await nothingLeft("hunted");
   },

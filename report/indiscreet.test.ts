@@ -5,7 +5,7 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { processTable } from "../keeper/run.ts";
+import { processTable } from "../keeper/processes.ts";
 import { COMMANDS, encodings } from "./indiscreet.fixture.ts";
 import { LONGEST_TEXT, readable, readableError, readableWhole, withoutSpans } from "./readable.ts";
 import { know, Secrets } from "./secrets.ts";
@@ -223,8 +223,8 @@ async function run(name: string, args: string[], format: string[] = []): Promise
   let processes = "";
   const look = () => {
     for (const { command, environment } of processTable())
-      if (environment.includes(runs))
-        processes += `${command}\n${environment.replace(`INDISCREET_VALUE=${SECRET}`, "")}\n`;
+      if (environment.some((entry) => entry.includes(runs)))
+        processes += `${command}\n${environment.join("\n").replace(`INDISCREET_VALUE=${SECRET}`, "")}\n`;
   };
   const looking = setInterval(look, 25);
   const [out, err] = await Promise.all([child.stdout.text(), child.stderr.text()]);

@@ -15,7 +15,7 @@ import {
   type Sandbox,
   scenario,
 } from "../../harness.ts";
-import { processTable } from "../../keeper/run.ts";
+import { processTable } from "../../keeper/processes.ts";
 import { unary } from "../../proto/contract.ts";
 import { descriptorsOf, inspect, withoutPodmanDriver, withoutProc } from "./given.ts";
 
@@ -167,7 +167,7 @@ const VIEWS: Record<string, (stack: RunningStack, sandbox: Sandbox) => Promise<u
   "its container's description": (stack, sandbox) => withoutPodmanDriver || inspect(stack, sandbox.id),
   "arguments and environments of the run's processes": ({ info }, sandbox) =>
     processTable().filter(({ environment }) =>
-      [info.folder, sandbox.id].some((mark) => environment.includes(mark)),
+      [info.folder, sandbox.id].some((mark) => environment.some((entry) => entry.includes(mark))),
     ),
   "the gateway's answers": async ({ gateway }, sandbox) => [
     await gateway.getSandbox(sandbox.name),

@@ -50,11 +50,11 @@ const prepare = () =>
     const none = { real: false, label: "none", command: [] };
     const found: Parts = { gateway: parts().gateway, driver: scripted, engine: none, supervisor: scripted };
     console.log(`gateway-adapter: ${describeParts(await checkParts(found, settings))}`);
-    const { command } = isReal ? parts().gateway : await compiledFake("gateway");
     const run = Run.create(settings);
     mkdirSync(run.folder, { recursive: true, mode: 0o700 });
     writeFileSync(join(run.folder, KEEPER_PID), String(process.pid));
     guard(run);
+    const { command } = isReal ? parts().gateway : await compiledFake("gateway", run);
     return { run, command };
   })());
 
@@ -70,8 +70,8 @@ function guard(run: Run): void {
   openSync(pipe, "r+");
   // The shell holds the pipe, too, until the reader is there.
   const script = `exec 3<>"$0/guard"
-    { trap "" INT TERM HUP; exec 3>&-; read -r _; rm -f "$0/keeper.sock" "$0/keeper.pid" "$0/guard"
-      rmdir "$0" || exec "$@" sweep --guard --run "$0"; } <"$0/guard" >/dev/null 2>&1 &`;
+    { trap "" INT TERM HUP; exec 3>&-; read -r _; rm -f "$0/keeper.sock" "$0/guard"
+      [ "$(ls -A "$0")" = ${KEEPER_PID} ] && rm "$0/${KEEPER_PID}" && rmdir "$0" || exec "$@" sweep --guard --run "$0"; } <"$0/guard" >/dev/null 2>&1 &`;
   const harness = join(import.meta.dir, "..", "..", "harness.ts");
   const argv = ["sh", "-c", script, run.folder, ...BUN, harness];
   const env = keeperEnvironment(readSettings().settings);
