@@ -65,6 +65,7 @@ test("without colours the line is there all the same", async () => {
 test.each([
   ["a log", "log", {}],
   ["a terminal that CI reads as a log", "terminal", { CI: "true" }],
+  ["a terminal that understands no control sequences", "terminal", { TERM: "dumb" }],
 ] as const)("%s has no such line", async (_, on, env) => {
   const sent = await smoke(on, env);
   expect(sent).not.toContain(CLEAR);

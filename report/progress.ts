@@ -83,8 +83,9 @@ export class Progress {
   }
 }
 
-/** A progress line on this process' terminal; undefined in a log, and where CI reads a terminal's output as one. */
+/** A progress line on this process' terminal; undefined in a log, where CI reads one, and where nothing can be erased. */
 export function liveProgress(): Progress | undefined {
   const { stdout, stderr, env } = process;
-  return stdout.isTTY && stderr.isTTY && !env.CI ? new Progress(stderr) : undefined;
+  const canErase = stdout.isTTY && stderr.isTTY && env.TERM !== "dumb";
+  return canErase && !env.CI ? new Progress(stderr) : undefined;
 }

@@ -32,7 +32,10 @@ export const MEANINGS: Record<Verdict, string> = {
 
 /** Whether to write in colours: to a terminal, or to a process that hands them on to one, unless asked not to. */
 export const inColour = ({ isTTY }: { isTTY?: boolean }): boolean =>
-  (isTTY === true || process.env.FORCE_COLOR === "1") && !process.env.NO_COLOR && !process.env.CI;
+  (isTTY === true || process.env.FORCE_COLOR === "1") &&
+  !process.env.NO_COLOR &&
+  !process.env.CI &&
+  process.env.TERM !== "dumb";
 
 /** The columns of the terminal to which a stream leads, by its own word or by that of the process that hands it on. */
 export const widthOf = ({ columns }: { columns?: number }): number | undefined =>
