@@ -51,7 +51,7 @@ describe("settings", () => {
       "a socket that is a file",
       [],
       { OPENSHELL_PODMAN_SOCKET: import.meta.path },
-      "OPENSHELL_PODMAN_SOCKET: not a socket",
+      "OPENSHELL_PODMAN_SOCKET: a file, not a socket",
     ],
     [
       "an unknown place",

@@ -52,6 +52,7 @@ import type { Deed } from "./keeper/keeper.ts";
 import { watchMemory } from "./keeper/memory.ts";
 import { describeParts, findParts, type Parts } from "./keeper/places.ts";
 import { Run } from "./keeper/run.ts";
+import { socketPath, socketProblem } from "./keeper/socket.ts";
 import { ENDING } from "./keeper/signals.ts";
 import type { StackInfo, StackSpec } from "./keeper/stack.ts";
 import type { Call, Rule } from "./keeper/tap.ts";
@@ -152,8 +153,7 @@ export function readSettings(
   const settings = {} as Record<string, string>;
   for (const [name, variable, kind, fallback] of SETTINGS) {
     const flag = parsed.values[name];
-    const given = (typeof flag === "string" ? flag : env[variable])?.trim() || fallback;
-    const value = kind === "socket" ? given.replace(/^unix:\/\//, "") : given;
+    const value = (typeof flag === "string" ? flag : env[variable])?.trim() || fallback;
     const problem = value && VALUE_CHECKS[kind](value);
     if (problem) {
       const given = typeof flag === "string" ? `--${name}` : variable;
@@ -196,6 +196,7 @@ export const asEnvironment = (settings: Settings): Record<string, string> =>
 /** What a value means wherever it is read: relative paths start from the folder in which it was given. */
 function settle(kind: Kind, value: string): string {
   if (kind === "command") return fromHere(value);
+  if (kind === "socket") return socketPath(value);
   return ["program", "path", "folder", "checkout"].includes(kind) ? resolve(value) : value;
 }
 
@@ -237,7 +238,7 @@ const VALUE_CHECKS: Record<Kind, (value: string) => string | false> = {
   },
   command: driverProblem,
   folder: (path) => existsSync(path) && !statSync(path).isDirectory() && "not a folder",
-  socket: (path) => (!existsSync(path) ? "no such socket" : !statSync(path).isSocket() && "not a socket"),
+  socket: socketProblem,
   places: (list) =>
     list.split(",").some((name) => !PLACES.includes(name.trim() as Place)) &&
     `a list over ${PLACES.join(", ")} was expected`,

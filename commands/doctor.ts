@@ -96,7 +96,7 @@ async function reportPodman(settings: Settings, say: Say): Promise<void> {
     if (settings.supervisorImage)
       await reportImage(new Engine(settings.podmanSocket), settings.supervisorImage, say);
   } catch (error) {
-    say("missing", (error as Error).message, "Start it: podman system service --time=0 unix://PATH");
+    say("missing", (error as Error).message, "OPENSHELL_PODMAN_SOCKET names that socket");
   }
 }
 

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** The driver that is checked: one that the harness starts, or one that runs already. */
-import { existsSync, statSync } from "node:fs";
-import { resolve } from "node:path";
 import { type Connection, HarnessError, type Settings } from "../harness.ts";
 import { asksFor } from "../keeper/command.ts";
 import { Engine } from "../keeper/engine.ts";
+import { socketPath, socketProblem, whyUnreachable } from "../keeper/socket.ts";
+import { clipped } from "../report/text.ts";
 import { type Backend, commands, podman } from "./backend.ts";
 import { Driver } from "./driver.ts";
 import type { Subject } from "./trial.ts";
@@ -60,13 +60,15 @@ export async function runningSubject(
   settings: Settings,
   choice: BackendChoice,
 ): Promise<Subject> {
-  const socket = resolve(path);
-  if (!existsSync(socket) || !statSync(socket).isSocket())
-    throw new HarnessError(`--socket: ${socket} is not a socket`);
+  const socket = socketPath(path);
+  const problem = socketProblem(path) || (await whyUnreachable(socket));
+  if (problem) throw new HarnessError(`--socket: ${problem}: ${clipped(path)}`);
+  const backend = await chooseBackend(choice, settings.podmanSocket);
+  if (backend?.name === "podman") await new Engine(settings.podmanSocket).info();
   return {
     socket,
     own: new Driver(socket),
-    backend: await chooseBackend(choice, settings.podmanSocket),
+    backend,
     image: settings.sandboxImage,
     stopMs: Number(settings.stopTimeout) * 1_000 + STOP_MARGIN_MS,
   };

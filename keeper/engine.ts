@@ -2,6 +2,8 @@
 
 /** The engine: a client of Podman's REST API with what the harness needs of it, and what a run leaves there. */
 import { eventually, HarnessError } from "../harness.ts";
+import { whatServes } from "./engine-identity.ts";
+import { whyUnreachable } from "./socket.ts";
 import { RUN_LABEL, type Run } from "./run.ts";
 import { holdsId } from "./sandbox-id.ts";
 
@@ -12,6 +14,21 @@ interface EngineInfo {
   /** What it keeps events in, such as "journald" or "file". */
   events: string;
 }
+
+/** What is read of Podman's `GET info`. */
+interface Info {
+  host: { cgroupVersion: string; eventLogger: string; security: { rootless: boolean } };
+  version: { Version: string };
+}
+
+/** Whether an answer, which any server may have given, is one of Podman's. */
+const isInfo = (told: unknown): told is Info => {
+  const { host, version } = (told ?? {}) as Partial<Info>;
+  return typeof version?.Version === "string" && typeof host?.security?.rootless === "boolean";
+};
+
+/** Podman looks through its whole storage for it. In milliseconds. */
+const INFO_MS = 20_000;
 
 /** A Podman API service on a Unix socket, asked over `/v4.0.0/libpod`, which Podman 4 and 5 both serve. */
 export class Engine {
@@ -33,20 +50,27 @@ export class Engine {
     const url = new URL(`http://podman/v4.0.0/libpod/${path}`);
     for (const [key, value] of Object.entries(query)) url.searchParams.set(key, value);
     const raw = body instanceof Blob;
-    const response = await fetch(url, {
-      method,
-      unix: this.socket,
-      body: raw ? body : body === undefined ? undefined : JSON.stringify(body),
-      headers: { "content-type": raw ? "application/x-tar" : "application/json" },
-      signal: AbortSignal.timeout(deadlineMs),
-    }).catch((error: Error & { code?: string }) => {
-      const reason =
-        error.code === "ECONNREFUSED" || error.code === "FailedToOpenSocket"
-          ? `nobody listens there. Start it: podman system service --time=0 unix://${this.socket}`
-          : error.message;
+    let response: Response;
+    let text: string;
+    try {
+      response = await fetch(url, {
+        method,
+        unix: this.socket,
+        body: raw ? body : body === undefined ? undefined : JSON.stringify(body),
+        headers: { "content-type": raw ? "application/x-tar" : "application/json" },
+        signal: AbortSignal.timeout(deadlineMs),
+      });
+      text = await response.text();
+    } catch (error) {
+      const { name, message } = error as Error;
+      const unreachable = await whyUnreachable(this.socket);
+      const reason = unreachable
+        ? `${unreachable}. Start it: podman system service --time=0 unix://${this.socket}`
+        : name === "TimeoutError"
+          ? `no answer within ${deadlineMs} ms`
+          : message;
       throw new HarnessError(`engine on ${this.socket}: ${method} ${path}: ${reason}`);
-    });
-    const text = await response.text();
+    }
     if (!response.ok && response.status !== 304 && !accept.includes(response.status)) {
       const message = parsed<{ message?: string }>(text)?.message ?? text;
       throw new HarnessError(
@@ -56,17 +80,28 @@ export class Engine {
     return text;
   }
 
-  async info(): Promise<EngineInfo> {
-    const { host, version } = await this.call<{
-      host: { cgroupVersion: string; eventLogger: string; security: { rootless: boolean } };
-      version: { Version: string };
-    }>("GET", "info");
-    return {
-      version: version.Version,
-      rootless: host.security.rootless,
-      cgroups: host.cgroupVersion,
-      events: host.eventLogger,
-    };
+  /** Who it is. @throws HarnessError that says what serves the socket, when it is not Podman 4.0 or later. */
+  async info(deadlineMs = INFO_MS): Promise<EngineInfo> {
+    let problem: Error | undefined;
+    const told = await this.call<Info | undefined>("GET", "info", { deadlineMs }).catch(
+      (error: Error) => void (problem = error),
+    );
+    if (isInfo(told)) {
+      const { host, version } = told;
+      return {
+        version: version.Version,
+        rootless: host.security.rootless,
+        cgroups: host.cgroupVersion,
+        events: host.eventLogger,
+      };
+    }
+    if (problem && (await whyUnreachable(this.socket))) throw problem;
+    const found = await whatServes(this.socket, deadlineMs);
+    // What Podman says of its own trouble says more.
+    if (problem && /^Podman ([4-9]|\d\d)/.test(found)) throw problem;
+    throw new HarnessError(
+      `engine on ${this.socket}: found ${found}, and the API service of Podman 4.0 or later was expected`,
+    );
   }
 
   /** Every container, running or not, of those networks. */
