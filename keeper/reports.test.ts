@@ -2,7 +2,17 @@
 
 /** Where a run leaves its logs, nobody else's are lost. */
 import { afterAll, expect, test } from "bun:test";
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { readSettings } from "../harness.ts";
@@ -31,6 +41,37 @@ test("a run's logs replace those of the run before", () => {
   saveLogs(ranWith("00000002", "driver"), reports);
   expect(readdirSync(join(reports, "logs"))).toContain("driver.log");
   expect(readdirSync(join(reports, "logs"))).not.toContain("gateway.log");
+});
+
+test("a log with a long name, one that cannot be read, or one that is a link costs no other log", () => {
+  const reports = openReports(settingsFor(join(folder, "odd")));
+  const run = ranWith("00000031", "gateway");
+  const deep = join(run.folder, "1", "d".repeat(150));
+  mkdirSync(deep, { recursive: true });
+  writeFileSync(join(deep, `${"é".repeat(100)}.log`), "long");
+  // A name that is no text is another name once it was read.
+  Bun.spawnSync(["sh", "-c", `touch "$0/$(printf '\\377').log"`, run.folder]);
+  writeFileSync(join(folder, "private"), "private");
+  symlinkSync(join(folder, "private"), join(run.folder, "driver.log"));
+  saveLogs(run, reports);
+  const logs = join(reports, "logs");
+  const saved = readdirSync(logs).map((name) => readFileSync(join(logs, name), "utf8"));
+  expect(saved).toContain("gateway");
+  expect(saved).toContain("long");
+  expect(saved).not.toContain("private");
+});
+
+test("nothing is read, changed or removed where a link leads that has the name of the logs", () => {
+  const reports = openReports(settingsFor(join(folder, "linked")));
+  const elsewhere = join(folder, "elsewhere");
+  mkdirSync(elsewhere);
+  symlinkSync(elsewhere, join(reports, "logs"));
+  expect(() => openReports(settingsFor(reports))).toThrow("which holds what no run wrote");
+  saveLogs(ranWith("00000041", "gateway"), reports);
+  expect({ link: lstatSync(join(reports, "logs")).isSymbolicLink(), there: readdirSync(elsewhere) }).toEqual({
+    link: true,
+    there: [],
+  });
 });
 
 test("runs that end at once leave one's logs, whole, and keep none from starting", async () => {

@@ -5,6 +5,7 @@ import {
   accessSync,
   constants,
   existsSync,
+  lstatSync,
   mkdirSync,
   readdirSync,
   renameSync,
@@ -45,6 +46,8 @@ export function openReports({ reports }: Settings): string {
 /** Whether a run wrote that folder of logs, or nobody has written anything there yet. */
 function isReplaceable(logs: string): boolean {
   try {
+    // A link may lead to what is not a run's.
+    if (lstatSync(logs).isSymbolicLink()) return false;
     // One look: another run may replace it between two.
     const files = readdirSync(logs);
     return files.length === 0 || files.includes(LOGS_MARK);
@@ -67,10 +70,23 @@ export function saveLogs(run: Run, reports: string): void {
   writeFileSync(join(fresh, LOGS_MARK), "");
   for (const file of new Bun.Glob("**/*.{log,toml}").scanSync(run.folder)) {
     if (file.includes("home/")) continue;
-    const text = readableWhole(readLog(join(run.folder, file), LONGEST_SAVED));
-    writeFileSync(join(fresh, file.replaceAll("/", "-")), text);
+    const log = join(run.folder, file);
+    // A driver may put a link in a log's place, which leads to what is nobody's business.
+    if (lstatSync(log, { throwIfNoEntry: false })?.isSymbolicLink()) continue;
+    writeFileSync(join(fresh, savedName(file)), readableWhole(readLog(log, LONGEST_SAVED)));
   }
   replace(target, fresh);
+}
+
+/** The longest file name that is kept as it is, in bytes: file systems allow 255, and folders are put in front of it. */
+const LONGEST_NAME = 200;
+
+/** A log's path as a name; of one that is too long its end, and what tells it from others of that end. */
+function savedName(path: string): string {
+  const name = path.replaceAll("/", "-");
+  if (Buffer.byteLength(name) <= LONGEST_NAME) return name;
+  const digest = new Bun.CryptoHasher("sha256").update(name).digest("hex").slice(0, 8);
+  return `${digest}-${name.slice(-LONGEST_NAME / 4)}`;
 }
 
 /** Puts `fresh` in the place of a folder, whole at every moment: runs may end, and others begin, at once. */
