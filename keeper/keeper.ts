@@ -513,8 +513,9 @@ const ruleMark = ({ method, ...rule }: Rule): string => `fault ${method}: ${JSON
 
 /** What an engine that is ours is told, less the socket: Podman's own command line, which the fake takes too. */
 function engineArguments(run: Run, parts: Parts): string[] {
-  const root = parts.engine.real ? [] : ["--root", join(run.folder, "engine")];
-  return [...root, "system", "service", "--time=0"];
+  // CONTAINER_HOST, or a line in containers.conf, would make a real one the client of another.
+  const how = parts.engine.real ? ["--remote=false"] : ["--root", join(run.folder, "engine")];
+  return [...how, "system", "service", "--time=0"];
 }
 
 /** The images of a fake engine, by reference: an empty one for sandboxes, and one that launches the compiled supervisor. */

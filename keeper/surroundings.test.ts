@@ -2,7 +2,7 @@
 
 /** What surrounds a run: a CI system that hunts for processes, files and settings that were not meant for us. */
 import { afterAll, expect, setDefaultTimeout, test } from "bun:test";
-import { cpSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { eventually, readSettings } from "../harness.ts";
@@ -155,3 +155,22 @@ test.skipIf(!canUnshare)(
     await nothingLeft("loopback");
   },
 );
+
+test("a Podman whose user works with another one's serves the run itself all the same", async () => {
+  const programs = join(folder, "programs");
+  mkdirSync(programs);
+  // Podman with CONTAINER_HOST in its environment is a client, unless it is told not to be one.
+  const podman = `#!/bin/sh
+    [ "$1" = --version ] && exec echo "podman version 5.4.2"
+    case "$CONTAINER_HOST $*" in ?*" --remote=false system service"*) exec echo "it serves" ;; esac
+    echo "Error: cannot use command podman system service with the remote podman client"`;
+  writeFileSync(join(programs, "podman"), podman, { mode: 0o755 });
+  const env = {
+    ...environment("remote"),
+    PATH: `${programs}:${process.env.PATH}`,
+    CONTAINER_HOST: "ssh://core@localhost/run/podman/podman.sock",
+    OPENSHELL_SANDBOX_IMAGE: "localhost/sandbox:1",
+  };
+  // It ends at once, and its last words are told.
+  expect((await bun(["harness.ts", "with", "--", "true"], ROOT, env)).output).toContain("| it serves");
+});

@@ -293,6 +293,25 @@ describe("shell", () => {
   });
 });
 
+test("serve-private never speaks to the Podman that its user works with elsewhere: its end removes all containers", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "private-"));
+  const asked = join(folder, "asked");
+  writeFileSync(
+    join(folder, "podman"),
+    `#!/bin/sh\necho "$CONTAINER_HOST$CONTAINER_CONNECTION> $*" >>"${asked}"\nexit 1\n`,
+    {
+      mode: 0o755,
+    },
+  );
+  const others = { CONTAINER_HOST: "ssh://core@mine/podman.sock", CONTAINER_CONNECTION: "mine" };
+  const env = { PATH: `${folder}:${process.env.PATH}`, TMPDIR: folder, ...others };
+  expect(await run(["tasks/podman/serve-private", "--", "true"], env)).toMatchObject({ code: 2 });
+  const lines = readFileSync(asked, "utf8").trim().split("\n");
+  rmSync(folder, { recursive: true });
+  expect(lines.map((line) => line.split(">")[0])).toEqual(lines.map(() => ""));
+  expect(lines).toContain("> rm --all --force --time 0");
+});
+
 const git = Bun.which("git");
 const lines =
   "what git checks out has the line ends of Unix, also where it is told to write those of Windows";
