@@ -9,6 +9,7 @@ import { join } from "node:path";
 import { type Command, connectable, eventually, EXIT, HarnessError, type Settings } from "../harness.ts";
 import {
   birthOf,
+  commandProcesses,
   describeProcess,
   kill,
   processesOf,
@@ -100,7 +101,8 @@ const ENDING_MS = 5_000;
 async function end(run: Run, which: (process: RunProcess) => boolean): Promise<RunProcess[]> {
   const seen = new Map<string, RunProcess>();
   const none = () => {
-    for (const each of processesOf(run).filter(which)) seen.set(`${each.pid} ${each.birth}`, each);
+    for (const each of [...processesOf(run), ...commandProcesses(run.commands)].filter(which))
+      seen.set(`${each.pid} ${each.birth}`, each);
     // Not whether the pid exists: nobody may be there to collect an orphan's exit code.
     const alive = [...seen.values()].filter(({ pid, birth }) => birthOf(pid) === birth);
     for (const each of alive) kill(each);

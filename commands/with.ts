@@ -3,11 +3,19 @@
 /** `with -- COMMAND`: run any command against a stack, the one that `up` keeps or one of its own. */
 import { existsSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
-import { attach, type Command, EXIT, HarnessError, type Settings, withKeeper } from "../harness.ts";
+import {
+  attach,
+  type Command,
+  type Connection,
+  EXIT,
+  HarnessError,
+  type Settings,
+  withKeeper,
+} from "../harness.ts";
 import { programProblem } from "../keeper/command.ts";
 import { describeParts, findCli } from "../keeper/places.ts";
 import { readable } from "../report/readable.ts";
-import type { Run } from "../keeper/run.ts";
+import { COMMAND_MARK } from "../keeper/run.ts";
 import { ENDING, outlivingToo } from "../keeper/signals.ts";
 import type { StackInfo } from "../keeper/stack.ts";
 
@@ -21,22 +29,29 @@ export const command: Command = async (settings, argv) => {
   if (attached) {
     const { stack, parts } = await attached.call("hello");
     console.error(describeParts(parts));
-    return runCommand(argv, settings, attached.run, stack ?? (await attached.call("startStack", {})));
+    return runCommand(argv, settings, attached, stack ?? (await attached.call("startStack", {})));
   }
-  const { result: code, left } = await withKeeper(settings, async (keeper, run) => {
+  const { result: code, left } = await withKeeper(settings, async (keeper) => {
     console.error(describeParts((await keeper.call("hello")).parts));
-    return runCommand(argv, settings, run, await keeper.call("startStack", {}));
+    return runCommand(argv, settings, keeper, await keeper.call("startStack", {}));
   });
   for (const line of left) console.error(readable(`left behind, removed: ${line}`));
   return code === 0 && left.length > 0 ? EXIT.leftovers : code;
 };
 
 /** Runs it with the terminal's own streams; signals go on to it. Resolves with its exit code, 128 + n for a signal. */
-async function runCommand(argv: string[], settings: Settings, run: Run, stack: StackInfo): Promise<number> {
-  const state = join(run.folder, "command-home");
+async function runCommand(
+  argv: string[],
+  settings: Settings,
+  keeper: Connection,
+  stack: StackInfo,
+): Promise<number> {
+  const state = join(keeper.run.folder, "command-home");
   // Not with the folders above it: a run that is gone by now must not come back.
   if (!existsSync(state)) mkdirSync(state, { mode: 0o700 });
   const cli = findCli(settings);
+  const mark = crypto.randomUUID();
+  await keeper.call("beginCommand", mark);
   const child = Bun.spawn(outlivingToo(argv), {
     env: {
       ...process.env,
@@ -48,6 +63,7 @@ async function runCommand(argv: string[], settings: Settings, run: Run, stack: S
       XDG_STATE_HOME: join(state, "state"),
       XDG_DATA_HOME: join(state, "data"),
       ...(cli ? { OPENSHELL_BIN: cli } : {}),
+      [COMMAND_MARK]: mark,
     },
     stdin: "inherit",
     stdout: "inherit",
@@ -57,5 +73,7 @@ async function runCommand(argv: string[], settings: Settings, run: Run, stack: S
   for (const signal of ENDING) process.on(signal, forward);
   const code = await child.exited;
   for (const signal of ENDING) process.off(signal, forward);
+  // What it has left in the background on purpose is its user's. A keeper that is gone has told of that already.
+  await keeper.call("endCommand", mark).catch(() => {});
   return code;
 }

@@ -8,6 +8,7 @@ import {
   existsSync,
   mkdirSync,
   mkdtempSync,
+  readdirSync,
   readFileSync,
   rmSync,
   symlinkSync,
@@ -17,8 +18,8 @@ import { tmpdir, userInfo } from "node:os";
 import { join } from "node:path";
 import { startEngine, tarOf } from "../fakes/engine/lab.ts";
 import { eventually, readSettings, withKeeper } from "../harness.ts";
-import { processesOf } from "./processes.ts";
-import { Run } from "./run.ts";
+import { commandProcesses, kill, processesOf, processTable } from "./processes.ts";
+import { COMMAND_MARK, Run } from "./run.ts";
 import { Engine } from "./engine.ts";
 
 setDefaultTimeout(60_000);
@@ -223,3 +224,79 @@ async function inventory(engine: Engine): Promise<unknown> {
     secrets: secrets.toSorted(),
   };
 }
+
+// What goes on alone
+
+/** The pids of processes of this machine with that word in their command line. */
+const withWord = (word: string): number[] =>
+  processTable().flatMap(({ pid, words }) => (words.includes(word) ? [pid] : []));
+
+/** Starts `with` on a command that waits, and resolves once both its processes are there. */
+async function withCommand(runs: string, word: string) {
+  const script = `sh -c 'sleep 600; :' ${word} & wait`;
+  const argv = [process.execPath, "harness.ts", "with", "--", "sh", "-c", script, word];
+  const child = Bun.spawn(argv, { cwd: ROOT, env: environment(runs), stdio: ["ignore", "ignore", "ignore"] });
+  // `with` itself has the word, too.
+  const both = () => expect(withWord(word).filter((pid) => pid !== child.pid)).toHaveLength(2);
+  await eventually(both, { what: "the command is running" });
+  return child;
+}
+
+test.each(["with", "keeper and with"])(
+  "a command of `with` does not outlive a SIGKILL of %s",
+  async (victims) => {
+    const runs = join(folder, `killed-${victims.length}`);
+    const word = `word-${crypto.randomUUID()}`;
+    const child = await withCommand(runs, word);
+    const keeper = processTable().find(
+      ({ words }) => words.includes("keep") && words.some((each) => each.startsWith(runs)),
+    );
+    if (victims !== "with") process.kill(keeper!.pid, "SIGKILL");
+    child.kill("SIGKILL");
+    await nothingLeft(runs);
+    await eventually(() => expect(withWord(word)).toEqual([]), { what: "the command has ended" });
+  },
+);
+
+test("what a command of `with` leaves running on purpose is its user's", async () => {
+  const runs = join(folder, "daemon");
+  const word = `word-${crypto.randomUUID()}`;
+  const script = `sh -c 'exec 1>&- 2>&-; sleep 600; :' ${word} &`;
+  const { code, errors } = await harness(["with", "--", "sh", "-c", script], environment(runs));
+  expect({ code, left: errors.includes("left behind") }).toEqual({ code: 0, left: false });
+  await nothingLeft(runs);
+  const [pid] = withWord(word);
+  expect(pid).toBeNumber();
+  commandProcesses([markOf(pid!)]).forEach(kill);
+});
+
+const markOf = (pid: number): string =>
+  readFileSync(`/proc/${pid}/environ`, "utf8")
+    .split("\0")
+    .find((entry) => entry.startsWith(`${COMMAND_MARK}=`))!
+    .split("=")[1]!;
+
+test("a run whose folder is removed while it goes on leaves no process, and says why it has no results", async () => {
+  const runs = join(folder, "gone");
+  const child = Bun.spawn(
+    [process.execPath, "harness.ts", "with", "--", "sh", "-c", "echo up; read -r line"],
+    {
+      cwd: ROOT,
+      env: environment(runs),
+      stdin: "pipe",
+      stdout: "pipe",
+      stderr: "pipe",
+    },
+  );
+  await child.stdout.getReader().read();
+  const [run] = Run.all(readSettings([], environment(runs)).settings);
+  rmSync(run!.folder, { recursive: true });
+  child.stdin.end();
+  expect(await child.stderr.text()).toContain(
+    "The run's folder was removed or replaced while the run went on",
+  );
+  expect(await child.exited).toBe(2);
+  await eventually(() => expect([readdirSync(runs), processesOf(run!)]).toEqual([[], []]), {
+    what: "nothing left",
+  });
+});

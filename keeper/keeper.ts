@@ -22,10 +22,24 @@ import { bringsEngine, checkParts, findParts, type Parts } from "./places.ts";
 import { Child, cleanEnvironment, floods } from "./process.ts";
 import { compiledFake } from "./programs.ts";
 import { saveLogs } from "./reports.ts";
-import { birthOf, describeProcess, kill, processesOf, type RunProcess } from "./processes.ts";
+import {
+  birthOf,
+  commandProcesses,
+  describeProcess,
+  kill,
+  processesOf,
+  type RunProcess,
+} from "./processes.ts";
 import { type Run } from "./run.ts";
 import { shortCommand } from "./short-command.ts";
-import { type DriverContext, type Setup, Stack, type StackInfo, type StackSpec } from "./stack.ts";
+import {
+  type Certificates,
+  type DriverContext,
+  type Setup,
+  Stack,
+  type StackInfo,
+  type StackSpec,
+} from "./stack.ts";
 import type { Call, Rule } from "./tap.ts";
 
 const FAKE_SANDBOX_IMAGE = "localhost/openshell-e2e/sandbox:fake";
@@ -312,6 +326,28 @@ export class Keeper {
     return floods();
   }
 
+  /** Certificates in a stack's folder, of a CA of their own. */
+  makeCertificates(id: number, name: string): Promise<Certificates> {
+    return this.#stack(id).makeCertificates(name);
+  }
+
+  /** Notes a command that `with` runs, whose processes carry that mark. Its end is to be told, too. */
+  beginCommand(mark: string): void {
+    this.setup.run.noteCommand(mark);
+  }
+
+  endCommand(mark: string): void {
+    this.setup.run.forgetCommand(mark);
+  }
+
+  /** Ends a command whose `with` has gone without a word: it was killed. */
+  abandonCommand(mark: string): void {
+    const { run } = this.setup;
+    if (!run.commands.includes(mark)) return;
+    commandProcesses([mark]).forEach(kill);
+    run.forgetCommand(mark);
+  }
+
   info(id: number): StackInfo {
     return this.#stack(id).info;
   }
@@ -580,6 +616,9 @@ const API = [
   "startOtherDriver",
   "driverState",
   "signalDriver",
+  "makeCertificates",
+  "beginCommand",
+  "endCommand",
   "info",
   "floods",
   "restartEngine",
@@ -615,6 +654,7 @@ export async function serveControl(
     onConnection();
     const stacks = new Set<number>();
     const sandboxes = new Map<number, Set<string>>();
+    const commands = new Set<string>();
     const answer = async (line: string): Promise<void> => {
       const { id, method, args } = parseLine<{ id: number; method: Method; args: never[] }>(line);
       if (!method || !args) return;
@@ -634,6 +674,7 @@ export async function serveControl(
           const [stack, sandboxId] = args as unknown as Parameters<Keeper["remember"]>;
           sandboxes.set(stack, (sandboxes.get(stack) ?? new Set()).add(sandboxId));
         }
+        if (method === "beginCommand") commands.add(String(args[0]));
         if (method === "stopStack") stacks.delete(Number(args[0]));
         // The caller went away while its stack was being started.
         if (method === "startStack" && socket.destroyed) await keeper.stopStack((result as StackInfo).id);
@@ -648,6 +689,7 @@ export async function serveControl(
     socket.on("error", () => {});
     socket.on("close", async () => {
       const keeper = await opening.catch(() => undefined);
+      for (const mark of commands) keeper?.abandonCommand(mark);
       await Promise.allSettled([...stacks].map((id) => keeper?.stopStack(id)));
       // On a stack that is kept for others, too, nothing of this caller may stay.
       await Promise.allSettled([...sandboxes].map(([id, made]) => keeper?.discard(id, made)));

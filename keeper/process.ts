@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** A child process and what it is given: its own environment, its own log file, and an owner that stops it. */
-import { closeSync, mkdirSync, openSync, statfsSync } from "node:fs";
+import { existsSync, closeSync, mkdirSync, openSync, statfsSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { eventually, HarnessError, indent } from "../harness.ts";
 import { shorten, sizeWords, tailOf } from "../report/log.ts";
@@ -151,7 +151,8 @@ function isFull(folder: string): boolean {
 
 /** An environment made from nothing: the gateway and the driver share variable names, and both look into HOME. */
 export function cleanEnvironment(run: Run, home: string): Record<string, string> {
-  mkdirSync(home, { recursive: true, mode: 0o700 });
+  // Not with the folders above it: a run that is gone by now must not come back.
+  if (!existsSync(home)) mkdirSync(home, { mode: 0o700 });
   return {
     PATH: process.env.PATH ?? "/usr/local/bin:/usr/bin:/bin",
     LANG: "C.UTF-8",

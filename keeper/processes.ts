@@ -9,7 +9,7 @@
  * parent before anybody has looked is beyond what can be known.
  */
 import { readdirSync, readFileSync, statSync } from "node:fs";
-import { isRunId, RUN_MARK, type Run } from "./run.ts";
+import { COMMAND_MARK, isRunId, RUN_MARK, type Run } from "./run.ts";
 
 /** What the files of a container of the fake engine are known by: its processes carry no other mark. */
 const FAKE_ROOT = "OPENSHELL_FAKE_ROOT";
@@ -129,27 +129,42 @@ const isMarked = ({ environment }: Listed, { id, folder }: Known): boolean =>
   environment.includes(`${RUN_MARK}=${id}`) ||
   environment.some((entry) => entry.startsWith(`${FAKE_ROOT}=${folder}/`));
 
-/** The processes of a run that live: those that carry its mark, what they started, and its engine. */
-export function processesOf(run: Known): RunProcess[] {
-  const table = processTable();
-  const found = new Set(table.filter((each) => isMarked(each, run)).map(({ pid }) => pid));
+/** The processes that `first` chooses, and all that descend from them, by pid. */
+function withDescendants(table: Listed[], first: (process: Listed) => boolean): Set<number> {
+  const found = new Set(table.filter(first).map(({ pid }) => pid));
   for (let before = -1; before < found.size;) {
     before = found.size;
     for (const { pid, parent } of table) if (found.has(parent)) found.add(pid);
   }
-  for (const each of table) if (isEngineOf(each, run)) found.add(each.pid);
   // Whoever asks may have been started by one of them.
   found.delete(process.pid);
-  return table
-    .filter(({ pid }) => found.has(pid))
-    .map((each) => ({
-      pid: each.pid,
-      birth: each.birth,
-      // A script that a shell was given has lines, and each process is to be one.
-      command: each.command.replaceAll(/\s+/g, " ").slice(0, TOLD),
-      isEngine: isEngineOf(each, run),
-    }));
+  return found;
 }
+
+/** The processes of commands that `with` runs, by their marks, and what they started. */
+export function commandProcesses(marks: string[]): RunProcess[] {
+  if (marks.length === 0) return [];
+  const entries = new Set(marks.map((mark) => `${COMMAND_MARK}=${mark}`));
+  const table = processTable();
+  const found = withDescendants(table, ({ environment }) => environment.some((entry) => entries.has(entry)));
+  return table.filter(({ pid }) => found.has(pid)).map((each) => seen(each, false));
+}
+
+/** The processes of a run that live: those that carry its mark, what they started, and its engine. */
+export function processesOf(run: Known): RunProcess[] {
+  const table = processTable();
+  const found = withDescendants(table, (each) => isMarked(each, run));
+  for (const each of table) if (isEngineOf(each, run)) found.add(each.pid);
+  return table.filter(({ pid }) => found.has(pid)).map((each) => seen(each, isEngineOf(each, run)));
+}
+
+const seen = ({ pid, birth, command }: Listed, isEngine: boolean): RunProcess => ({
+  pid,
+  birth,
+  // A script that a shell was given has lines, and each process is to be one.
+  command: command.replaceAll(/\s+/g, " ").slice(0, TOLD),
+  isEngine,
+});
 
 /** Kills (SIGKILL) a process that was seen, unless it has ended since, and its pid perhaps is another's. */
 export function kill({ pid, birth }: Pick<RunProcess, "pid" | "birth">): void {

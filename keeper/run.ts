@@ -25,6 +25,11 @@ import { isSandboxId } from "./sandbox-id.ts";
 
 /** In the environment of every process that a run starts: how a sweep knows them. */
 export const RUN_MARK = "OPENSHELL_E2E_RUN";
+/** In the environment of a command of `with`, which is its user's: it is ended with the run only if `with` was killed. */
+export const COMMAND_MARK = "OPENSHELL_E2E_WITH";
+/** How the name of a file begins that tells of a command which runs; its mark comes next. */
+const COMMAND_FILE = "command-";
+const COMMAND = /^command-[0-9a-f-]{36}$/;
 /** On every network and container that a run makes itself. */
 export const RUN_LABEL = "openshell-e2e.run";
 
@@ -161,6 +166,22 @@ export class Run {
   get sandboxIds(): string[] {
     const file = join(this.folder, "sandboxes");
     return existsSync(file) ? readFileSync(file, "utf8").split("\n").filter(isSandboxId) : [];
+  }
+
+  /** The marks of the commands that `with` runs. */
+  get commands(): string[] {
+    if (!this.isThere) return [];
+    const names = readdirSync(this.folder).filter((name) => COMMAND.test(name));
+    return names.map((name) => name.slice(COMMAND_FILE.length));
+  }
+
+  noteCommand(mark: string): void {
+    if (COMMAND.test(`${COMMAND_FILE}${mark}`))
+      writeFileSync(join(this.folder, `${COMMAND_FILE}${mark}`), "");
+  }
+
+  forgetCommand(mark: string): void {
+    if (COMMAND.test(`${COMMAND_FILE}${mark}`)) removeTree(join(this.folder, `${COMMAND_FILE}${mark}`));
   }
 
   /** What a sweep must know to reach the run's engine again; somebody else's has no command. Whole, or not there: its writer may be killed meanwhile. */

@@ -133,7 +133,14 @@ export interface StackInfo {
   pids: { keeper: number; gateway: number; driver: number };
   logs: { gateway: string; driver: string };
   config: string;
-  tls?: { ca: string; cert: string; key: string };
+  tls?: Certificates;
+}
+
+/** Files with which a client calls a gateway with mTLS. */
+export interface Certificates {
+  ca: string;
+  cert: string;
+  key: string;
 }
 
 /** What all stacks of one run share: the engine, and the images that are on it. */
@@ -201,7 +208,7 @@ export class Stack {
 
   /** Starts what the spec asks for; when that fails, nothing stays. */
   async start(): Promise<StackInfo> {
-    mkdirSync(this.folder, { recursive: true, mode: 0o700 });
+    mkdirSync(this.folder, { mode: 0o700 });
     // The driver is to make it private; until then the folder around it is.
     mkdirSync(join(this.folder, "driver"), { mode: 0o755 });
     mkdirSync(join(this.folder, "tap"), { mode: 0o700 });
@@ -211,7 +218,7 @@ export class Stack {
       this.port = await freePort();
       do this.healthPort = await freePort();
       while (this.healthPort === this.port);
-      if (this.spec.tls) await this.#makeCertificates();
+      if (this.spec.tls) this.#tls = await this.makeCertificates("pki");
       // What is made from here on `stop` waits for; before, it would find nothing, and this would go on after it.
       if (this.#isStopped) throw new HarnessError("The stack was stopped while it started");
       this.#writeConfig();
@@ -364,9 +371,10 @@ export class Stack {
 
   // The gateway
 
-  async #makeCertificates(): Promise<void> {
+  /** Has the gateway's program make a CA, and certificates of it, in a folder of this stack. Resolves with a client's files. */
+  async makeCertificates(name: string): Promise<Certificates> {
     const { commands, run } = this.setup;
-    const folder = join(this.folder, "pki");
+    const folder = join(this.folder, name);
     const sans = ["host.containers.internal", "host.openshell.internal"].flatMap((name) => [
       "--server-san",
       name,
@@ -385,7 +393,7 @@ export class Stack {
     for (const key of new Bun.Glob("**/*.{key,pem}").scanSync({ cwd: folder, absolute: true }))
       know(readFileSync(key, "utf8"));
     const file = (name: string) => join(folder, name);
-    this.#tls = { ca: file("ca.crt"), cert: file("client/tls.crt"), key: file("client/tls.key") };
+    return { ca: file("ca.crt"), cert: file("client/tls.crt"), key: file("client/tls.key") };
   }
 
   #writeConfig(): void {

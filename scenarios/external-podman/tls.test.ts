@@ -3,9 +3,9 @@
 /** A gateway with mutual TLS, its certificates from `openshell-gateway generate-certs`: who gets in, and who does not. */
 import * as grpc from "@grpc/grpc-js";
 import { expect } from "bun:test";
-import { existsSync, readFileSync } from "node:fs";
-import { join } from "node:path";
-import { HarnessError, parts, type RunningStack, scenario } from "../../harness.ts";
+import { readFileSync } from "node:fs";
+import { HarnessError, type RunningStack, scenario } from "../../harness.ts";
+import type { Certificates } from "../../keeper/stack.ts";
 import { type CallError, codeName, openshell, unary } from "../../proto/contract.ts";
 import { environmentOf, inspect, withoutPodmanDriver } from "./given.ts";
 
@@ -44,14 +44,14 @@ scenario("TL-04 a client without a certificate is refused", async ({ sharedStack
 scenario("TL-05 a client with a certificate of another CA is refused", async ({ sharedStack }) => {
   const stack = await sharedStack({ tls: true });
   const { ca } = certificatesOf(stack);
-  const { cert, key } = otherCertificates(stack);
+  const { cert, key } = await otherCertificates(stack);
   expect(await knock(stack, { ca, cert, key })).toBe("UNAVAILABLE");
 });
 
 scenario("TL-06 a client that trusts another CA refuses the gateway", async ({ sharedStack }) => {
   const stack = await sharedStack({ tls: true });
   const { cert, key } = certificatesOf(stack);
-  const { ca } = otherCertificates(stack);
+  const { ca } = await otherCertificates(stack);
   expect(await knock(stack, { ca, cert, key })).toBe("UNAVAILABLE");
 });
 
@@ -62,32 +62,22 @@ scenario("TL-07 a client without TLS does not reach the API", async ({ sharedSta
   expect(await knock(stack)).toBeOneOf(["UNAVAILABLE", "UNIMPLEMENTED"]);
 });
 
-interface Certificates {
-  ca: string;
-  cert?: string;
-  key?: string;
-}
-
-function certificatesOf({ info }: RunningStack): Required<Certificates> {
+function certificatesOf({ info }: RunningStack): Certificates {
   if (!info.tls) throw new HarnessError("This stack has no TLS");
   return info.tls;
 }
 
-/** Certificates like those of the stack, of a CA that it has never seen. */
-function otherCertificates({ info }: RunningStack): Required<Certificates> {
-  const folder = join(info.folder, "other-pki");
-  if (!existsSync(folder)) {
-    const make = [...parts().gateway.command, "generate-certs", "--output-dir", folder];
-    const env = { PATH: process.env.PATH ?? "", HOME: folder, XDG_CONFIG_HOME: folder };
-    const made = Bun.spawnSync(make, { env, timeout: 15_000 });
-    if (!made.success) throw new HarnessError(`generate-certs: exit code ${made.exitCode}: ${made.stderr}`);
-  }
-  const file = (name: string) => join(folder, name);
-  return { ca: file("ca.crt"), cert: file("client/tls.crt"), key: file("client/tls.key") };
+const others = new Map<number, Promise<Certificates>>();
+
+/** Certificates like those of the stack, of a CA that it has never seen. The keeper makes them: keys must not outlive it. */
+function otherCertificates({ info, keeper }: RunningStack): Promise<Certificates> {
+  const known = others.get(info.id) ?? keeper.call("makeCertificates", info.id, "other-pki");
+  others.set(info.id, known);
+  return known;
 }
 
 /** Calls Health, for which a gateway asks no credentials beyond the handshake's. Resolves with the status' name. */
-async function knock({ info }: RunningStack, certificates?: Certificates): Promise<string> {
+async function knock({ info }: RunningStack, certificates?: Partial<Certificates>): Promise<string> {
   const read = (file?: string) => (file ? readFileSync(file) : null);
   const credentials = certificates
     ? grpc.credentials.createSsl(read(certificates.ca), read(certificates.key), read(certificates.cert))
