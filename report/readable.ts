@@ -78,10 +78,13 @@ export const withoutSpans = (line: string): string =>
  * stack, its causes, and every field that it has, such as the `details` of a call. Where it was thrown stays with it.
  */
 export function readableError(thrown: unknown): Error {
-  const error = thrown instanceof Error ? thrown : new Error(String(thrown));
+  const isError = thrown instanceof Error;
+  const error =
+    isError && !Object.isFrozen(thrown) ? thrown : new Error(isError ? thrown.message : String(thrown));
   const set = (name: string, value: unknown) => {
-    // A DOMException's message has no setter.
-    Object.defineProperty(error, name, { value, writable: true, configurable: true, enumerable: false });
+    const property = { value, writable: true, configurable: true, enumerable: false };
+    // A DOMException's message has no setter, and the fields of an error of the system cannot be defined again.
+    if (!Reflect.defineProperty(error, name, property)) Reflect.set(error, name, value);
   };
   const { message, stack } = error;
   set("message", readable(message));
