@@ -5,6 +5,7 @@
  * in time and say what it met.
  */
 import * as grpc from "@grpc/grpc-js";
+import { writeSync } from "node:fs";
 import { createServer as createHttp2Server } from "node:http2";
 import { createServer, type Socket } from "node:net";
 import { computeDriver, openshell } from "../proto/contract.ts";
@@ -72,6 +73,11 @@ const KINDS: Record<string, () => void> = {
     console.error("hostile: no such luck");
     process.exit(7);
   },
+  // A line of half a megabyte, in which much looks like something.
+  "ends-with-a-long-line": () => {
+    writeSync(2, `${"deadbeef".repeat(65_536)}\nhostile: out of words\n`);
+    process.exit(7);
+  },
   "never-answers": () => listen(() => {}),
   garbage: () => listen((connection) => connection.end(crypto.getRandomValues(Buffer.alloc(4_096)))),
   "http-1": () =>
@@ -104,6 +110,14 @@ const KINDS: Record<string, () => void> = {
       },
       DeleteSandbox: (_, reply) => reply(null, { deleted: true }),
     }),
+  // As much as nobody wants to keep.
+  "floods-its-log": () => {
+    const lines = Buffer.from(
+      "hostile: and so on and so on and so on and so on and so on and so on\n".repeat(10_000),
+    );
+    for (let written = 0; written < 300e6;) written += writeSync(2, lines);
+    serveDriver({ CreateSandbox: crash, GetSandbox: crash });
+  },
   crashes: () => serveDriver({ CreateSandbox: crash, GetSandbox: crash }),
 };
 

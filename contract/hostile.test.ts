@@ -51,6 +51,7 @@ describe("a driver that does not come up: every check is an ERROR, and the cause
   test.concurrent.each([
     ["never-binds", "bind its socket: not within 30000 ms"],
     ["ends-at-once", "bind its socket: it ended with exit code 7"],
+    ["ends-with-a-long-line", "bind its socket: it ended with exit code 7"],
     ["never-answers", "answer GetCapabilities: not within 5000 ms"],
     ["garbage", "answer GetCapabilities: not within 5000 ms"],
     ["http-1", "answer GetCapabilities: not within 5000 ms"],
@@ -62,6 +63,7 @@ describe("a driver that does not come up: every check is an ERROR, and the cause
       expect(output.split(cause)).toHaveLength(2);
       expect(output).toContain(`hostile.fixture.ts ${kind}`);
       if (kind === "ends-at-once") expect(output).toContain("| hostile: no such luck");
+      if (kind === "ends-with-a-long-line") expect(output).toContain("| hostile: out of words");
       // The cause comes first, and the checks that it keeps from being asked are one line.
       const all = "ERROR 5 checks from DC-12 to DC-18 not run: the driver did not come up\n";
       expect(output.indexOf(cause)).toBeLessThan(output.indexOf(all));
@@ -113,6 +115,14 @@ describe("a driver that comes up", () => {
     );
     expect(output).toContain("a sandbox that is up within 15000 ms");
     expect(output).toContain("Unschedulable");
+    expect(code).toBe(2);
+  });
+
+  hostile("and floods its log is judged all the same, and it is told how much it wrote", async () => {
+    const { code, output } = await check("floods-its-log", "DC-12,DC-45");
+    expect(output).toContain("| hostile: out of luck");
+    expect(output).toMatch(/^driver\/1 floods its log: [\d.]+ MB of it were not kept$/m);
+    expect(output.length).toBeLessThan(20_000);
     expect(code).toBe(2);
   });
 

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { appendFileSync, mkdirSync, mkdtempSync, rmSync } from "node:fs";
+import { appendFileSync, mkdirSync, mkdtempSync, rmSync, truncateSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { eventually } from "../harness.ts";
 import { follow, TRACE_FILE } from "./follow.ts";
 
 let folder: string;
@@ -62,6 +63,32 @@ test("half a line waits for its other half, and is shown once", () => {
   write("1/driver.log", " line\nand");
   end();
   expect(printed.map((line) => line.split("| ")[1])).toEqual(["half a line"]);
+});
+
+test("a log that grows faster than it can be shown is shown in part, and that is said", () => {
+  const end = following({ verbose: true });
+  write("1/driver.log", `${"x".repeat(99)}\n`.repeat(400_000));
+  end();
+  expect(printed.length).toBeLessThan(20_000);
+  expect(printed[0]).toEndWith("| … what was written meanwhile is not shown, the log grows too fast …");
+});
+
+test("a line without an end is shown in pieces, and none of them whole", () => {
+  const end = following({ verbose: true });
+  write("1/driver.log", "x".repeat(3_000_000));
+  end();
+  expect(printed).toHaveLength(1);
+  expect(printed[0]!.length).toBeLessThan(5_000);
+});
+
+test("a log whose middle was taken out is followed from where it ends", async () => {
+  const end = following({ verbose: true });
+  write("1/driver.log", `${"x".repeat(99)}\n`.repeat(1_000));
+  await eventually(() => expect(printed).toHaveLength(1_000), { what: "the log to be shown" });
+  truncateSync(join(folder, "1/driver.log"), 100);
+  write("1/driver.log", "last words\n");
+  end();
+  expect(printed.at(-1)).toEndWith("| last words");
 });
 
 test("colour only where it is wanted, and a token nowhere", () => {
