@@ -23,7 +23,7 @@ import type { ScenarioResult, Standing } from "./report/model.ts";
 import { follow } from "./report/follow.ts";
 import { excerpt, readLog } from "./report/log.ts";
 import { readable, readableError, readableWhole } from "./report/readable.ts";
-import { now, record, recordTo, waitingEntries, writeResults } from "./report/record.ts";
+import { now, record, recordTo, waitingEntries } from "./report/record.ts";
 import {
   type About,
   aboutCaller,
@@ -51,7 +51,8 @@ import { exemptLoopback } from "./keeper/environment.ts";
 import type { Deed } from "./keeper/keeper.ts";
 import { watchMemory } from "./keeper/memory.ts";
 import { describeParts, findParts, type Parts } from "./keeper/places.ts";
-import { Run } from "./keeper/run.ts";
+import { type Reported, writeReports } from "./keeper/reports.ts";
+import { newRunId, Run } from "./keeper/run.ts";
 import { socketPath, socketProblem } from "./keeper/socket.ts";
 import { ENDING } from "./keeper/signals.ts";
 import type { StackInfo, StackSpec } from "./keeper/stack.ts";
@@ -1106,15 +1107,25 @@ async function abandon(error: unknown, run?: SharedKeeper): Promise<never> {
   if (!(error instanceof HarnessError)) fail(error);
   const scenario = recordAbandoned(readable(error.message));
   // With its end the keeper writes the report.
-  if (run?.own) await within(CLOSING_MS, "close the keeper", run.keeper.call("close")).catch(() => {});
+  const closing = async (keeper: Connection) => {
+    await keeper.call("close");
+    return keeper.call("reported");
+  };
+  const closed = run?.own
+    ? await within(CLOSING_MS, "close the keeper", closing(run.keeper)).catch(() => undefined)
+    : undefined;
   if (!scenario) fail(error);
-  if (!run) reportAlone(standings(parts()));
+  const { problem } = closed ?? (run ? {} : reportAlone(standings(parts())));
   const { explainOnTerminal } = await import("./report/terminal.ts");
   const { settings } = readSettings();
   console.error(`openshell-e2e: the run cannot go on: what all scenarios share did not start\n`);
   const shown = { colour: inColour(process.stderr), width: widthOf(process.stderr) };
   console.error(explainOnTerminal(scenario, [], shown));
-  console.error(`\nAll of it: bun harness.ts report ${shownPath(settings.reports)} --format html`);
+  console.error(
+    problem
+      ? `\nopenshell-e2e: ${problem}`
+      : `\nAll of it: bun harness.ts report ${shownPath(settings.reports)} --format html`,
+  );
   process.exit(EXIT.error);
 }
 
@@ -1126,11 +1137,11 @@ async function partiesOf(gateway: Gateway): Promise<Parties> {
 }
 
 /** Reports what this process alone recorded, where there is no keeper to do it. */
-function reportAlone(stack: Record<string, Standing>): void {
+function reportAlone(stack: Record<string, Standing>): Reported {
   const { settings } = readSettings();
-  record({ kind: "begin", at: performance.timeOrigin, run: "", command: commandLine(), stack });
+  record({ kind: "begin", at: performance.timeOrigin, run: newRunId(), command: commandLine(), stack });
   record({ kind: "end", at: now() });
-  writeResults(waitingEntries(), settings.reports);
+  return writeReports({ entries: waitingEntries(), reports: settings.reports });
 }
 
 let isEnded = false;
@@ -1146,13 +1157,15 @@ function mustNotBeOver(): void {
   );
 }
 
-/** Ends the run, if one was begun. Resolves with what it left behind, a line each. Called once, by the preload. */
-export async function endRun(): Promise<string[]> {
+/** How a run ended: what it left behind, a line each, and what came of its reports. */
+export type Ended = Reported & { left: string[] };
+
+/** Ends the run, if one was begun. Called once, by the preload. */
+export async function endRun(): Promise<Ended> {
   isEnded = true;
   if (!sharedConnection) {
     // Tests that need no keeper are a run without leftovers: the scenarios of gateway-adapter.
-    reportAlone({ gateway: standings(parts()).gateway });
-    return [];
+    return { left: [], ...reportAlone({ gateway: standings(parts()).gateway }) };
   }
   const { keeper, own } = await sharedConnection;
   const run = await shared;
@@ -1169,9 +1182,11 @@ export async function endRun(): Promise<string[]> {
   record({ kind: "end", at: now() });
   const { reports } = readSettings().settings;
   if (own) left.push(...(await keeper.call("close")));
-  else await keeper.call("report", `test-${process.pid}`, beganAt, reports);
+  const reported = own
+    ? await keeper.call("reported")
+    : await keeper.call("report", `test-${process.pid}`, beganAt, reports);
   keeper.close();
-  return left;
+  return { left, ...reported };
 }
 
 let found: Parts | undefined;

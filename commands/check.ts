@@ -4,7 +4,7 @@
  * `check --driver 'CMD' | --socket PATH`: does a driver keep the compute-driver contract? On its socket alone: the
  * harness plays the gateway. Without either, the driver that the settings name is checked, or the fake.
  */
-import { rmSync, writeFileSync } from "node:fs";
+import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import {
   type Command,
@@ -20,7 +20,8 @@ import {
 } from "../harness.ts";
 import { driverProblem, fromHere, programProblem, words } from "../keeper/command.ts";
 import { bringsEngine, describeParts } from "../keeper/places.ts";
-import { openReports } from "../keeper/reports.ts";
+import { newRunId } from "../keeper/run.ts";
+import { clearReports, CONFORMANCE, openReports, RESULTS, writeReports } from "../keeper/reports.ts";
 import type { Check } from "../contract/check.ts";
 import { judge, type Judged, recordBegun, recordOutcome } from "../contract/judge.ts";
 import { type Known, readKnown } from "../known-failing.ts";
@@ -34,7 +35,7 @@ import { loadGrpc } from "../proto/contract.ts";
 import type { Standing } from "../report/model.ts";
 import { liveProgress } from "../report/progress.ts";
 import { readable, say } from "../report/readable.ts";
-import { now, record, recordTo, waitingEntries, writeResults } from "../report/record.ts";
+import { now, record, recordTo, waitingEntries } from "../report/record.ts";
 import { shellQuoted } from "../report/text.ts";
 
 /**
@@ -42,9 +43,6 @@ import { shellQuoted } from "../report/text.ts";
  * what one check asks at once must fail no other where the driver takes so many calls, or sandboxes, and no more.
  */
 const AT_A_TIME = { atHome: 5, elsewhere: 1 };
-
-/** Of the reports: a table of the rules, for the driver's README. */
-const CONFORMANCE = "contract.md";
 
 /** What says which driver is asked, and how one looks behind it. */
 const SUBJECT_FLAGS = [
@@ -63,8 +61,8 @@ async function check(settings: Settings, own: Record<string, string>, stop: Abor
   if (driver && socket)
     throw new HarnessError("check: --driver starts a driver, --socket names one that runs: give one");
   if (driver) refuseFaked("--driver", "driver", settings);
-  const problem = driver && (driverProblem(driver) || programProblem(words(driver)[0]!));
-  if (problem) throw new HarnessError(`--driver: ${problem}: ${driver}`);
+  const wrong = driver && (driverProblem(driver) || programProblem(words(driver)[0]!));
+  if (wrong) throw new HarnessError(`--driver: ${wrong}: ${driver}`);
   // A choice may be wrong, which is said before anything is started.
   const chosen = only || list || socket ? await chooseRules(only) : undefined;
   if (list) {
@@ -75,14 +73,18 @@ async function check(settings: Settings, own: Record<string, string>, stop: Abor
   const choice = own as BackendChoice;
   const said = SUBJECT_FLAGS.flatMap((flag) => (own[flag] === undefined ? [] : [`--${flag}`, own[flag]]));
   const flags = said.map(shellQuoted).join(" ");
-  // An earlier run's says nothing of a driver that does not come up.
-  rmSync(join(openReports(settings), CONFORMANCE), { force: true });
+  const reports = openReports(settings);
+  // An earlier run's say nothing of a driver that does not come up.
+  clearReports(reports);
   if (socket) {
-    recordBegin("", {});
+    recordBegin(newRunId(), {});
     const subject = await runningSubject(socket, settings, choice);
-    const code = await checkAll(chosen!, subject, settings, { flags, stop });
-    writeResults(waitingEntries(), settings.reports);
-    return code;
+    let conformance: string | undefined;
+    const onConformance = (table: string) => (conformance = table);
+    const code = await checkAll(chosen!, subject, settings, { flags, stop, onConformance });
+    const { problem } = writeReports({ entries: waitingEntries(), reports, conformance });
+    if (problem) console.error(`openshell-e2e: ${problem}`);
+    return problem ? EXIT.error : code;
   }
 
   const started = driver ? { ...settings, driverCmd: fromHere(driver) } : settings;
@@ -104,12 +106,15 @@ async function check(settings: Settings, own: Record<string, string>, stop: Abor
     if (subject instanceof NotReady) return reportNotReady(rules.checks, subject);
     const isAtHome = !parts.engine.real && !started.driverCmd;
     const parallel = Number(started.parallel) || (isAtHome ? AT_A_TIME.atHome : AT_A_TIME.elsewhere);
-    return checkAll(rules, subject, started, { parallel, flags, stop });
+    // The keeper puts it beside the results.
+    const onConformance = (table: string) => writeFileSync(join(folder, CONFORMANCE), table);
+    return checkAll(rules, subject, started, { parallel, flags, stop, onConformance });
   });
   // While its programs start.
   loadGrpc();
-  const { result, left } = await checking;
+  const { result, left, problem } = await checking;
   for (const line of left) say(`left behind, removed: ${line}`);
+  if (problem) return EXIT.error;
   return result === EXIT.ok && left.length > 0 ? EXIT.leftovers : result;
 }
 
@@ -119,13 +124,15 @@ interface Asking {
   /** What was said of the driver, for whoever asks again. */
   flags: string;
   stop: AbortSignal;
+  /** Gets the table of the rules, once all of them were asked. */
+  onConformance: (table: string) => void;
 }
 
 async function checkAll(
   { checks, all, known }: Rules,
   subject: Subject,
   settings: Settings,
-  { parallel = AT_A_TIME.elsewhere, flags, stop }: Asking,
+  { parallel = AT_A_TIME.elsewhere, flags, stop, onConformance }: Asking,
 ): Promise<number> {
   const identity = await identify(subject.socket).catch((error: Error) => {
     throw new HarnessError(
@@ -166,13 +173,12 @@ async function checkAll(
   // What was asked by then is no conformance; without an end on record, the results say so themselves.
   if (stop.aborted) {
     say(`${(stop.reason as Error).message}: ${ordered.length} of ${checks.length} rules were asked`);
-    say(`Results: ${shownPath(join(settings.reports, "results.json"))}`);
+    say(`Results: ${shownPath(join(settings.reports, RESULTS))}`);
     say(summary(ordered));
     return EXIT.error;
   }
-  const file = join(settings.reports, CONFORMANCE);
-  writeFileSync(file, markdown(ordered, all, identity, new Date()));
-  say(`For the driver's README: ${shownPath(file)}`);
+  onConformance(markdown(ordered, all, identity, new Date()));
+  say(`For the driver's README: ${shownPath(join(settings.reports, CONFORMANCE))}`);
   say(summary(ordered));
   record({ kind: "end", at: now() });
   const is = (verdict: string) => ordered.some((one) => one.verdict === verdict);

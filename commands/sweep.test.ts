@@ -178,7 +178,7 @@ test("a dead run is removed also where its results cannot be written, and that i
   const file = join(folder, "no-folder");
   writeFileSync(file, "");
   const { code, errors } = await harness(["sweep", "--reports", join(file, "reports")]);
-  expect(errors).toMatch(/^run 00000008: \S*(ENOTDIR|EEXIST)[^\n]*\n$/);
+  expect(errors).toMatch(/^run 00000008: the reports are not written: [^\n]*(ENOTDIR|EEXIST)[^\n]*\n$/);
   expect({ code, left: existsSync(path) }).toEqual({ code: 2, left: false });
 });
 

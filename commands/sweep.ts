@@ -18,9 +18,10 @@ import {
 } from "../keeper/processes.ts";
 import { Child } from "../keeper/process.ts";
 import { removeDeadCompilers } from "../keeper/programs.ts";
+import { writeReports } from "../keeper/reports.ts";
 import { Run, RUN_LABEL } from "../keeper/run.ts";
 import { readable, say } from "../report/readable.ts";
-import { readRecords, writeResults } from "../report/record.ts";
+import { type Entry, readRecords } from "../report/record.ts";
 import { belongings, describeBelonging, Engine, removeBelongings } from "../keeper/engine.ts";
 
 export const command: Command = async (settings, _args, { run: folder, guard }) => {
@@ -87,10 +88,11 @@ export async function sweepRun(
   const engine = await attempt(async () => removed.push(...(await sweepEngine(run, problems))));
   await attempt(() => ended(() => true));
   // Whatever comes of the reports, the folder goes: it holds keys.
-  if (run.isThere)
-    await attempt(async () =>
-      writeResults([...readRecords(run.folder), { kind: "leftovers", lines: removed }], reports),
-    );
+  if (run.isThere) {
+    const entries = (): Entry[] => [...readRecords(run.folder), { kind: "leftovers", lines: removed }];
+    const { problem } = writeReports({ entries, reports, run, unlessLater: true });
+    if (problem) problems.push(problem);
+  }
   await attempt(async () => (engine ? run.remove() : run.strip()));
   return { removed, problems };
 }

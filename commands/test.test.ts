@@ -183,6 +183,8 @@ test("of a scenario that is killed the report has the stack, the sandbox and the
     { id: "LC-03", verdict: "cut", stack: 1, sandboxes: [expect.any(String)] },
   ]);
   expect(scenarios[0]!.ms).toBeGreaterThan(0);
+  const junit = readFileSync(join(folder, "reports", "junit.xml"), "utf8");
+  expect(junit).toMatch(/<error type="cut" message="the run was cut off"/);
   expect(scenarios[0]!.logs.gateway.length).toBeGreaterThan(0);
   // The keeper's last act.
   const over = () => expect(find("**/records-*")).toEqual([]);
@@ -193,6 +195,7 @@ test("of a scenario that is killed the report has the stack, the sandbox and the
 
 test("a driver that does not start ends the run, which says so on the terminal and in the report", async () => {
   const reports = mkdtempSync(join(tmpdir(), "no-start-"));
+  writeFileSync(join(reports, "junit.xml"), '<testsuites name="openshell-e2e of the run before"/>');
   const child = Bun.spawn([process.execPath, HARNESS, "test", "external-podman", "-t", "SM-0"], {
     env: {
       PATH: process.env.PATH,
@@ -216,6 +219,9 @@ test("a driver that does not start ends the run, which says so on the terminal a
   const begun = scenarios.filter(({ verdict }) => verdict !== "skip");
   expect(begun.map(({ verdict }) => verdict)).toEqual(begun.map(() => "error"));
   expect(begun[0]?.reason).toContain("it ended with exit code 3");
+  const junit = readFileSync(join(reports, "junit.xml"), "utf8");
+  expect(junit.match(/<error type="error"/g)).toHaveLength(begun.length);
+  expect(junit).not.toContain("run before");
   rmSync(reports, { recursive: true });
 }, 70_000);
 

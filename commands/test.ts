@@ -7,7 +7,8 @@
  * `<what>: N passed, N failed, N skipped`. A run that executed nothing is an error (exit code 2).
  */
 import { Glob } from "bun";
-import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { closeSync, fstatSync, mkdtempSync, openSync, readSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { basename, dirname, join } from "node:path";
 import {
   asEnvironment,
@@ -22,12 +23,10 @@ import {
 } from "../harness.ts";
 import { BUN } from "../keeper/environment.ts";
 import { checkParts, describeParts, findParts } from "../keeper/places.ts";
-import { openReports } from "../keeper/reports.ts";
+import { clearReports, openReports, replaceJunit, RESULTS } from "../keeper/reports.ts";
 import { ENDING, outlivingToo } from "../keeper/signals.ts";
-import { junit } from "../report/junit.ts";
-import { isRed, type Results } from "../report/model.ts";
-import { liveProgress, type ProgressEvent } from "../report/progress.ts";
-import { readResults } from "../report/read.ts";
+import { isRed, type Verdict } from "../report/model.ts";
+import { liveProgress, type Told } from "../report/progress.ts";
 import { inColour, shellQuoted } from "../report/text.ts";
 
 const ROOT = join(import.meta.dir, "..");
@@ -70,15 +69,16 @@ export const command: Command = async (settings, args, { t: pattern }) => {
   const parts = await checkParts(findParts(settings), settings);
   console.log(describeParts(parts));
   const reports = openReports(settings);
-  rmSync(join(reports, "junit.xml"), { force: true });
-  const began = new Date().toISOString();
-  const outfile = join(reports, "junit.xml.new");
+  clearReports(reports);
+  const bunReport = namelessFile();
   // On a terminal the last line is ours, so what bun prints goes through us.
   const progress = liveProgress();
   const output = progress ? "pipe" : "inherit";
+  const heard: Heard = { verdicts: [] };
+  const hung = Promise.withResolvers<void>();
   const child = Bun.spawn(
     outlivingToo([
-      ...[...BUN, "test", "--reporter=junit", `--reporter-outfile=${outfile}`],
+      ...[...BUN, "test", "--reporter=junit", "--reporter-outfile=/dev/fd/3"],
       `--max-concurrency=${atATime(suites, settings)}`,
       ...(pattern === undefined ? [] : ["-t", pattern]),
       ...bunArgs,
@@ -92,10 +92,13 @@ export const command: Command = async (settings, args, { t: pattern }) => {
         ...(progress && inColour(process.stderr) && { FORCE_COLOR: "1" }),
         ...(progress && { OPENSHELL_E2E_COLUMNS: String(process.stderr.columns) }),
       },
-      stdin: "ignore",
-      stdout: output,
-      stderr: output,
-      ...(progress && { ipc: (event: ProgressEvent) => progress.note(event) }),
+      stdio: ["ignore", output, output, bunReport],
+      ipc(told: Told) {
+        if ("run" in told) heard.run = told.run;
+        else progress?.note(told);
+        if ("ended" in told) heard.verdicts.push(told.verdict);
+      },
+      onDisconnect: () => hung.resolve(),
     },
   );
   const printed = [child.stdout, child.stderr].map(async (stream) => {
@@ -105,22 +108,22 @@ export const command: Command = async (settings, args, { t: pattern }) => {
   for (const signal of ENDING) process.on(signal, forward);
   const code = await child.exited;
   // A process that outlives it may hold its output open; that is no reason to wait.
-  await within(2_000, "the rest of the output", Promise.all(printed)).catch(() => {});
+  const rest = Promise.all([...printed, hung.promise]);
+  await within(2_000, "the rest of the output", rest).catch(() => {});
   progress?.end();
 
-  const bunReport = existsSync(outfile) ? readFileSync(outfile, "utf8") : "";
-  rmSync(outfile, { force: true });
-  const counts = countsOf(bunReport);
-  const results = resultsSince(began, reports);
-  if (counts) writeFileSync(join(reports, "junit.xml"), junitOf(suites, bunReport, counts, results));
+  const itsReport = takeText(bunReport);
+  const counts = countsOf(itsReport);
+  const problem = counts && hasMore(suites, counts, heard) && noteReport(reports, heard.run, itsReport);
+  if (problem && code !== EXIT.error) console.error(`openshell-e2e: ${problem}`);
   const what = suites.join(" ") || "all";
   if (!counts && code === EXIT.error) return code;
   if (!counts || counts.passed + counts.failed === 0) {
     const why = () => {
       if (child.signalCode)
-        return `bun test was ended by ${child.signalCode}; what it had found by then is in ${shownPath(join(reports, "results.json"))}`;
+        return `bun test was ended by ${child.signalCode}; what it had found by then is in ${shownPath(join(reports, RESULTS))}`;
       if (!counts) return `bun test ended with ${code} and ran no test`;
-      if (results?.counts.skip) return "all that was chosen is skipped, for the reasons above";
+      if (heard.verdicts.includes("skip")) return "all that was chosen is skipped, for the reasons above";
       if (pattern === undefined) return `bun test ended with ${code} and ran no test`;
       return `no ${suites.length > 0 ? "scenario" : "test"}'s title matches ${pattern}`;
     };
@@ -130,10 +133,41 @@ export const command: Command = async (settings, args, { t: pattern }) => {
   if (code === EXIT.leftovers) console.log("Something was left behind; it is named above");
   const { passed, failed, skipped } = counts;
   console.log(
-    `${what}: ${passed} passed, ${failed} failed, ${skippedWords(skipped, suites, pattern, results)}`,
+    `${what}: ${passed} passed, ${failed} failed, ${skippedWords(skipped, suites, heard, pattern)}`,
   );
+  if (problem && code !== EXIT.leftovers) return EXIT.error;
   return counts.failed > 0 && code === EXIT.ok ? EXIT.failed : code;
 };
+
+/**
+ * A file for bun's own report. It has no name, so that nothing of it stays, whoever is killed. Returns its descriptor.
+ * @throws HarnessError when there can be none.
+ */
+function namelessFile(): number {
+  try {
+    const folder = mkdtempSync(join(tmpdir(), "openshell-e2e-"));
+    const file = openSync(join(folder, "junit.xml"), "wx+", 0o600);
+    rmSync(folder, { recursive: true });
+    return file;
+  } catch (error) {
+    throw new HarnessError(`a temporary file cannot be made: ${(error as Error).message}`);
+  }
+}
+
+/** What is in an open file, which is closed. */
+function takeText(file: number): string {
+  const bytes = Buffer.alloc(fstatSync(file).size);
+  readSync(file, bytes, 0, bytes.length, 0);
+  closeSync(file);
+  return bytes.toString();
+}
+
+/** What our own test process told us. What lies in the folder of reports may be another run's. */
+interface Heard {
+  run?: string;
+  /** Of the scenarios that ended. */
+  verdicts: Verdict[];
+}
 
 function isRegExp(pattern: string): boolean {
   try {
@@ -177,11 +211,11 @@ function environment(settings: Settings, suites: string[]): Record<string, strin
 }
 
 /** For bun what `-t` leaves out is skipped like the rest; of other tests than scenarios nobody knows which it was. */
-function skippedWords(skipped: number, suites: string[], pattern?: string, results?: Results): string {
+function skippedWords(skipped: number, suites: string[], { verdicts }: Heard, pattern?: string): string {
   if (pattern === undefined) return `${skipped} skipped`;
   if (suites.length === 0) return `${skipped} skipped or not selected`;
   // What skips itself is recorded. Bun counts each file's run apart with --rerun-each, and may select by more than `-t`.
-  const byItself = Math.min(skipped, results?.counts.skip ?? 0);
+  const byItself = Math.min(skipped, verdicts.filter((verdict) => verdict === "skip").length);
   return `${byItself} skipped${skipped > byItself ? ` (${skipped - byItself} not selected)` : ""}`;
 }
 
@@ -200,18 +234,19 @@ function countsOf(bunReport: string): Counts | undefined {
   return { passed: tests - failed - skipped, failed, skipped };
 }
 
-/** What a run that began after that has left; undefined without a scenario. */
-function resultsSince(began: string, reports: string): Results | undefined {
-  try {
-    const results = readResults(reports);
-    return results.run.startedAt >= began ? results : undefined;
-  } catch {
-    return undefined;
-  }
-}
+/**
+ * Whether bun's own report has what ours, which tells more of each scenario, has not: tests besides the scenarios, or a
+ * failure of one.
+ */
+const hasMore = (suites: string[], { failed }: Counts, { verdicts }: Heard): boolean =>
+  suites.length === 0 || verdicts.length === 0 || (failed > 0 && !verdicts.some(isRed));
 
-/** Where all tests are scenarios our own report says more than bun's, which has them all in one file, without reasons. */
-function junitOf(suites: string[], bunReport: string, { failed }: Counts, results?: Results): string {
-  const hasFailures = failed === 0 || results?.scenarios.some(({ verdict }) => isRed(verdict));
-  return suites.length > 0 && results && hasFailures ? junit(results) : bunReport;
+/** Keeps bun's own report as the JUnit report of our run. Returns why it could not. */
+function noteReport(reports: string, run: string | undefined, text: string): string | undefined {
+  try {
+    replaceJunit(reports, run, text);
+    return undefined;
+  } catch (error) {
+    return `the JUnit report is not written: ${(error as Error).message}`;
+  }
 }

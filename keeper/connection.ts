@@ -168,7 +168,8 @@ export async function startKeeper(run: Run, settings: Settings): Promise<Connect
 
 /**
  * Does `work` with a new keeper, and ends it: resolves only when everything is gone, also when `work` fails.
- * @returns what `work` returned, and what had to be removed by force, a line each.
+ * @returns what `work` returned, what had to be removed by force, a line each, and why its reports were not written, if so:
+ * that has been said.
  */
 export async function withKeeper<T>(settings: Settings, work: (keeper: Connection, run: Run) => Promise<T>) {
   const run = Run.create(settings);
@@ -178,7 +179,9 @@ export async function withKeeper<T>(settings: Settings, work: (keeper: Connectio
     const result = await work(keeper, run);
     for (const line of await keeper.call("floods")) console.log(line);
     left = await keeper.call("close");
-    return { result, left };
+    const { problem } = await keeper.call("reported");
+    if (problem) console.error(`openshell-e2e: ${problem}`);
+    return { result, left, problem };
   } finally {
     // A keeper that could not open has cleaned up already, and says its failure again.
     await keeper.call("close").catch(() => {});

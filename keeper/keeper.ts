@@ -12,7 +12,7 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { eventually, HarnessError, openClient, type Settings } from "../harness.ts";
 import { unary } from "../proto/contract.ts";
-import { type Entry, now, readRecords, record, recordTo, writeResults } from "../report/record.ts";
+import { type Entry, now, readRecords, record, recordTo } from "../report/record.ts";
 import { shareSecrets } from "../report/secrets.ts";
 import { asksFor } from "./command.ts";
 import { parseLine } from "./connection.ts";
@@ -21,7 +21,6 @@ import type { EngineRule, ProxiedCall } from "./engine-proxy.ts";
 import { bringsEngine, checkParts, findParts, type Parts } from "./places.ts";
 import { Child, cleanEnvironment, floods } from "./process.ts";
 import { compiledFake } from "./programs.ts";
-import { saveLogs } from "./reports.ts";
 import {
   birthOf,
   commandProcesses,
@@ -30,6 +29,7 @@ import {
   processesOf,
   type RunProcess,
 } from "./processes.ts";
+import { type Reported, writeReports } from "./reports.ts";
 import { type Run } from "./run.ts";
 import { shortCommand } from "./short-command.ts";
 import {
@@ -67,6 +67,9 @@ export class Keeper {
   readonly #unfinished = new Set<string>();
   /** When the rules of a stack's tap were last set, in milliseconds since 1970. */
   readonly #ruledAt = new Map<number, number>();
+  /** The processes whose results are written down already. */
+  readonly #reporters = new Set<string>();
+  #reported: Reported = {};
 
   private constructor(readonly setup: Setup) {}
 
@@ -448,10 +451,20 @@ export class Keeper {
    * Writes down the results of a run on a stack that stays: those that `who` recorded, and all calls since then.
    * @param since in milliseconds since 1970.
    */
-  report(who: string, since: number, reports: string): void {
+  report(who: string, since: number, reports: string): Reported {
+    const { run } = this.setup;
     for (const stack of this.#stacks.values()) recordCalls(stack);
-    const entries = readRecords(this.setup.run.folder, ["keeper", who]);
-    writeResults([...entries, ...this.#standingFaults(since)], reports, since);
+    this.#reporters.add(who);
+    const entries = () => [
+      ...readRecords(run.folder, (name) => ["keeper", who].includes(name)),
+      ...this.#standingFaults(since),
+    ];
+    return writeReports({ entries, reports, run, since });
+  }
+
+  /** What came of writing down the results when the run was closed. */
+  reported(): Reported {
+    return this.#reported;
   }
 
   /** The rules that were in force before, and are still. */
@@ -475,11 +488,16 @@ export class Keeper {
     const left = await this.#stop();
     const lines = [...left, ...this.#unfinished];
     record({ kind: "leftovers", lines });
-    const unreported = reportOn(run, settings.reports);
+    this.#reported = writeReports({
+      // Of a stack that was kept for others, what they have not reported themselves.
+      entries: () => readRecords(run.folder, (name) => !this.#reporters.has(name)),
+      reports: settings.reports,
+      run,
+      unlessLater: this.#reporters.size > 0,
+    });
     // What is on an engine that is gone can be swept once it is back, by what the folder knows.
     if (this.#unfinished.size === 0) run.remove();
     else run.strip();
-    if (unreported) throw unreported;
     return lines;
   }
 
@@ -521,25 +539,6 @@ export class Keeper {
     await eventually(none, { what: "end the run's processes", deadlineMs: ENDING_MS }).catch(() => {});
     return left;
   }
-}
-
-/** Saves a run's logs and results. Returns why that failed: nothing of the run may stay for it. */
-function reportOn(run: Run, reports: string): HarnessError | undefined {
-  if (!run.isThere)
-    return new HarnessError(
-      `The run's folder was removed or replaced while the run went on, and what it would report with it: ${run.folder}`,
-    );
-  const problems: string[] = [];
-  for (const write of [saveLogs, (run: Run) => writeResults(readRecords(run.folder), reports)]) {
-    try {
-      write(run, reports);
-    } catch (error) {
-      problems.push((error as Error).message);
-    }
-  }
-  return problems.length > 0
-    ? new HarnessError(`The reports cannot be written: ${problems.join("; ")}`)
-    : undefined;
 }
 
 /** How long a process may take to follow the program that started it, in milliseconds. */
@@ -633,6 +632,7 @@ const API = [
   "leftovers",
   "removeLeftovers",
   "report",
+  "reported",
   "close",
 ] as const satisfies readonly (keyof Keeper)[];
 export type Method = (typeof API)[number];

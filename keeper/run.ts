@@ -62,6 +62,9 @@ export function usualPlace(
   return blocks * bsize >= ROOMY ? MEMORY : tmpdir();
 }
 
+/** The id of a new run: 8 hex digits. */
+export const newRunId = (): string => randomBytes(4).toString("hex");
+
 /** One run: its id, and the private folder that holds all it makes on disk. */
 export class Run {
   private constructor(
@@ -80,7 +83,7 @@ export class Run {
    * when its results could not be written.
    */
   static create(settings: Settings): Run {
-    const id = randomBytes(4).toString("hex");
+    const id = newRunId();
     const run = new Run(id, join(Run.root(settings), id));
     const longest = join(run.folder, "999", "driver", "driver.sock");
     if (longest.length >= 100) {

@@ -4,11 +4,13 @@
 import type { Verdict } from "./model.ts";
 import { took, WORDS } from "./text.ts";
 
-/** What a test process tells of a scenario, as a message to whoever started it. */
+/** What becomes of a scenario, by its id. */
 export type ProgressEvent = { begun: string } | { ended: string; verdict: Verdict };
+/** What a test process tells whoever started it: also its run's id. */
+export type Told = ProgressEvent | { run: string };
 
 /** Tells the process that started this one, if it listens. */
-export const tell = (event: ProgressEvent): void => void process.send?.(event);
+export const tell = (told: Told): void => void process.send?.(told);
 
 /** Where the line is drawn: a terminal. */
 export interface Screen {

@@ -4,16 +4,7 @@
  * How a run is recorded: test process and keeper append what happens, a line of JSON each, to files in the run's folder.
  * So whoever is killed, the other one, or the sweep after both, can still write down what was known: results.json.
  */
-import {
-  closeSync,
-  mkdirSync,
-  openSync,
-  readdirSync,
-  readFileSync,
-  renameSync,
-  writeFileSync,
-  writeSync,
-} from "node:fs";
+import { closeSync, openSync, readdirSync, readFileSync, writeSync } from "node:fs";
 import { cpus, totalmem } from "node:os";
 import { join } from "node:path";
 import {
@@ -30,7 +21,6 @@ import {
 import { excerpt } from "./log.ts";
 import { leaveOut } from "./scenario.ts";
 import { tell } from "./progress.ts";
-import { redactResults } from "./redact.ts";
 import { shareSecrets } from "./secrets.ts";
 
 /** What is recorded. Each `at` is in milliseconds since 1970 here; the results have it since the run's start. */
@@ -98,6 +88,7 @@ const ours = new Recorder();
 /** Records something of this process' run, and tells the process that started it of scenarios that begin and end. */
 export function record(entry: Entry): void {
   ours.add(entry);
+  if (entry.kind === "begin") tell({ run: entry.run });
   if (entry.kind === "running") tell({ begun: entry.scenario.id });
   if (entry.kind === "scenario") tell({ ended: entry.scenario.id, verdict: entry.scenario.verdict });
 }
@@ -109,15 +100,15 @@ export const recordTo = (folder: string, who: string): void => ours.to(folder, w
 export const waitingEntries = (): Entry[] => ours.waiting;
 
 /**
- * Everything that was recorded in a run's folder, by all or by those; what a scenario in whose midst the run ended could
- * not say itself, the logs of its stack do. The last line of a process that was killed may be half a line.
+ * Everything that was recorded in a run's folder, by all or by those who are chosen; what a scenario in whose midst the
+ * run ended could not say itself, the logs of its stack do. The last line of a process that was killed may be half a line.
  */
-export function readRecords(folder: string, who?: string[]): Entry[] {
+export function readRecords(folder: string, choose: (who: string) => boolean = () => true): Entry[] {
   shareSecrets(folder);
-  const names = who?.map((name) => `records-${name}.jsonl`);
-  const files = readdirSync(folder).filter((name) =>
-    names ? names.includes(name) : /^records-.*\.jsonl$/.test(name),
-  );
+  const files = readdirSync(folder).filter((name) => {
+    const [, who] = /^records-(.*)\.jsonl$/.exec(name) ?? [];
+    return who !== undefined && choose(who);
+  });
   const entries = files.flatMap((name) =>
     readFileSync(join(folder, name), "utf8")
       .split("\n")
@@ -258,26 +249,3 @@ function oneOf(runs: ScenarioResult[]): ScenarioResult {
 }
 
 const round = (ms: number): number => Math.round(ms * 10) / 10;
-
-/**
- * Writes results.json into the folder of reports, whole or not at all. Does nothing without a scenario, or if a later
- * run was there before.
- */
-export function writeResults(entries: Entry[], reports: string, since = 0): void {
-  const results = assemble(entries, since);
-  if (!results) return;
-  mkdirSync(reports, { recursive: true });
-  const target = join(reports, "results.json");
-  if (startOf(target) > results.run.startedAt) return;
-  writeFileSync(`${target}.new`, JSON.stringify(redactResults(results)));
-  renameSync(`${target}.new`, target);
-}
-
-/** When the run of those results began; empty if there are none. */
-function startOf(results: string): string {
-  try {
-    return (JSON.parse(readFileSync(results, "utf8")) as Results).run.startedAt;
-  } catch {
-    return "";
-  }
-}

@@ -2,12 +2,11 @@
 
 /** Loaded by `bun test` before all test files: ends the run after the last of them, and explains what failed. */
 import { afterAll, setDefaultTimeout } from "bun:test";
-import { EXIT, endRun, fail, readSettings, shownPath } from "../harness.ts";
+import { type Ended, EXIT, endRun, fail, readSettings, shownPath } from "../harness.ts";
 import { exemptLoopback } from "../keeper/environment.ts";
 import { watchMemory } from "../keeper/memory.ts";
 import { openReports } from "../keeper/reports.ts";
 import type { Results } from "../report/model.ts";
-import { readResults } from "../report/read.ts";
 import { explainAll, leftOnTerminal } from "../report/terminal.ts";
 import { inColour, widthOf } from "../report/text.ts";
 import { notePreload } from "./preloaded.ts";
@@ -20,8 +19,6 @@ watchMemory({ as: "test process" });
 setDefaultTimeout(180_000);
 
 exemptLoopback(process.env);
-
-const began = new Date().toISOString();
 
 try {
   openReports(readSettings().settings);
@@ -36,26 +33,23 @@ afterAll(async () => {
   if (isOver) return;
   isOver = true;
   // Whatever the end meets, what failed before is explained.
-  const left = await endRun().catch((error: Error) => [error.message]);
-  explain();
+  const ended = await endRun().catch((error: Error): Ended => ({ left: [error.message] }));
+  const { left, results, problem } = ended;
+  if (results) explain(results, problem);
+  if (problem) {
+    console.error(`openshell-e2e: ${problem}`);
+    process.exitCode = EXIT.error;
+  }
   if (left.length === 0) return;
   console.error(leftOnTerminal(left));
   process.exitCode = EXIT.leftovers;
 });
 
 /** Says of what failed, in a screen each, who broke which rule. */
-function explain(): void {
-  const { reports } = readSettings().settings;
-  let results: Results;
-  try {
-    results = readResults(reports);
-  } catch {
-    // Nothing was recorded: no scenario ran, or the disk is full.
-    return;
-  }
-  if (results.run.startedAt < began) return;
+function explain(results: Results, problem?: string): void {
   const text = explainAll(results, inColour(process.stderr), widthOf(process.stderr));
-  if (!text) return;
-  console.error(`\n${text}`);
-  console.error(`\nAll of it, with a timeline: bun harness.ts report ${shownPath(reports)} --format html`);
+  if (text) console.error(`\n${text}`);
+  const { reports } = readSettings().settings;
+  if (text && !problem)
+    console.error(`\nAll of it, with a timeline: bun harness.ts report ${shownPath(reports)} --format html`);
 }
