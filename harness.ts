@@ -12,7 +12,7 @@
  * nothing when it is killed itself; the keeper stops everything once the last connection to it closes.
  */
 // oxlint-disable-next-line import/no-unassigned-import -- it refuses to go on
-import "./bun-version.ts";
+import "./installed.ts";
 import { test } from "bun:test";
 import { accessSync, constants, existsSync, readFileSync, statSync } from "node:fs";
 import { connect as connectSocket } from "node:net";

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /**
- * Loaded by `bun harness.ts` and `bun test` before anything else (bunfig.toml): says in one line that packages are missing,
- * or are those of another bun.lock, where Bun would name the first import that it does not find; and that the code made
- * of the .proto files is that of other ones. It must do without packages, and let other programs pass: the install runs
- * some.
+ * Loaded by `bun harness.ts` and `bun test` before anything else (bunfig.toml, or harness.ts itself in another folder, where
+ * bun does not read ours): says in one line that packages are missing, or are those of another bun.lock, where Bun would
+ * name the first import that it does not find; and that the code made of the .proto files is that of other ones. It must
+ * do without packages, and let other programs pass: the install runs some.
  */
 // oxlint-disable-next-line import/no-unassigned-import -- it refuses to go on
 import "./bun-version.ts";

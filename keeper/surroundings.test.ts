@@ -86,6 +86,19 @@ test("what a run is made of does not change between its processes by a file that
   expect(single, single.output).toMatchObject({ code: 0 });
 });
 
+test("from another folder, where bun reads no bunfig.toml of ours, it is said what is not installed", async () => {
+  const copy = checkout("uncompiled");
+  rmSync(join(copy, "proto", "v0.0", "types"), { recursive: true });
+  rmSync(join(copy, "proto", "v0.0", "codecs.ts"));
+  const { code, output } = await bun(
+    [join(copy, "harness.ts"), "check"],
+    folder,
+    environment("uncompiled-runs"),
+  );
+  expect(output).toMatch(/^openshell-e2e: [^\n]+: run `bun [^\n]+` in \/[^\n]+\n$/);
+  expect(code).toBe(2);
+});
+
 test("bun test in a folder where it does not load what ends a run says so, and what to do", async () => {
   const env = environment("elsewhere");
   const args = ["test", "smoke.test.ts", "-t", "SM-02"];
