@@ -50,6 +50,7 @@ import { driverProblem, fromHere } from "./keeper/command.ts";
 import { exemptLoopback } from "./keeper/environment.ts";
 import type { Deed } from "./keeper/keeper.ts";
 import { watchMemory } from "./keeper/memory.ts";
+import { endWithStarter } from "./keeper/parent.ts";
 import { describeParts, findParts, type Parts } from "./keeper/places.ts";
 import { type Reported, writeReports } from "./keeper/reports.ts";
 import { newRunId, Run } from "./keeper/run.ts";
@@ -1449,6 +1450,7 @@ const HELP = ["--help", "-h"];
 const JIT_RELUCTANCE = 100;
 
 async function main(argv: string[]): Promise<number> {
+  endWithStarter();
   exemptLoopback(process.env);
   Bun.unsafe.setJITPolicy(JIT_RELUCTANCE);
   const [first = "help", ...rest] = argv;

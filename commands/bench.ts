@@ -15,6 +15,7 @@ import {
   withKeeper,
 } from "../harness.ts";
 import { BUN } from "../keeper/environment.ts";
+import { endingWithUs } from "../keeper/parent.ts";
 import { describeParts } from "../keeper/places.ts";
 import { residentMegabytes } from "../keeper/run.ts";
 import { type CallError, computeDriver, streaming, unary } from "../proto/contract.ts";
@@ -140,7 +141,7 @@ async function benchProcesses(settings: Settings, stop: AbortSignal): Promise<vo
     Bun.spawn([...BUN, ...argv], {
       cwd: ROOT,
       // What flags said, too.
-      env: { ...process.env, ...asEnvironment(settings) },
+      env: { ...process.env, ...asEnvironment(settings), ...endingWithUs() },
       stdout,
       stderr: "ignore",
       signal: stop,

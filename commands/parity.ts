@@ -10,6 +10,7 @@ import { join } from "node:path";
 import { type Command, EXIT, HarnessError, indent, within } from "../harness.ts";
 import { BUN } from "../keeper/environment.ts";
 import { readable } from "../report/readable.ts";
+import { endingWithUs } from "../keeper/parent.ts";
 import { checkParts, findParts, HOW_TO_NAME } from "../keeper/places.ts";
 import { ENDING, outlivingToo } from "../keeper/signals.ts";
 import { plural } from "../report/text.ts";
@@ -64,7 +65,13 @@ async function run(
     outlivingToo([...BUN, "test", "--reporter=junit", `--reporter-outfile=${junit}`, ...filter, TOGETHER]),
     {
       cwd: ROOT,
-      env: { ...process.env, ...WITHOUT_PLACES, ...differing, OPENSHELL_E2E_SUITES: SUITE },
+      env: {
+        ...process.env,
+        ...WITHOUT_PLACES,
+        ...differing,
+        ...endingWithUs(),
+        OPENSHELL_E2E_SUITES: SUITE,
+      },
       stdin: "ignore",
       stdout: "pipe",
       stderr: "pipe",

@@ -23,6 +23,7 @@ import {
 } from "../harness.ts";
 import { BUN } from "../keeper/environment.ts";
 import { checkParts, describeParts, findParts } from "../keeper/places.ts";
+import { endingWithUs } from "../keeper/parent.ts";
 import { clearReports, openReports, replaceJunit, RESULTS } from "../keeper/reports.ts";
 import { ENDING, outlivingToo } from "../keeper/signals.ts";
 import { isRed, type Verdict } from "../report/model.ts";
@@ -88,6 +89,7 @@ export const command: Command = async (settings, args, { t: pattern }) => {
       cwd: ROOT,
       env: {
         ...environment(settings, suites),
+        ...endingWithUs(),
         OPENSHELL_E2E_PATTERN: pattern,
         ...(progress && inColour(process.stderr) && { FORCE_COLOR: "1" }),
         ...(progress && { OPENSHELL_E2E_COLUMNS: String(process.stderr.columns) }),

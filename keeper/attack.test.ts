@@ -292,9 +292,7 @@ test("a run whose folder is removed while it goes on leaves no process, and says
   const [run] = Run.all(readSettings([], environment(runs)).settings);
   rmSync(run!.folder, { recursive: true });
   child.stdin.end();
-  expect(await child.stderr.text()).toContain(
-    "The run's folder was removed or replaced while the run went on",
-  );
+  expect(await child.stderr.text()).toContain("folder was removed or replaced while the run went on");
   expect(await child.exited).toBe(2);
   await eventually(() => expect([readdirSync(runs), processesOf(run!)]).toEqual([[], []]), {
     what: "nothing left",

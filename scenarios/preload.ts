@@ -5,13 +5,17 @@ import { afterAll, setDefaultTimeout } from "bun:test";
 import { type Ended, EXIT, endRun, fail, readSettings, shownPath } from "../harness.ts";
 import { exemptLoopback } from "../keeper/environment.ts";
 import { watchMemory } from "../keeper/memory.ts";
+import { endWithStarter } from "../keeper/parent.ts";
 import { openReports } from "../keeper/reports.ts";
 import type { Results } from "../report/model.ts";
+import { readable } from "../report/readable.ts";
 import { explainAll, leftOnTerminal } from "../report/terminal.ts";
 import { inColour, widthOf } from "../report/text.ts";
 import { notePreload } from "./preloaded.ts";
 
 notePreload();
+
+endWithStarter();
 
 watchMemory({ as: "test process" });
 
@@ -33,7 +37,11 @@ afterAll(async () => {
   if (isOver) return;
   isOver = true;
   // Whatever the end meets, what failed before is explained.
-  const ended = await endRun().catch((error: Error): Ended => ({ left: [error.message] }));
+  // Nobody knows what is left when the end fails; a guard sees to it.
+  const ended = await endRun().catch((error: Error): Ended => ({
+    left: [],
+    problem: readable(error.message),
+  }));
   const { left, results, problem } = ended;
   if (results) explain(results, problem);
   if (problem) {
