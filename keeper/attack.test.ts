@@ -279,7 +279,7 @@ const markOf = (pid: number): string =>
 test("a run whose folder is removed while it goes on leaves no process, and says why it has no results", async () => {
   const runs = join(folder, "gone");
   const child = Bun.spawn(
-    [process.execPath, "harness.ts", "with", "--", "sh", "-c", "echo up; read -r line"],
+    [process.execPath, "harness.ts", "with", "--", "sh", "-c", "echo up; read -r line || true"],
     {
       cwd: ROOT,
       env: environment(runs),
@@ -293,7 +293,8 @@ test("a run whose folder is removed while it goes on leaves no process, and says
   rmSync(run!.folder, { recursive: true });
   child.stdin.end();
   expect(await child.stderr.text()).toContain("folder was removed or replaced while the run went on");
-  expect(await child.exited).toBe(2);
+  // The command's own exit code: nothing is left.
+  expect(await child.exited).toBe(0);
   await eventually(() => expect([readdirSync(runs), processesOf(run!)]).toEqual([[], []]), {
     what: "nothing left",
   });
