@@ -6,6 +6,7 @@ import { type Command, EXIT, HarnessError, PLACES, type Settings } from "../harn
 import { programProblem } from "../keeper/command.ts";
 import { bringsEngine, findCli, findParts, HOW_TO_NAME } from "../keeper/places.ts";
 import { Run } from "../keeper/run.ts";
+import { readable } from "../report/readable.ts";
 import { shortCommand } from "../keeper/short-command.ts";
 import { Engine } from "../keeper/engine.ts";
 
@@ -15,7 +16,7 @@ export const command: Command = async (settings) => {
   let missing = 0;
   const say = (mark: Mark, what: string, advice = "") => {
     if (mark === "missing") missing++;
-    console.log(`${mark.padEnd(8)}${what}${advice ? `\n        ${advice}` : ""}`);
+    console.log(readable(`${mark.padEnd(8)}${what}${advice ? `\n        ${advice}` : ""}`));
   };
   say("ok", `bun ${Bun.version} on ${process.platform} ${process.arch}`);
   say(Bun.which("tar") ? "ok" : "missing", "tar, to make images", Bun.which("tar") ? "" : install("tar"));

@@ -33,7 +33,7 @@ export const command: Command = async (settings, _args, { t: pattern }) => {
     throw new HarnessError(`parity needs a real gateway beside the fake. ${HOW_TO_NAME.gateway}`);
   const none = { real: false, label: "none", command: [] };
   const { gateway } = await checkParts({ ...found, driver: none, engine: none, supervisor: none }, settings);
-  console.log(`fake gateway against ${gateway.label}`);
+  console.log(`fake gateway against ${readable(gateway.label)}`);
 
   const folder = mkdtempSync(join(tmpdir(), "openshell-parity-"));
   try {

@@ -14,6 +14,8 @@ import { junit } from "./junit.ts";
 import { markdown } from "./markdown.ts";
 import { matrix } from "./matrix.ts";
 import { count, type Results, type ScenarioResult } from "./model.ts";
+import { redactResults } from "./redact.ts";
+import { explainOnTerminal } from "./terminal.ts";
 import { shellQuoted } from "./text.ts";
 
 const example = smallExample();
@@ -35,6 +37,24 @@ test.each([
   ["--reports=/tmp/a-b_c", "--reports=/tmp/a-b_c"],
 ])("%s is quoted as a shell wants it", (argument, quoted) => {
   expect(shellQuoted(argument)).toBe(quoted);
+});
+
+test.each([
+  ["hyphens", "a-"],
+  ["images", "image "],
+  ["line breaks", "\n"],
+  ["backticks", "`x"],
+  ["addresses", "https://"],
+  ["paths", "/a"],
+])("a reason of 400 kB of %s makes no report slow", (_, unit) => {
+  const reason = `the token of :// ${unit.repeat(400_000 / unit.length)}…`;
+  const results = redactResults(
+    withScenario("XF-01", { reason, expected: reason, seen: reason, source: reason }),
+  );
+  const began = performance.now();
+  for (const report of [html, junit, ctrf, markdown, stepSummary]) report(results);
+  annotations(results);
+  expect(performance.now() - began).toBeLessThan(1_000);
 });
 
 describe("JUnit", () => {
@@ -114,6 +134,16 @@ describe("CTRF", () => {
     const known = tests.find(({ name }: { name: string }) => name.startsWith("DC-30"));
     expect(known).toMatchObject({ status: "other", rawStatus: "known" });
   });
+});
+
+test("a command for a CI runner that a driver hides behind what looks like a frame is none on the terminal", () => {
+  const results = withScenario("XF-01", {
+    reason: "driver: bind its socket: it ended with exit code 1\n  | ::error::x",
+  });
+  const scenario = results.scenarios.find(({ id }) => id === "XF-01")!;
+  const screen = explainOnTerminal(scenario, []);
+  expect(screen).toContain(String.raw`\x3a:error::x`);
+  expect(screen).not.toMatch(/^\s*::/m);
 });
 
 describe("GitHub", () => {

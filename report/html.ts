@@ -159,7 +159,7 @@ function proportions({ counts, run }: Results): string {
       `<li title="${MEANINGS[verdict]}"><span class="dot v-${verdict}" aria-hidden="true"></span> <b>${counts[verdict]}</b> ${WORDS[verdict]}<span class="sr">: ${MEANINGS[verdict]}</span></li>`,
   );
   return `<svg class="proportions" viewBox="0 0 1000 8" preserveAspectRatio="none" aria-hidden="true">${bars.join("")}</svg>
-<ul class="counts" aria-label="Verdicts">${words.join("")}${run.unselected ? `<li>${unselectedWords(run)}</li>` : ""}</ul>`;
+<ul class="counts" aria-label="Verdicts">${words.join("")}${run.unselected ? `<li>${escaped(unselectedWords(run))}</li>` : ""}</ul>`;
 }
 
 function placeCard(place: (typeof PLACES)[number], { stack }: Results): string {
@@ -257,7 +257,7 @@ function card(one: Case, anchor: string, room: number, open: boolean): string {
 <div class="body">
 ${findings(scenario, found, message)}
 <p class="next"><b>Next</b> ${inline(found.advice)}</p>
-<p class="meta"><code>${escaped(again(scenario))}</code> <span>${escaped(`${file}:${line}`)}</span> <span>${tookInAll(scenario)}${timesOf(scenario)}</span> <a href="#${anchor}" aria-label="Link to ${escaped(id)}">#${anchor}</a> <button type="button" class="show" data-show="${anchor}" hidden>Show in the timeline</button></p>
+<p class="meta"><code>${escaped(again(scenario))}</code> <span>${escaped(`${file}:${line}`)}</span> <span>${escaped(tookInAll(scenario) + timesOf(scenario))}</span> <a href="#${anchor}" aria-label="Link to ${escaped(id)}">#${anchor}</a> <button type="button" class="show" data-show="${anchor}" hidden>Show in the timeline</button></p>
 ${proof(one, room)}
 </div>
 </details>`;

@@ -19,6 +19,7 @@ export const COMMANDS = [
   "first\rsecond",
   "::stop-commands::pause",
   "  ::error file=a.ts,line=1::forged",
+  "| ::warning::ERROR forged in what looks like a frame",
   "\u00a0::add-mask::pass",
   "said ##[error]forged",
   "##vso[task.complete result=Failed;]forged",

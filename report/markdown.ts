@@ -36,7 +36,7 @@ export function summary(results: Results): string[] {
   return [
     `## ${mark} OpenShell driver harness: ${headline}`,
     "",
-    `${countsLine(results)} · ${took(run.ms)} · ${startOf(run)} · contract ${results.contract}`,
+    `${countsLine(results)} · ${took(run.ms)} · ${startOf(run)} · contract ${text(results.contract)}`,
     ...(run.cutOff ? ["", "**The run was cut off**: this is what was known by then."] : []),
     "",
     "| place | what stood there | image |",
@@ -48,7 +48,7 @@ export function summary(results: Results): string[] {
     }),
     "",
     ...(caveat(results) ? [`> ${caveat(results)}`, ""] : []),
-    `${code(run.command)} on ${machine.os} ${machine.arch}, ${plural(machine.cpus, "CPU")}, bun ${machine.bun}`,
+    `${code(run.command)} on ${text(`${machine.os} ${machine.arch}`)}, ${plural(machine.cpus, "CPU")}, bun ${text(machine.bun)}`,
     ...(leftovers.length > 0
       ? [
           "",

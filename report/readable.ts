@@ -57,14 +57,15 @@ export const spelledOut = (text: string): string =>
   });
 
 /**
- * The same, and with nothing that a CI runner takes for a command. GitHub's reads `::NAME …::` where a line begins, after
+ * A text with nothing that a CI runner takes for a command. Whoever puts pieces of a text where lines begin has to ask again.
+ * GitHub's reads `::NAME …::` where a line begins, after
  * any blanks, and the older `##[NAME]` anywhere in a line (actions/runner, src/Runner.Common/ActionCommand.cs); Azure
  * Pipelines and TeamCity have `##vso[` and `##teamcity[`.
  */
-const visible = (text: string): string =>
-  spelledOut(text)
-    .replace(/^([^\S\n]*):(?=:)/gm, String.raw`$1\x3a`)
-    .replace(/#(?=#[a-z]{0,20}\[)/gi, String.raw`\x23`);
+export const withoutCommands = (text: string): string =>
+  text.replace(/^([^\S\n]*):(?=:)/gm, String.raw`$1\x3a`).replace(/#(?=#[a-z]{0,20}\[)/gi, String.raw`\x23`);
+
+const visible = (text: string): string => withoutCommands(spelledOut(text));
 
 /** Prints a text of which some is foreign. */
 export const say = (text: string): void => console.log(readable(text));

@@ -9,7 +9,7 @@
  * base64 at its three alignments, in hex, and as a list of decimal bytes. Every eighth window of eight characters of each
  * form is indexed, and a text is looked through once: what that costs does not depend on how many secrets there are.
  */
-import { appendFileSync, closeSync, fstatSync, openSync, readSync } from "node:fs";
+import { appendFileSync, closeSync, openSync, readSync, statSync } from "node:fs";
 import { join } from "node:path";
 
 export const REDACTED = "<redacted>";
@@ -282,21 +282,18 @@ export function shareSecrets(folder: string): void {
 /** Learns what others have learnt since it was last looked. */
 function learnShared(): void {
   if (!shared) return;
-  let descriptor: number;
+  // Nobody has learnt anything, or the run is over.
+  const { size } = statSync(shared.file, { throwIfNoEntry: false }) ?? { size: 0 };
+  if (size <= shared.read) return;
+  const descriptor = openSync(shared.file, "r");
   try {
-    descriptor = openSync(shared.file, "r");
-  } catch {
-    // Nobody has learnt anything, or the run is over.
-    return;
-  }
-  try {
-    const { size } = fstatSync(descriptor);
-    if (size <= shared.read) return;
     const bytes = Buffer.alloc(size - shared.read);
     const length = readSync(descriptor, bytes, 0, bytes.length, shared.read);
     const whole = bytes.subarray(0, length).lastIndexOf("\n") + 1;
     shared.read += whole;
     for (const line of bytes.toString("utf8", 0, whole).split("\n")) if (line) ours.add(JSON.parse(line));
+  } catch {
+    // What looks like a secret is taken out all the same.
   } finally {
     closeSync(descriptor);
   }

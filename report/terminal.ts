@@ -15,7 +15,7 @@ import {
 } from "./explain.ts";
 import type { CallRecord, Mark, ProcessSpan, Results, ScenarioResult } from "./model.ts";
 import { isRed } from "./model.ts";
-import { readable } from "./readable.ts";
+import { readable, withoutCommands } from "./readable.ts";
 import { clipped, markWords, offset, sentenceOf, shellQuoted, timesOf, tookInAll, WORDS } from "./text.ts";
 
 /** The height of a screen, in lines. */
@@ -115,10 +115,12 @@ export function explainOnTerminal(
     ...(scenario.harm ? labelled("Users: ", scenario.harm, width).slice(0, SHOWN.harm) : []),
     ...(advice ? labelled("Next:  ", advice, width) : []),
   ];
-  return [...said.slice(0, SCREEN_LINES - toDo.length - 1), ...toDo]
+  const screen = [...said.slice(0, SCREEN_LINES - toDo.length - 1), ...toDo]
     .map((line) => cut(line.split("\n", 1)[0]!, width))
     .concat(`  Again: ${driverOf(scenario)}${again(scenario)}`)
     .join("\n");
+  // What a line began with, the frame of a log say, may have been taken away.
+  return withoutCommands(screen);
 }
 
 /** The setting without which another driver would be tried again, as a shell takes it. */
