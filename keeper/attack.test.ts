@@ -299,3 +299,16 @@ test("a run whose folder is removed while it goes on leaves no process, and says
     what: "nothing left",
   });
 });
+
+test("a program that drops its environment and its session is ended with the run that started it, and named", async () => {
+  const runs = join(folder, "dropped");
+  const seconds = String(100_000 + Math.floor(Math.random() * 100_000));
+  const driver = `bun ${join(ROOT, "examples", "process-driver.ts")}`;
+  const script = `env -i setsid sleep ${seconds} & exec ${driver} "$@"`;
+  const command = `sh -c '${script}' sh {socket} {endpoint} {supervisor} {state}`;
+  const args = ["with", "--driver-cmd", command, "--", "true"];
+  const { code, errors } = await harness(args, environment(runs));
+  expect(errors).toMatch(new RegExp(`^left behind, removed: process \\d+ \\(sleep ${seconds}\\)$`, "m"));
+  expect({ code, lives: withWord(seconds) }).toEqual({ code: 3, lives: [] });
+  await nothingLeft(runs);
+});
