@@ -10,6 +10,7 @@ import {
   mkdtempSync,
   readdirSync,
   readFileSync,
+  renameSync,
   rmSync,
   symlinkSync,
 } from "node:fs";
@@ -312,3 +313,40 @@ test("a program that drops its environment and its session is ended with the run
   expect({ code, lives: withWord(seconds) }).toEqual({ code: 3, lives: [] });
   await nothingLeft(runs);
 });
+
+test.each(["ends", "is killed, and its keeper, too"])(
+  "nothing is read, changed or removed where a link leads that took the place of a run's folder, when the run %s",
+  async (how) => {
+    const runs = join(folder, `swapped-${how.length}`);
+    const elsewhere = join(folder, `elsewhere-${how.length}`);
+    mkdirSync(join(elsewhere, "1"), { recursive: true });
+    const files = ["precious.log", "engine.json", "1/driver.log"];
+    for (const file of files) writeFileSync(join(elsewhere, file), "private");
+    const word = `word-${crypto.randomUUID()}`;
+    const child = await withCommand(runs, word);
+    const [run] = Run.all(readSettings([], environment(runs)).settings);
+    const keeper = processTable().find(
+      ({ words }) => words.includes("keep") && words.some((each) => each.startsWith(runs)),
+    );
+    renameSync(run!.folder, `${run!.folder}-moved`);
+    symlinkSync(elsewhere, run!.folder);
+    if (how === "ends") child.kill("SIGTERM");
+    else {
+      process.kill(keeper!.pid, "SIGKILL");
+      child.kill("SIGKILL");
+    }
+    await child.exited;
+    const over = () => expect(processesOf(run!)).toEqual([]);
+    await eventually(over, { what: "no process of the run is left" });
+    await eventually(() => expect(processTable().some(({ pid }) => pid === keeper!.pid)).toBe(false), {
+      what: "its keeper has ended",
+    });
+    const there = [...new Bun.Glob("**/*").scanSync(elsewhere)].toSorted();
+    expect(there).toEqual(files.toSorted());
+    for (const file of files) expect(readFileSync(join(elsewhere, file), "utf8")).toBe("private");
+    const saved = new Bun.Glob("**/*").scanSync(join(folder, "reports"));
+    expect([...saved].filter((name) => name.includes("precious"))).toEqual([]);
+    // The command has lost its files, by which it would be known.
+    for (const each of processTable()) if (each.words.includes(word)) kill(each);
+  },
+);

@@ -111,12 +111,13 @@ export class Run {
   }
 
   /**
-   * The run of a folder that may be gone, for whoever knows that it was one: its processes are known without it.
+   * The run of a folder that may be gone, or have a link in its place, for whoever knows that it was one: its processes are known without it.
    * @throws HarnessError for what cannot have been one.
    */
   static of(folder: string): Run {
     const path = resolve(folder);
-    if (existsSync(path) || !isRunId(basename(path))) return Run.open(folder);
+    const isReplaced = lstatSync(path, { throwIfNoEntry: false })?.isSymbolicLink() ?? true;
+    if (!isReplaced || !isRunId(basename(path))) return Run.open(folder);
     return new Run(basename(path), path);
   }
 
@@ -168,7 +169,7 @@ export class Run {
   /** The sandboxes that were remembered. Its last line may be half a one, of a keeper that was killed. */
   get sandboxIds(): string[] {
     const file = join(this.folder, "sandboxes");
-    return existsSync(file) ? readFileSync(file, "utf8").split("\n").filter(isSandboxId) : [];
+    return this.isThere && existsSync(file) ? readFileSync(file, "utf8").split("\n").filter(isSandboxId) : [];
   }
 
   /** The marks of the commands that `with` runs. */
@@ -197,7 +198,7 @@ export class Run {
   /** Undefined if there is none yet, "unknown" if what is written there is not what we write. */
   get engine(): { socket: string; command: string[] } | "unknown" | undefined {
     const file = join(this.folder, "engine.json");
-    if (!existsSync(file)) return undefined;
+    if (!this.isThere || !existsSync(file)) return undefined;
     try {
       const { socket, command } = JSON.parse(readFileSync(file, "utf8")) as Record<string, unknown>;
       const isText = (value: unknown): value is string => typeof value === "string";
