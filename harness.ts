@@ -53,6 +53,7 @@ import { watchMemory } from "./keeper/memory.ts";
 import { endWithStarter } from "./keeper/parent.ts";
 import { describeParts, findParts, type Parts } from "./keeper/places.ts";
 import { type Reported, writeReports } from "./keeper/reports.ts";
+import { floodWords } from "./keeper/process.ts";
 import { newRunId, Run } from "./keeper/run.ts";
 import { socketPath, socketProblem } from "./keeper/socket.ts";
 import { ENDING } from "./keeper/signals.ts";
@@ -978,7 +979,7 @@ export class RunningStack {
       this.keeper.call("floods"),
     ]);
     const lines = (who: "gateway" | "driver") => [
-      ...floods.filter((flood) => flood.startsWith(`${who}/${id} `)),
+      ...floods.filter(({ name, stack }) => name === who && stack === id).map(floodWords),
       ...excerpt(logs[who], since, now()),
     ];
     const engineCalls = asked.map(
@@ -1178,7 +1179,7 @@ export async function endRun(): Promise<Ended> {
   const left = (await Promise.all(stacks.map((stack) => stack.cleanUp()))).flat();
   for (const stack of stacks) stack.gateway.close();
   unfollow();
-  for (const line of await keeper.call("floods")) console.error(line);
+  for (const flood of await keeper.call("floods")) console.error(floodWords(flood));
   record({ kind: "leftovers", lines: left });
   record({ kind: "end", at: now() });
   const { reports } = readSettings().settings;

@@ -21,6 +21,7 @@ import { shareSecrets } from "../report/secrets.ts";
 import { BUN, keeperEnvironment } from "./environment.ts";
 import { LAST_WORDS } from "./memory.ts";
 import { describeParts, findParts } from "./places.ts";
+import { floodWords } from "./process.ts";
 import { Run, RUN_MARK } from "./run.ts";
 import type { Keeper, Method } from "./keeper.ts";
 
@@ -177,7 +178,7 @@ export async function withKeeper<T>(settings: Settings, work: (keeper: Connectio
   let left: string[] = [];
   try {
     const result = await work(keeper, run);
-    for (const line of await keeper.call("floods")) console.log(line);
+    for (const flood of await keeper.call("floods")) console.error(floodWords(flood));
     left = await keeper.call("close");
     const { problem } = await keeper.call("reported");
     if (problem) console.error(`openshell-e2e: ${problem}`);

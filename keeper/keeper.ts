@@ -19,7 +19,7 @@ import { parseLine } from "./connection.ts";
 import { describeBelonging, Engine, removeBelongings } from "./engine.ts";
 import type { EngineRule, ProxiedCall } from "./engine-proxy.ts";
 import { bringsEngine, checkParts, findParts, type Parts } from "./places.ts";
-import { Child, cleanEnvironment, floods } from "./process.ts";
+import { Child, cleanEnvironment, type Flood, floods } from "./process.ts";
 import { compiledFake } from "./programs.ts";
 import {
   birthOf,
@@ -324,8 +324,8 @@ export class Keeper {
     return child;
   }
 
-  /** The programs of the run that wrote more to their logs than is kept, a line each. */
-  floods(): string[] {
+  /** The programs of the run that wrote more to their logs than is kept. */
+  floods(): Flood[] {
     return floods();
   }
 

@@ -71,7 +71,7 @@ export class Child {
 
   /** The last `lines` lines of its log. */
   tail(lines = 20): string {
-    return [...floods(this.log), tailOf(this.log, lines)].filter(Boolean).join("\n");
+    return [...floods(this.log).map(floodWords), tailOf(this.log, lines)].filter(Boolean).join("\n");
   }
 
   /** Waits until `probe` succeeds; a process that ends first is noticed at once, with its own last words. */
@@ -119,16 +119,27 @@ export class Child {
   }
 }
 
+/** A program that wrote more to its log than is kept. */
+export interface Flood {
+  name: string;
+  /** 0 for a program that all stacks share. */
+  stack: number;
+  /** How much was taken out of its log. */
+  bytes: number;
+}
+
 /** What was taken out of logs that were too long, in bytes. */
 const taken = new Map<string, number>();
 
-/** The programs that wrote more to their logs than is kept, or the one of a log: a line each, "driver/1 floods its log: …". */
-export const floods = (log?: string): string[] =>
-  [...taken].flatMap(([file, bytes]) => {
-    if (log !== undefined && file !== log) return [];
-    const who = [basename(file, ".log"), stackOf(file)].filter(Boolean).join("/");
-    return [`${who} floods its log: ${sizeWords(bytes)} of it were not kept`];
-  });
+/** The programs of this process that wrote more to their logs than is kept, or the one of a log. */
+export const floods = (log?: string): Flood[] =>
+  [...taken]
+    .filter(([file]) => log === undefined || file === log)
+    .map(([file, bytes]) => ({ name: basename(file, ".log"), stack: stackOf(file), bytes }));
+
+/** "driver/1 floods its log: 1.2 GB of it were not kept". */
+export const floodWords = ({ name, stack, bytes }: Flood): string =>
+  `${stack ? `${name}/${stack}` : name} floods its log: ${sizeWords(bytes)} of it were not kept`;
 
 /** How often it is looked how long a log is, in milliseconds. */
 const LOG_LOOK_MS = 100;
