@@ -2,7 +2,7 @@
 
 /** A stack by itself: without keeper, gateway or engine. */
 import { expect, test } from "bun:test";
-import { existsSync, mkdtempSync, rmSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { readSettings } from "../harness.ts";
@@ -16,6 +16,7 @@ test("a stack that is stopped before it began makes nothing afterwards", async (
   const { settings } = readSettings([], { ...process.env, OPENSHELL_E2E_RUN_DIR: folder });
   const driver = ["sh", "-c", `touch ${made}`];
   const run = Run.create(settings);
+  mkdirSync(run.folder);
   const setup = {
     ...{
       run,
