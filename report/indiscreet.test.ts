@@ -2,7 +2,7 @@
 
 /** What a driver tells that should not tell it, and what it tells to others than people, on every way out. */
 import { afterAll, describe, expect, test } from "bun:test";
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { processTable } from "../keeper/processes.ts";
@@ -238,6 +238,7 @@ async function run(name: string, args: string[], format: string[] = []): Promise
   const names = [...new Bun.Glob("**/*").scanSync({ cwd: reports })];
   const files = Object.fromEntries(names.map((file) => [file, readFileSync(join(reports, file), "utf8")]));
   expect(readdirSync(runs)).toEqual([]);
+  expect(existsSync(tokens), `no sandbox was created:\n${said}`).toBe(true);
   return { code, said, files, processes, tokens: readFileSync(tokens, "utf8").split("\n").filter(Boolean) };
 }
 
