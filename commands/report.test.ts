@@ -2,10 +2,19 @@
 
 /** `report` and `diff` as a shell sees them: what they write, where, and how they end. */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  truncateSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { largeExample, smallExample } from "../report/example.ts";
+import type { Results } from "../report/model.ts";
 
 const HARNESS = join(import.meta.dir, "..", "harness.ts");
 let folder: string;
@@ -126,12 +135,12 @@ describe("report", () => {
     [
       "something else",
       ["report", "other.json", "--format", "junit"],
-      "`calls` has an item, number 1, that is none",
+      "other.json: not the results of a run: `/calls/0` must be object",
     ],
     [
       "a stream with wrong events",
       ["report", "wrong-events.json", "--format", "junit"],
-      "`calls` has one with `events` that are none",
+      "`/calls/0/events/0` must be object",
     ],
     ["several runs for one report", ["report", ".", ".", "--format", "html"], "matrix takes several"],
     [
@@ -159,6 +168,93 @@ describe("report", () => {
     expect(megabytes).toBeLessThan(200);
     expect(Bun.file(path("large.html")).size).toBeLessThan(2_000_000);
   });
+});
+
+describe("what is no run's results", () => {
+  const changed = (change: (results: Results) => unknown) => {
+    const results = smallExample();
+    change(results);
+    return JSON.stringify(results);
+  };
+  const first = (change: object) => changed(({ scenarios }) => Object.assign(scenarios[7]!, change));
+  const small = JSON.stringify(smallExample());
+  const nested = (levels: number) =>
+    small.replace('"request":', `"request":${"[".repeat(levels)}${"]".repeat(levels)},"was":`);
+
+  test.each([
+    ["logs that are none", first({ logs: { gateway: null } }), "`/scenarios/7/logs`"],
+    [
+      "lines that are numbers",
+      first({ logs: { gateway: [1], driver: [] } }),
+      "`/scenarios/7/logs/gateway/0`",
+    ],
+    ["sandboxes that are no list", first({ sandboxes: {} }), "`/scenarios/7/sandboxes` must be array"],
+    [
+      "a verdict that there is not",
+      first({ verdict: "ok" }),
+      "must be equal to one of the allowed values: pass",
+    ],
+    [
+      "an image without a name",
+      changed(({ stack }) => Object.assign(stack.engine, { image: { reference: {}, digest: 7 } })),
+      "`/stack/engine/image/reference` must be string",
+    ],
+    ["a duration without end", small.replace(/"ms":\d+/, '"ms":1e999'), "`/run/ms` must be number"],
+    ["a later format", changed((results) => Object.assign(results, { schema: 99 })), "it is of format 99"],
+    [
+      "a format that is a list",
+      changed((results) => Object.assign(results, { schema: [1] })),
+      "of format [1]",
+    ],
+    ["200,000 levels", nested(200_000), "nested deeper than 1000 levels"],
+    ["the half of 200,000 levels", "[".repeat(200_000), "nested deeper than 1000 levels"],
+    ["nothing", "", "it is not JSON"],
+    ["null", "null", "it has no `schema`"],
+  ])("%s: every verb says so in one line, with exit code 2", async (_, text, problem) => {
+    writeFileSync(path("bad.json"), text);
+    await refused(path("bad.json"), problem);
+  });
+
+  test("a file larger than any run's is not read", async () => {
+    writeFileSync(path("bad.json"), small);
+    truncateSync(path("bad.json"), 400_000_000);
+    await refused(path("bad.json"), "it has 400 MB, and 67 are the most");
+  });
+
+  test("a pipe or a device is not opened for ever", async () => {
+    Bun.spawnSync(["mkfifo", path("pipe.json")]);
+    await refused(path("pipe.json"), "it is not a file");
+    await refused("/dev/zero", "it is not a file");
+    mkdirSync(path("folder/results.json"), { recursive: true });
+    await refused(path("folder"), "it is not a file");
+  });
+
+  test("nesting that is deep, fields of a later version, and names of other files are no harm", async () => {
+    const later = { ...(JSON.parse(nested(900)) as Results), added: { since: 2 } };
+    Object.assign(later.scenarios[7]!, { file: "../../../../etc/passwd", line: 1, added: true });
+    later.scenarios[7]!.logs.gateway = ["../../../../etc/passwd"];
+    writeFileSync(path("later.json"), JSON.stringify(later));
+    for (const format of ["junit", "ctrf", "markdown", "matrix", "github", "html"]) {
+      const { out, code } = await harness(["report", "later.json", "--format", format, "--out", "-"]);
+      expect({ format, code }).toEqual({ format, code: 0 });
+      expect(out).not.toContain("root:");
+    }
+    expect((await harness(["diff", "later.json", "results.json"])).err).toBe("");
+  });
+
+  /** Says of each verb that it refuses that file. */
+  async function refused(file: string, problem: string): Promise<void> {
+    const verbs = [
+      ["report", file, "--format", "junit"],
+      ["report", path("results.json"), file, "--format", "matrix"],
+      ["diff", path("results.json"), file],
+    ];
+    for (const { out, err, code } of await Promise.all(verbs.map((verb) => harness(verb)))) {
+      expect(err).toMatch(/^openshell-e2e: [^\n]*\n$/);
+      expect(err).toContain(problem);
+      expect({ out, code }).toEqual({ out: "", code: 2 });
+    }
+  }
 });
 
 describe("diff", () => {
