@@ -54,6 +54,18 @@ const FAKE_SUPERVISOR_IMAGE = "localhost/openshell-e2e/supervisor:fake";
 export type Deed = "start" | "stop" | "kill" | keyof typeof SIGNALS;
 const SIGNALS = { kill: "SIGKILL", terminate: "SIGTERM", pause: "SIGSTOP", continue: "SIGCONT" } as const;
 
+/** How a driver process is. */
+interface DriverState {
+  pid: number;
+  /** The process that serves: another one, if what was started stays in front of it, as `npx` does. */
+  serving: number;
+  /** Such as "exit code 0", once it ended. */
+  ended?: string;
+  command: string;
+  /** The end of its log. */
+  tail: string;
+}
+
 /** Owns the programs of a run. Its public methods are what can be asked over the control socket. */
 export class Keeper {
   readonly #stacks = new Map<number, Stack>();
@@ -279,7 +291,7 @@ export class Keeper {
     this.#look();
     if (what === "stop") return child.stop(20_000);
     child.kill(SIGNALS[what]);
-    if (what === "kill") await child.exited;
+    if (what === "kill") await child.gone();
     return child.ending ?? "running";
   }
 
@@ -303,11 +315,11 @@ export class Keeper {
     return this.#stack(id).startOtherDriver(differing);
   }
 
-  /** How a driver process is: number 0 is the stack's own. Resolves with its end, such as "exit code 0", once it ended. */
-  driverState(id: number, number: number): { pid: number; ended?: string; command: string; tail: string } {
+  /** How a driver process is: number 0 is the stack's own. */
+  driverState(id: number, number: number): DriverState {
     const driver = this.#driver(id, number);
-    const { pid, ending } = driver;
-    return { pid, ended: ending, command: driver.argv.join(" "), tail: driver.tail() };
+    const { pid, serving, ending } = driver;
+    return { pid, serving, ended: ending, command: driver.argv.join(" "), tail: driver.tail() };
   }
 
   /** Sends a signal to a driver process. */

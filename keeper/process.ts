@@ -5,7 +5,9 @@ import { existsSync, closeSync, mkdirSync, openSync, statfsSync } from "node:fs"
 import { basename, dirname, join } from "node:path";
 import { eventually, HarnessError, indent } from "../harness.ts";
 import { shorten, sizeWords, tailOf } from "../report/log.ts";
+import { birthOf } from "./processes.ts";
 import { RUN_MARK, type Run } from "./run.ts";
+import { descendants, type Known, servingProcess, signalTo } from "./serving-process.ts";
 import { whyNotStarted } from "./short-command.ts";
 import { now, record } from "../report/record.ts";
 
@@ -17,6 +19,7 @@ export class Child {
   readonly #process: Bun.Subprocess;
   /** Whether its end is what we asked for. */
   #told = false;
+  #served: Known | undefined;
 
   private constructor(
     readonly name: string,
@@ -83,6 +86,7 @@ export class Child {
         failed: () => (this.alive ? undefined : `it ended with ${this.ending}`),
       });
       record({ kind: "ready", pid: this.pid, at: now() });
+      this.#server();
       return result;
     } catch (error) {
       throw new HarnessError(`${(error as Error).message}\n${this.describe()}`);
@@ -103,21 +107,58 @@ export class Child {
     return signalCode ? `signal ${signalCode}` : `exit code ${exitCode}`;
   }
 
+  /** The process that serves: its own, or one behind it, if it is a program that starts the server and stays in front. */
+  get serving(): number {
+    return this.#server()?.pid ?? this.pid;
+  }
+
+  /** Once it was seen it is remembered: a server that ends closes its socket first. */
+  #server(): Known | undefined {
+    if (!this.alive) return undefined;
+    return (this.#served ??= servingProcess(this.pid));
+  }
+
+  /** Sends a signal to the process that serves. SIGKILL ends what is in front of it, too: nobody may be left to end it. */
   kill(signal: NodeJS.Signals): void {
     if (!this.alive) return;
     this.#told ||= signal !== "SIGSTOP" && signal !== "SIGCONT";
-    this.#process.kill(signal);
+    const server = this.#server();
+    const isBehind = server && server.pid !== this.pid && birthOf(server.pid) === server.birth;
+    if (isBehind) signalTo(server, signal);
+    if (!isBehind || signal === "SIGKILL") this.#process.kill(signal);
   }
 
   /** SIGTERM, then SIGKILL after `graceMs`. Resolves with how it ended, such as "exit code 0". */
   async stop(graceMs: number): Promise<string> {
+    // One that never served has started no sandboxes: what it started belongs to it.
+    const behind = this.alive && !this.#server() ? descendants(this.pid) : [];
     this.kill("SIGTERM");
-    const timer = setTimeout(() => this.kill("SIGKILL"), graceMs);
+    for (const each of behind) signalTo(each, "SIGTERM");
+    const timer = setTimeout(() => {
+      this.kill("SIGKILL");
+      for (const each of behind) signalTo(each, "SIGKILL");
+    }, graceMs);
     await this.exited;
     clearTimeout(timer);
+    // Whatever was in front of it may have ended first, on its own.
+    if (this.#served) signalTo(this.#served, "SIGKILL");
+    return this.gone();
+  }
+
+  /** Waits until it has ended, and the process that serves has. Resolves with how, such as "exit code 0". */
+  async gone(): Promise<string> {
+    await this.exited;
+    const server = this.#served;
+    const look = () => {
+      if (server && birthOf(server.pid) === server.birth) throw new Error("it lives");
+    };
+    await eventually(look, { what: `${this.name}: the end of process ${server?.pid}`, deadlineMs: GONE_MS });
     return this.ending!;
   }
 }
+
+/** How long a process may take to be gone once it was killed, or what stood in front of it ended, in milliseconds. */
+const GONE_MS = 5_000;
 
 /** A program that wrote more to its log than is kept. */
 export interface Flood {

@@ -256,7 +256,7 @@ export class Stack {
       gatewaySocket: this.gatewaySocket,
       driverSocket: this.driverSocket,
       engineSocket: this.setup.engine?.socket ?? "",
-      pids: { keeper: process.pid, gateway: this.gateway?.pid ?? 0, driver: this.driver?.pid ?? 0 },
+      pids: { keeper: process.pid, gateway: this.gateway?.serving ?? 0, driver: this.driver?.serving ?? 0 },
       logs: { gateway: this.#log("gateway"), driver: this.#log("driver") },
       config: join(this.folder, "gateway.toml"),
       tls: this.#tls,

@@ -443,8 +443,8 @@ const startOf = async ({ subject }: Trial, id: string): Promise<string | undefin
 async function openFiles(trial: Trial): Promise<() => number> {
   const { owned } = trial.subject;
   if (!owned) return trial.skip("the driver was started by somebody else, so its process is not known");
-  const { pid } = await owned.keeper.call("driverState", owned.stack.id, 0);
-  const folder = `/proc/${pid}/fd`;
+  const { serving } = await owned.keeper.call("driverState", owned.stack.id, 0);
+  const folder = `/proc/${serving}/fd`;
   try {
     readdirSync(folder);
   } catch {
