@@ -67,7 +67,10 @@ function serve(socket: string, tokens: string): void {
   ]);
   const handlers: Partial<ComputeDriverHandlers> = {
     GetCapabilities: (_, reply) =>
-      reply(null, { driver_name: `in\u001b]0;discreet ${COMMANDS}`, driver_version: "1|2 @octocat" }),
+      reply(null, {
+        driver_name: `in\u001b]0;discreet ${COMMANDS}`.toWellFormed(),
+        driver_version: "1|2 @octocat",
+      }),
     GetGatewayListenerRequirements: (_, reply) => reply(null, { requirements: [] }),
     ValidateSandboxCreate: (_, reply) => reply(null, {}),
     EnsureWorkspace: (_, reply) => reply(null, {}),
@@ -83,7 +86,9 @@ function serve(socket: string, tokens: string): void {
         given: `${given} ${Buffer.from(given).toString("base64")}`,
       }))
         console.error(`${new Date().toISOString()} INFO ${name}: ${text}`);
-      const details = `cannot use ${token}, ${Buffer.from(token).toString("hex")} or ${given}\n${COMMANDS}`;
+      // Half a character cannot be sent as the details of a status.
+      const details =
+        `cannot use ${token}, ${Buffer.from(token).toString("hex")} or ${given}\n${COMMANDS}`.toWellFormed();
       reply({ code: grpc.status.INTERNAL, details });
     },
   };

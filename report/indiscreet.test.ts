@@ -274,7 +274,8 @@ describe("a driver that tells all it knows, and gives commands to whoever reads 
       );
       expect(ran.code).toBe(1);
       isInert(ran);
-      // It is still told what was said.
+      // It is still told what was said, by the error and by the log.
+      expect(ran.said).toMatch(/cannot use <(?:token|redacted)>, <redacted> or <redacted>/);
       expect(ran.said).toContain(String.raw`\x1b]52;c;`);
       expect(ran.said).toContain(String.raw`\x3a:stop-commands::pause`);
       expect(ran.files["logs/1-driver.log"]).toContain(String.raw`first\rsecond`);
