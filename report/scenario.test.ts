@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import { expect, test } from "bun:test";
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { finding, leaveOut } from "./scenario.ts";
+import { join, resolve } from "node:path";
+import { type About, finding, leaveOut } from "./scenario.ts";
 
 test.each([
   ['expect(received).toBe(expected)\n\nExpected: "READY"\nReceived: "STARTING"', '"READY"', '"STARTING"'],
@@ -75,3 +75,23 @@ test("of a test whose title does not begin with an id nothing is recorded", asyn
     ["scenario", "XX-01"],
   ]);
 });
+
+test.each(["plain", "with (brackets), a blank", "with: a colon:1:2", "per%20cent"])(
+  "a scenario's file and line are found in a folder that is named: %s",
+  async (name) => {
+    const folder = join(mkdtempSync(join(tmpdir(), "where-")), name);
+    mkdirSync(folder);
+    const source = `
+      import { aboutCaller } from "${join(import.meta.dir, "scenario.ts")}";
+      console.log(JSON.stringify(aboutCaller("XX-01 t", "")));`;
+    writeFileSync(join(folder, "x.ts"), source);
+    const child = Bun.spawn([process.execPath, join(folder, "x.ts")], { stdout: "pipe", stderr: "inherit" });
+    const { suite, file, line } = (await child.stdout.json()) as About;
+    expect({ suite, file: resolve(import.meta.dir, "..", file), line }).toEqual({
+      suite: name,
+      file: join(folder, "x.ts"),
+      line: 3,
+    });
+    rmSync(join(folder, ".."), { recursive: true });
+  },
+);

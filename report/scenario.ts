@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** A scenario as it is recorded: who it is, what came of it, and what a reader needs when it did not pass. */
-import { basename, dirname, join, relative } from "node:path";
+import { basename, dirname, isAbsolute, join, relative } from "node:path";
 import { diffOf } from "./explain.ts";
 import type { ScenarioResult } from "./model.ts";
 import { readableError } from "./readable.ts";
@@ -18,16 +18,27 @@ export type About = Pick<ScenarioResult, "suite" | "id" | "title" | "file" | "li
  * says where it stands.
  */
 export function aboutCaller(title: string, library: string): About {
-  const frames = [...(new Error().stack ?? "").matchAll(/\(?(\/[^():\n]+):(\d+):\d+\)?$/gm)];
-  const caller = frames.find(([, file]) => file !== library && file !== import.meta.path);
-  const [, file = "", line = "0"] = caller ?? [];
+  const isCaller = (file: string) => isAbsolute(file) && file !== library && file !== import.meta.path;
+  const caller = callSites().find((site) => isCaller(site.getFileName() ?? ""));
+  const file = caller?.getFileName() ?? "";
   return {
     suite: basename(dirname(file)),
     id: title.split(" ")[0] ?? title,
     title,
     file: relative(ROOT, file),
-    line: Number(line),
+    line: caller?.getLineNumber() ?? 0,
   };
+}
+
+/** Who called, the nearest first. As data: in the text of a stack trace a path may look like anything. */
+function callSites(): NodeJS.CallSite[] {
+  const usual = Error.prepareStackTrace;
+  try {
+    Error.prepareStackTrace = (_, sites) => sites;
+    return new Error().stack as unknown as NodeJS.CallSite[];
+  } finally {
+    Error.prepareStackTrace = usual;
+  }
 }
 
 /** The scenarios of this process that have begun and not ended. */
