@@ -152,7 +152,7 @@ export function readSettings(
     const [sentence = ""] = (error as Error).message.split(/\.\s/, 1);
     throw new HarnessError(`${clipped(sentence)}. See \`bun harness.ts help\``);
   }
-  refuseEmptyAndRepeated(parsed.tokens, ownFlags);
+  checkFlags(parsed.tokens, ownFlags);
   const settings = {} as Record<string, string>;
   for (const [name, variable, kind, fallback] of SETTINGS) {
     const flag = parsed.values[name];
@@ -173,8 +173,11 @@ export function readSettings(
   return { settings: settings as Settings, args: parsed.positionals, own: Object.fromEntries(own) };
 }
 
-/** @throws HarnessError for a flag that says nothing, or that is given twice where one value counts. */
-function refuseEmptyAndRepeated(
+/** In characters: a flag goes on to other processes, and the system takes arguments and variables of 128 KiB. */
+const LONGEST_VALUE = 32_768;
+
+/** @throws HarnessError for a flag that says nothing or too much, or that is given twice where one value counts. */
+function checkFlags(
   tokens: { kind: string; name?: string; rawName?: string; value?: string | undefined }[],
   ownFlags: OwnFlags,
 ): void {
@@ -182,6 +185,10 @@ function refuseEmptyAndRepeated(
   for (const { kind, name = "", rawName = "", value } of tokens) {
     if (kind !== "option") continue;
     if (value?.trim() === "") throw new HarnessError(`${rawName}: a value was expected, and it is empty`);
+    if ((value?.length ?? 0) > LONGEST_VALUE)
+      throw new HarnessError(
+        `${rawName}: it has ${value!.length} characters, and ${LONGEST_VALUE} is the most`,
+      );
     if (seen.has(name) && !ownFlags[name]?.multiple)
       throw new HarnessError(`${rawName}: it is given more than once, and one value counts`);
     seen.add(name);

@@ -22,7 +22,7 @@ describe("a command line", () => {
     [`drv a#b #c && d | e > f; g`, ["drv", "a#b", "#c", "&&", "d", "|", "e", ">", "f;", "g"]],
     [`  drv\ta\n b \\\n c  `, ["drv", "a", "b", "c"]],
     [`drv 'naïve 日本'`, ["drv", "naïve 日本"]],
-  ])("is split as a shell splits it, and nothing is expanded: %s", (line, expected) => {
+  ])("is split as a shell splits it, and nothing is expanded: %j", (line, expected) => {
     expect(words(line)).toEqual(expected);
     expect(commandProblem(line)).toBe(false);
   });
@@ -33,7 +33,7 @@ describe("a command line", () => {
     [`drv a\\`, "nothing follows the backslash at its end"],
     [`'' {socket}`, "it names no program"],
     ["  ", "it names no program"],
-  ])("that is no command line is told in one line: %s", (line, problem) => {
+  ])("that is no command line is told in one line: %j", (line, problem) => {
     expect(commandProblem(line)).toBe(problem);
     expect(driverProblem(line)).toBe(problem);
   });
@@ -48,7 +48,7 @@ describe("a driver's command line", () => {
     ],
     [`drv --a={socket},{socket}`, ["drv", "--a=/run/d.sock,/run/d.sock"]],
     [`sh -c 'exec drv "$0" \${HOME} {}' {socket}`, ["sh", "-c", 'exec drv "$0" ${HOME} {}', "/run/d.sock"]],
-  ])("has its placeholders filled in, and keeps all other braces: %s", (line, expected) => {
+  ])("has its placeholders filled in, and keeps all other braces: %j", (line, expected) => {
     expect(driverProblem(line)).toBe(false);
     expect(fillIn(words(line), context)).toEqual(expected);
   });

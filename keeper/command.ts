@@ -84,10 +84,13 @@ export function fromHere(line: string): string {
  */
 export function programProblem(program: string): string | false {
   if (program.includes("{")) return false;
-  if (!program.includes("/")) return !Bun.which(program) && `no such program: ${program}`;
+  const missing = `no such program: ${program}`;
+  // No system has a path that long, and Bun throws at one.
+  if (program.length > 4_096) return `no such program: ${program.slice(0, 40)}…`;
+  if (!program.includes("/")) return !Bun.which(program) && missing;
   try {
     const found = statSync(program, { throwIfNoEntry: false });
-    if (!found) return `no such program: ${program}`;
+    if (!found) return missing;
     if (!found.isFile())
       return `a ${found.isDirectory() ? "folder" : "special file"}, not a program: ${program}`;
     accessSync(program, constants.X_OK);
