@@ -19,6 +19,11 @@ export const command: Command = async (settings) => {
     console.log(readable(`${mark.padEnd(8)}${what}${advice ? `\n        ${advice}` : ""}`));
   };
   say("ok", `bun ${Bun.version} on ${process.platform} ${process.arch}`);
+  say(
+    Bun.which("sh") ? "ok" : "missing",
+    "sh, to start a run",
+    Bun.which("sh") ? "" : "Add its folder to PATH",
+  );
   say(Bun.which("tar") ? "ok" : "missing", "tar, to make images", Bun.which("tar") ? "" : install("tar"));
   const socket = `${Run.root(settings)}/00000000/999/driver/driver.sock`;
   const fits = socket.length < 100;

@@ -147,6 +147,9 @@ mkdir -p "$0" || exit
 export async function startKeeper(run: Run, settings: Settings): Promise<Connection> {
   // What the settings contradict is said here, not by a keeper that ends.
   findParts(settings);
+  const absent = ["sh", "mkdir"].find((program) => !Bun.which(program));
+  if (absent)
+    throw new HarnessError(`There is no ${absent} in PATH, with which a run is started: ${process.env.PATH}`);
   const shell = Bun.spawn(["sh", "-c", keeperAndGuard(process.pid), run.folder, ...BUN, HARNESS], {
     env: keeperEnvironment(settings),
     detached: true,

@@ -2,7 +2,7 @@
 
 /** Where a run is, and that what belongs to it is found. */
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { existsSync, mkdirSync, mkdtempSync, rmSync, statfsSync } from "node:fs";
+import { chmodSync, existsSync, mkdirSync, mkdtempSync, rmSync, statfsSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { eventually } from "../harness.ts";
@@ -57,3 +57,45 @@ test("a process is told on one line, however many its script has", async () => {
     rmSync(root, { recursive: true });
   }
 });
+
+test("a folder for runs that may not be read is refused in one line", async () => {
+  const root = mkdtempSync(join(tmpdir(), "closed-"));
+  chmodSync(root, 0);
+  // Root may read everything.
+  const code = `
+    const { readSettings } = await import("./harness.ts");
+    const { Run } = await import("./keeper/run.ts");
+    if (process.getuid() === 0) process.setuid(65534);
+    const { settings } = readSettings([], { OPENSHELL_E2E_RUN_DIR: process.argv[1] });
+    for (const work of [Run.all, Run.create])
+      try {
+        work(settings);
+      } catch ({ name, message }) {
+        console.log(name, message);
+      }`;
+  const argv = [process.execPath, "-e", code, root];
+  const child = Bun.spawn(argv, { cwd: join(import.meta.dir, ".."), stdout: "pipe", stderr: "inherit" });
+  const said = await child.stdout.text();
+  rmSync(root, { recursive: true });
+  const line = `HarnessError The folder for runs cannot be used: EACCES: permission denied, access '${root}'. Set OPENSHELL_E2E_RUN_DIR to a folder of your own\n`;
+  expect(said).toBe(line + line);
+});
+
+test.each(["with -- /bin/true", "check --only DC-12", "up"])(
+  "without a shell in PATH `%s` says so in one line",
+  async (command) => {
+    const argv = command.split(" ");
+    const runs = mkdtempSync(join(tmpdir(), "shell-"));
+    const child = Bun.spawn([process.execPath, "harness.ts", ...argv], {
+      cwd: join(import.meta.dir, ".."),
+      env: { PATH: runs, HOME: runs, OPENSHELL_E2E_RUN_DIR: join(runs, "r"), OPENSHELL_E2E_REPORTS: runs },
+      stdout: "ignore",
+      stderr: "pipe",
+    });
+    expect(await child.stderr.text()).toBe(
+      `openshell-e2e: There is no sh in PATH, with which a run is started: ${runs}\n`,
+    );
+    expect(await child.exited).toBe(2);
+    rmSync(runs, { recursive: true });
+  },
+);

@@ -3,7 +3,9 @@
 /** A run: its id, its private folder, and how what belongs to it is known. */
 import { randomBytes } from "node:crypto";
 import {
+  accessSync,
   appendFileSync,
+  constants,
   existsSync,
   lstatSync,
   mkdirSync,
@@ -252,8 +254,16 @@ function makePrivate(root: string): void {
 
 const ADVICE = "Set OPENSHELL_E2E_RUN_DIR to a folder of your own";
 
-/** @throws HarnessError when somebody else could exchange the runs in that folder: nothing in it is to be believed then. */
+/**
+ * @throws HarnessError when this user cannot work in that folder, or when somebody else could exchange the runs there:
+ * nothing in it is to be believed then.
+ */
 function mustBePrivate(root: string): void {
+  try {
+    accessSync(root, constants.R_OK | constants.W_OK | constants.X_OK);
+  } catch (error) {
+    throw new HarnessError(`The folder for runs cannot be used: ${(error as Error).message}. ${ADVICE}`);
+  }
   const seen = sharingProblem(root);
   if (seen)
     throw new HarnessError(
