@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** `doctor`: what is here, what is missing, and the command or setting that gets it. Starts nothing. */
-import { existsSync, readFileSync } from "node:fs";
+import { accessSync, constants, existsSync, readFileSync } from "node:fs";
+import { dirname } from "node:path";
 import { type Command, EXIT, HarnessError, PLACES, type Settings } from "../harness.ts";
 import { programProblem } from "../keeper/command.ts";
+import { checkLimits, longestSocket, mustStartPrograms, roomFor } from "../keeper/machine.ts";
 import { bringsEngine, findCli, findParts, HOW_TO_NAME } from "../keeper/places.ts";
-import { Run } from "../keeper/run.ts";
+import { cacheFolder } from "../keeper/programs.ts";
+import { memoryProblem, Run } from "../keeper/run.ts";
 import { readable } from "../report/readable.ts";
 import { shortCommand } from "../keeper/short-command.ts";
 import { Engine } from "../keeper/engine.ts";
@@ -25,14 +28,7 @@ export const command: Command = async (settings) => {
     Bun.which("sh") ? "" : "Add its folder to PATH",
   );
   say(Bun.which("tar") ? "ok" : "missing", "tar, to make images", Bun.which("tar") ? "" : install("tar"));
-  const socket = `${Run.root(settings)}/00000000/999/driver/driver.sock`;
-  const fits = socket.length < 100;
-  const shorter = "Set OPENSHELL_E2E_RUN_DIR to a shorter folder";
-  say(
-    fits ? "ok" : "missing",
-    `run folder ${Run.root(settings)}, longest socket path ${socket.length} bytes`,
-    fits ? "" : shorter,
-  );
+  reportMachine(settings, say);
   reportPlaces(settings, say);
   const cli = findCli(settings);
   if (cli) say("ok", `openshell CLI ${cli}`);
@@ -50,6 +46,45 @@ export const command: Command = async (settings) => {
   });
   return missing > 0 ? EXIT.error : EXIT.ok;
 };
+
+/** What a run would refuse before it starts, found out in the same way. */
+function reportMachine(settings: Settings, say: Say): void {
+  const attempt = (find: () => string) => {
+    try {
+      say("ok", find());
+    } catch (error) {
+      if (!(error instanceof HarnessError)) throw error;
+      say("missing", error.message.replaceAll("\n", "\n        "));
+    }
+  };
+  const root = Run.root(settings);
+  const place = existing(root);
+  attempt(() => {
+    const bytes = longestSocket(root);
+    mustStartPrograms(place);
+    return `run folder ${root}, ${roomFor(place)} MiB free, longest socket path ${bytes} bytes`;
+  });
+  const problem = !settings.runDir && !process.env.TMPDIR && memoryProblem();
+  if (problem) say("note", `runs are not in memory: ${problem}`, "They take a fifth longer on a disk");
+  attempt(() => `compiled fakes in ${cacheFolder()}`);
+  attempt(() => `reports in ${mustBeWritable(settings.reports)}`);
+  attempt(() => {
+    checkLimits();
+    return "limits of files and their size (ulimit)";
+  });
+}
+
+/** The nearest folder above that exists: what is asked of a folder that a run makes is asked of that one. */
+const existing = (path: string): string => (existsSync(path) ? path : existing(dirname(path)));
+
+function mustBeWritable(reports: string): string {
+  try {
+    accessSync(existing(reports), constants.W_OK | constants.X_OK);
+    return reports;
+  } catch (error) {
+    throw new HarnessError(`reports: ${(error as Error).message}\nName another folder with --reports`);
+  }
+}
 
 type Say = (mark: Mark, what: string, advice?: string) => void;
 

@@ -3,7 +3,7 @@
 /** The way to a keeper: how one is started and spoken to. One JSON object a line, `{id, method, args}` and back. */
 import { closeSync, existsSync, openSync, readFileSync } from "node:fs";
 import { connect as connectSocket, type Socket } from "node:net";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { createInterface } from "node:readline";
 import {
   eventually,
@@ -20,7 +20,9 @@ import { tailOf } from "../report/log.ts";
 import { shareSecrets } from "../report/secrets.ts";
 import { BUN, keeperEnvironment } from "./environment.ts";
 import { LAST_WORDS } from "./memory.ts";
-import { describeParts, findParts } from "./places.ts";
+import { mustStartPrograms } from "./machine.ts";
+import { bringsEngine, describeParts, findParts } from "./places.ts";
+import { cacheFolder } from "./programs.ts";
 import { floodWords } from "./process.ts";
 import { Run, RUN_MARK } from "./run.ts";
 import type { Keeper, Method } from "./keeper.ts";
@@ -146,7 +148,9 @@ mkdir -p "$0" || exit
  */
 export async function startKeeper(run: Run, settings: Settings): Promise<Connection> {
   // What the settings contradict is said here, not by a keeper that ends.
-  findParts(settings);
+  const parts = findParts(settings);
+  if (!parts.engine.real && !bringsEngine(settings)) mustStartPrograms(dirname(run.folder));
+  if (PLACES.some((place) => !parts[place].real)) cacheFolder();
   const absent = ["sh", "mkdir"].find((program) => !Bun.which(program));
   if (absent)
     throw new HarnessError(`There is no ${absent} in PATH, with which a run is started: ${process.env.PATH}`);

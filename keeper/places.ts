@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** What stands in each of the four places: a real program, where the settings name one, or a fake. */
-import { userInfo } from "node:os";
 import { basename, join } from "node:path";
 import { findBuilt, HarnessError, type Place, PLACES, placeList, type Settings } from "../harness.ts";
 import { readable } from "../report/readable.ts";
 import { asksFor, programProblem, words } from "./command.ts";
+import { userId } from "./machine.ts";
 import { shortCommand } from "./short-command.ts";
 import type { Standing } from "../report/model.ts";
 
@@ -169,7 +169,7 @@ async function describeEngine(part: Part, settings: Settings): Promise<Part> {
   });
   const version = /\d+\.\d+\.\d+\S*/.exec(stdout.toString())?.[0];
   if (!version) throw new HarnessError(`podman: \`podman --version\` printed ${stdout}${stderr}`.trim());
-  return { ...part, label: `podman ${version} (${userInfo().uid === 0 ? "rootful" : "rootless"})` };
+  return { ...part, label: `podman ${version} (${userId() === 0 ? "rootful" : "rootless"})` };
 }
 
 /** "gateway fake · driver openshell-driver-podman 0.0.112 · engine podman 5.4.2 (rootful) · supervisor fake" */

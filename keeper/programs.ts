@@ -3,27 +3,30 @@
 /**
  * The fakes as programs. Compiled, with their bytecode inside, they start in a third of the time, and a sandbox's
  * supervisor starts as often as there are sandboxes. Each is compiled once per change of its sources and kept in
- * node_modules/.cache; the supervisor is also what goes into the image for a real engine.
+ * node_modules/.cache, or in the user's own cache where the checkout is somebody else's or cannot be written to; the
+ * supervisor is also what goes into the image for a real engine.
  */
 import {
-  existsSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
   renameSync,
   rmSync,
+  statfsSync,
   statSync,
   utimesSync,
 } from "node:fs";
-import { join } from "node:path";
+import { tmpdir } from "node:os";
+import { isAbsolute, join } from "node:path";
 import { HarnessError, type Place } from "../harness.ts";
 import { birthOf } from "./processes.ts";
 import { type Run, RUN_MARK } from "./run.ts";
+import { programsProblem, userId } from "./machine.ts";
+import { isOurFolder } from "./owner.ts";
 import { shortCommand } from "./short-command.ts";
 
 const ROOT = join(import.meta.dir, "..");
-const CACHE = join(ROOT, "node_modules", ".cache", "openshell-e2e");
 const KEPT = 3;
 /** It takes half a second; many times that on a machine that has no time for anybody. In milliseconds. */
 const COMPILE_MS = 120_000;
@@ -31,6 +34,42 @@ const COMPILE_MS = 120_000;
 const BRIEF = ["BUN_JSC_useJIT=0", "BUN_GC_TIMER_DISABLE=1"];
 /** One that is asked thousands of things in seconds gains by a first compiler, and not yet by the next. */
 const BUSY = ["BUN_JSC_useDFGJIT=0"];
+
+/** Where compiled fakes may be kept, best first. */
+function cachePlaces(): string[] {
+  const { XDG_CACHE_HOME: named, HOME: home } = process.env;
+  const own = named || (home && join(home, ".cache"));
+  return [
+    join(ROOT, "node_modules", ".cache", "openshell-e2e"),
+    ...(own && isAbsolute(own) ? [join(own, "openshell-e2e")] : []),
+    join(tmpdir(), `openshell-e2e-cache-${userId()}`),
+  ];
+}
+
+/** Makes the folder, unless it is there. What is in it gets executed: nobody else may be able to put anything there. */
+function cacheProblem(folder: string): string | undefined {
+  try {
+    mkdirSync(folder, { recursive: true, mode: 0o700 });
+  } catch (error) {
+    return (error as Error).message;
+  }
+  return isOurFolder(folder)
+    ? programsProblem(folder)
+    : "it is not a folder to which this user alone can write";
+}
+
+/** The folder of compiled fakes. @throws HarnessError when there is no place for one, with what is wrong with each. */
+export function cacheFolder(places = cachePlaces()): string {
+  const tried: string[] = [];
+  for (const folder of places) {
+    const problem = cacheProblem(folder);
+    if (!problem) return folder;
+    tried.push(`  ${folder}: ${problem}`);
+  }
+  throw new HarnessError(
+    `There is no folder for the compiled fakes. Set XDG_CACHE_HOME to a folder of your own. Tried:\n${tried.join("\n")}`,
+  );
+}
 
 /** A digest of all that a fake is made of: the sources, the contract's codecs, the locked packages, and Bun itself. */
 function digestOfFakes(): string {
@@ -53,7 +92,8 @@ export async function compiledFake(
   run?: Run,
 ): Promise<{ path: string; command: string[]; busy: string[]; digest: string }> {
   const digest = digestOfFakes();
-  const path = join(CACHE, `${name}-${digest}`);
+  const cache = cacheFolder();
+  const path = join(cache, `${name}-${digest}`);
   const [command, busy] = [BRIEF, BUSY].map((settings) => ["/usr/bin/env", ...settings, path]);
   const compiled = { path, command: command!, busy: busy!, digest };
   if (isFile(path)) {
@@ -61,12 +101,11 @@ export async function compiledFake(
     utimesSync(path, new Date(), new Date());
     return compiled;
   }
-  mkdirSync(CACHE, { recursive: true });
-  prune(`${name}-`);
-  removeDeadCompilers();
+  prune(cache, `${name}-`);
+  removeDeadCompilers(cache);
   // Several runs may compile at once: each in a folder of its own, and the last one to be done stays. Beside its result
   // the compiler leaves what it was about to write in the folder that it works in, a hundred megabytes, when it is killed.
-  const folder = mkdtempSync(join(CACHE, `${COMPILING}${process.pid}-`));
+  const folder = mkdtempSync(join(cache, `${COMPILING}${process.pid}-`));
   const fresh = join(folder, name);
   try {
     const compiler = await shortCommand(
@@ -86,7 +125,9 @@ export async function compiledFake(
       throw new HarnessError(`fakes/${name}.ts does not compile: ${error.message}`);
     });
     if (compiler.exitCode !== 0)
-      throw new HarnessError(`fakes/${name}.ts does not compile:\n${compiler.stderr.toString().trim()}`);
+      throw new HarnessError(
+        `fakes/${name}.ts does not compile:\n${compiler.stderr.toString().trim()}${fullNote(cache)}`,
+      );
     renameSync(fresh, path);
   } finally {
     rmSync(folder, { recursive: true, force: true });
@@ -98,20 +139,30 @@ export async function compiledFake(
 const COMPILING = ".compiling-";
 
 /** Removes what compilers left whose starters are gone. */
-export function removeDeadCompilers(): void {
-  if (!existsSync(CACHE)) return;
-  for (const name of readdirSync(CACHE)) {
+export function removeDeadCompilers(cache = cacheFolder()): void {
+  for (const name of readdirSync(cache)) {
     if (!name.startsWith(COMPILING)) continue;
     const starter = Number(name.slice(COMPILING.length).split("-")[0]);
-    if (birthOf(starter) === "") rmSync(join(CACHE, name), { recursive: true, force: true });
+    if (birthOf(starter) === "") rmSync(join(cache, name), { recursive: true, force: true });
   }
 }
 
+/** What a compiled fake needs, twice over, in bytes. */
+const COMPILED = 256 * 2 ** 20;
+
+/** Says that the disk of the cache is full, if it is; otherwise empty. */
+function fullNote(cache: string): string {
+  const { bavail, bsize } = statfsSync(cache);
+  const free = bavail * bsize;
+  if (free > COMPILED) return "";
+  return `\n  ${cache} has ${Math.floor(free / 2 ** 20)} MiB free; set XDG_CACHE_HOME to a folder with more`;
+}
+
 /** Removes all but the newest few: an older one may still be at work, in a stack that `up` keeps. */
-function prune(prefix: string): void {
-  const files = readdirSync(CACHE)
+function prune(cache: string, prefix: string): void {
+  const files = readdirSync(cache)
     .filter((file) => file.startsWith(prefix))
-    .map((file) => join(CACHE, file));
+    .map((file) => join(cache, file));
   const byAge = files.toSorted((a, b) => statSync(b).mtimeMs - statSync(a).mtimeMs);
   for (const old of byAge.slice(KEPT)) rmSync(old, { force: true });
 }

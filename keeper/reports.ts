@@ -69,7 +69,8 @@ export function openReports({ reports }: Settings): string {
   } catch (error) {
     if (error instanceof HarnessError) throw error;
     throw new HarnessError(
-      `OPENSHELL_E2E_REPORTS: a folder that can be written to was expected: ${reports}: ${(error as Error).message}`,
+      `OPENSHELL_E2E_REPORTS: a folder that can be written to was expected: ${reports}: ${(error as Error).message}\n` +
+        "  Name another one with --reports",
     );
   }
   return reports;

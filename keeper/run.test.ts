@@ -29,7 +29,6 @@ describe("a run is, unless somebody names a place,", () => {
     ["no table", ""],
     ["no RAM disk", "proc /proc proc rw 0 0\n"],
     ["a disk", "/dev/vda /dev/shm ext4 rw 0 0\n"],
-    ["a RAM disk from which nothing may be started", `${RAM}\ntmpfs /dev/shm tmpfs rw,noexec 0 0\n`],
   ])("in the temporary folder with %s", (_, mounts) => {
     expect(usualPlace(mounts)).toBe(tmpdir());
   });

@@ -16,9 +16,10 @@ import {
   statSync,
   writeFileSync,
 } from "node:fs";
-import { tmpdir, userInfo } from "node:os";
+import { tmpdir } from "node:os";
 import { basename, join, resolve } from "node:path";
 import { connectable, HarnessError, type Settings } from "../harness.ts";
+import { ADVICE, checkLimits, longestSocket, programsProblem, roomFor, userId } from "./machine.ts";
 import { isOurFolder, isOurs, sharingProblem } from "./owner.ts";
 import { livedAt } from "./processes.ts";
 import { removeTree } from "./remove.ts";
@@ -49,19 +50,27 @@ const ROOMY = 2 ** 30;
 
 /**
  * The folder in which runs are, unless somebody names another. A fake engine makes and removes thousands of small files: in
- * memory that is nothing, on a disk a fifth of a run's work and more.
+ * memory that is nothing, on a disk a fifth of a run's work and more. What containers run is started from there, so where
+ * one of the two places allows that, it is that one.
  * @param mounts the system's table, as in /proc/mounts
  */
-export function usualPlace(
-  mounts = existsSync("/proc/mounts") ? readFileSync("/proc/mounts", "utf8") : "",
-): string {
-  if (process.env.TMPDIR) return tmpdir();
+export function usualPlace(mounts = mountTable()): string {
+  const memory = memoryProblem(mounts) ? [] : [MEMORY];
+  const places = process.env.TMPDIR ? [tmpdir(), ...memory] : [...memory, tmpdir()];
+  return places.find((place) => !programsProblem(place)) ?? tmpdir();
+}
+
+/** The system's table of mounts; empty where it has none. */
+const mountTable = (): string => (existsSync("/proc/mounts") ? readFileSync("/proc/mounts", "utf8") : "");
+
+/** Why runs are not kept in memory; undefined if they can be. */
+export function memoryProblem(mounts = mountTable()): string | undefined {
   const mount = mounts.split("\n").findLast((line) => line.split(" ")[1] === MEMORY);
-  const [, , type, options = ""] = mount?.split(" ") ?? [];
-  // What containers run is started from there.
-  if (type !== "tmpfs" || options.split(",").includes("noexec")) return tmpdir();
+  if (mount?.split(" ")[2] !== "tmpfs") return `there is no RAM disk at ${MEMORY}`;
   const { blocks, bsize } = statfsSync(MEMORY);
-  return blocks * bsize >= ROOMY ? MEMORY : tmpdir();
+  if (blocks * bsize < ROOMY) return `${MEMORY} is smaller than a GiB`;
+  const problem = programsProblem(MEMORY);
+  return problem && `${MEMORY}: ${problem}`;
 }
 
 /** The id of a new run: 8 hex digits. */
@@ -76,25 +85,22 @@ export class Run {
 
   /** Where the runs of this user live. */
   static root(settings: Settings): string {
-    return settings.runDir || join(usualPlace(), `openshell-e2e-${userInfo().uid}`);
+    return settings.runDir || join(usualPlace(), `openshell-e2e-${userId()}`);
   }
 
   /**
    * A new run, of which nothing is on disk yet.
-   * @throws HarnessError when a socket's path in it would be too long for the kernel, or others could reach into it; or
-   * when its results could not be written.
+   * @throws HarnessError when the folder or the limits of this process do not do for a run, others could reach into the
+   * folder, or its results could not be written.
    */
   static create(settings: Settings): Run {
     const id = newRunId();
     const run = new Run(id, join(Run.root(settings), id));
-    const longest = join(run.folder, "999", "driver", "driver.sock");
-    if (longest.length >= 100) {
-      throw new HarnessError(
-        `A socket's path would be ${longest.length} bytes, 100 is the most: ${longest}\n` +
-          "  Set OPENSHELL_E2E_RUN_DIR to a shorter folder",
-      );
-    }
-    makePrivate(Run.root(settings));
+    const root = Run.root(settings);
+    checkLimits();
+    longestSocket(root);
+    makePrivate(root);
+    roomFor(root);
     openReports(settings);
     return run;
   }
@@ -251,8 +257,6 @@ function makePrivate(root: string): void {
   }
   mustBePrivate(root);
 }
-
-const ADVICE = "Set OPENSHELL_E2E_RUN_DIR to a folder of your own";
 
 /**
  * @throws HarnessError when this user cannot work in that folder, or when somebody else could exchange the runs there:

@@ -282,7 +282,7 @@ describe("a failure points to the process that is at fault", () => {
     ],
     [
       "what is wrong may end with what to set",
-      "A socket's path would be 122 bytes, 100 is the most: /long/999/driver/driver.sock\n  Set OPENSHELL_E2E_RUN_DIR to a shorter folder",
+      "A socket's path would be 122 bytes, 99 is the most: /long/999/driver/driver.sock\n  Set OPENSHELL_E2E_RUN_DIR to a shorter folder",
       "harness",
       "A setting is wrong: A socket's path would be 122 bytes",
       "",
