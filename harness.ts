@@ -1133,7 +1133,7 @@ async function abandon(error: unknown, run?: SharedKeeper): Promise<never> {
   console.error(
     problem
       ? `\nopenshell-e2e: ${problem}`
-      : `\nAll of it: bun harness.ts report ${shownPath(settings.reports)} --format html`,
+      : `\nAll of it: bun harness.ts report ${shellQuoted(shownPath(settings.reports))} --format html`,
   );
   process.exit(EXIT.error);
 }

@@ -16,6 +16,7 @@ import {
   type RunProcess,
   strayRuns,
 } from "../keeper/processes.ts";
+import { urlPath } from "../keeper/machine.ts";
 import { Child } from "../keeper/process.ts";
 import { removeDeadCompilers } from "../keeper/programs.ts";
 import { writeReports } from "../keeper/reports.ts";
@@ -134,7 +135,7 @@ async function sweepEngine(run: Run, problems: string[]): Promise<string[]> {
     ? undefined
     : Child.start(
         "engine",
-        [...command, `unix://${socket}`],
+        [...command, `unix://${urlPath(socket)}`],
         process.env as Record<string, string>,
         join(run.folder, "engine.log"),
       );

@@ -2,8 +2,10 @@
 
 /** The engine: a client of Podman's REST API with what the harness needs of it, and what a run leaves there. */
 import { eventually, HarnessError } from "../harness.ts";
+import { shellQuoted } from "../report/text.ts";
 import { whatServes } from "./engine-identity.ts";
 import { whyUnreachable } from "./socket.ts";
+import { urlPath } from "./machine.ts";
 import { RUN_LABEL, type Run } from "./run.ts";
 import { holdsId } from "./sandbox-id.ts";
 
@@ -65,7 +67,7 @@ export class Engine {
       const { name, message } = error as Error;
       const unreachable = await whyUnreachable(this.socket);
       const reason = unreachable
-        ? `${unreachable}. Start it: podman system service --time=0 unix://${this.socket}`
+        ? `${unreachable}. Start it: podman system service --time=0 ${shellQuoted(`unix://${urlPath(this.socket)}`)}`
         : name === "TimeoutError"
           ? `no answer within ${deadlineMs} ms`
           : message;

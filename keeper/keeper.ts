@@ -14,10 +14,12 @@ import { eventually, HarnessError, openClient, type Settings } from "../harness.
 import { unary } from "../proto/contract.ts";
 import { type Entry, now, readRecords, record, recordTo } from "../report/record.ts";
 import { shareSecrets } from "../report/secrets.ts";
+import { shellQuoted } from "../report/text.ts";
 import { asksFor } from "./command.ts";
 import { parseLine } from "./connection.ts";
 import { describeBelonging, Engine, removeBelongings } from "./engine.ts";
 import type { EngineRule, ProxiedCall } from "./engine-proxy.ts";
+import { urlPath } from "./machine.ts";
 import { bringsEngine, checkParts, findParts, type Parts } from "./places.ts";
 import { Child, cleanEnvironment, type Flood, floods } from "./process.ts";
 import { compiledFake } from "./programs.ts";
@@ -166,7 +168,7 @@ export class Keeper {
       ? (process.env as Record<string, string>)
       : cleanEnvironment(run, join(run.folder, "engine-home"));
     const log = join(run.folder, "engine.log");
-    this.#engineProcess = Child.start("engine", [...command, `unix://${socket}`], environment, log);
+    this.#engineProcess = Child.start("engine", [...command, `unix://${urlPath(socket)}`], environment, log);
     await this.#engineProcess.ready(() => statSync(socket).isSocket(), "bind its socket", 10_000);
   }
 
@@ -568,7 +570,7 @@ function engineArguments(run: Run, parts: Parts): string[] {
 /** The images of a fake engine, by reference: an empty one for sandboxes, and one that launches the compiled supervisor. */
 async function makeFakeImages(run: Run): Promise<Map<string, Blob>> {
   const { command } = await compiledFake("supervisor", run);
-  const launcher = `#!/bin/sh\nexec ${command.map((word) => `'${word}'`).join(" ")} "$@"\n`;
+  const launcher = `#!/bin/sh\nexec ${command.map(shellQuoted).join(" ")} "$@"\n`;
   const folder = join(run.folder, "images");
   const [sandbox, supervisor] = [join(folder, "sandbox"), join(folder, "supervisor")];
   mkdirSync(sandbox, { recursive: true });

@@ -9,6 +9,7 @@
  * parent before anybody has looked is beyond what can be known.
  */
 import { readdirSync, readFileSync, statSync } from "node:fs";
+import { urlPath } from "./machine.ts";
 import { COMMAND_MARK, isRunId, RUN_MARK, type Run } from "./run.ts";
 
 /** What the files of a container of the fake engine are known by: its processes carry no other mark. */
@@ -123,7 +124,7 @@ type Known = Pick<Run, "id" | "folder">;
 
 /** The engine's socket is an argument of the engine that a run starts, and of nothing else. */
 const isEngineOf = ({ words }: Listed, { folder }: Known): boolean =>
-  words.includes(`unix://${folder}/engine.sock`);
+  words.includes(`unix://${urlPath(folder)}/engine.sock`);
 
 const isMarked = ({ environment }: Listed, { id, folder }: Known): boolean =>
   environment.includes(`${RUN_MARK}=${id}`) ||

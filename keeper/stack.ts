@@ -17,6 +17,7 @@ import {
 } from "../harness.ts";
 import { fillIn } from "./command.ts";
 import { mustReachLoopback } from "./loopback.ts";
+import { urlPath } from "./machine.ts";
 import { type Run, RUN_LABEL } from "./run.ts";
 import { holdsId, isSandboxId } from "./sandbox-id.ts";
 import type { Parts } from "./places.ts";
@@ -438,7 +439,7 @@ export class Stack {
   #spawnGateway(): Child {
     const { run, commands } = this.setup;
     const fill = (text: string) => text.replaceAll("{socket}", this.gatewaySocket);
-    const database = `sqlite:${join(this.folder, "gateway.db")}?mode=rwc`;
+    const database = `sqlite:${urlPath(join(this.folder, "gateway.db"))}?mode=rwc`;
     const argv = [
       ...commands.gateway,
       ...["--config", this.info.config, "--db-url", database],

@@ -10,7 +10,7 @@ import { openReports } from "../keeper/reports.ts";
 import type { Results } from "../report/model.ts";
 import { readable } from "../report/readable.ts";
 import { explainAll, leftOnTerminal } from "../report/terminal.ts";
-import { inColour, widthOf } from "../report/text.ts";
+import { inColour, shellQuoted, widthOf } from "../report/text.ts";
 import { notePreload } from "./preloaded.ts";
 
 notePreload();
@@ -59,5 +59,7 @@ function explain(results: Results, problem?: string): void {
   if (text) console.error(`\n${text}`);
   const { reports } = readSettings().settings;
   if (text && !problem)
-    console.error(`\nAll of it, with a timeline: bun harness.ts report ${shownPath(reports)} --format html`);
+    console.error(
+      `\nAll of it, with a timeline: bun harness.ts report ${shellQuoted(shownPath(reports))} --format html`,
+    );
 }

@@ -53,5 +53,14 @@ export function readSettings(argv: string[]): Settings {
   if (!time || !Number.isInteger(idleSeconds) || idleSeconds < 0) {
     throw new UsageError(`invalid argument "${time}" for "--time": not a number of seconds`);
   }
-  return { root: resolve(root), socket: resolve(uri.slice("unix://".length)), idleSeconds };
+  return { root: resolve(root), socket: resolve(pathOf(uri)), idleSeconds };
+}
+
+/** The path of a unix: URL, in which a character may be written as % and two digits, as Go reads one. */
+function pathOf(uri: string): string {
+  try {
+    return decodeURIComponent(uri.slice("unix://".length));
+  } catch {
+    throw new UsageError(`parse "${uri}": invalid URL escape`);
+  }
 }

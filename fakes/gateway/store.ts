@@ -82,7 +82,7 @@ function open(url: string): Database {
       `database error: error with configuration: unknown query parameter \`${parameter}\` while parsing connection URL`,
     );
   }
-  const file = /mode=memory/.test(query) ? ":memory:" : path || ":memory:";
+  const file = /mode=memory/.test(query) ? ":memory:" : decodeURIComponent(path) || ":memory:";
   try {
     const database = new Database(file, { create: true });
     // Write-ahead log: a killed gateway finds all that it answered, without a disk flush a call.

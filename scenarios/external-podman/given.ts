@@ -159,6 +159,9 @@ export function ancestry(pid: number): number[] {
   return [pid, ...ancestry(Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[1]))];
 }
 
+/** The flags of a listening socket: __SO_ACCEPTCON. */
+const ACCEPTING = "00010000";
+
 /**
  * The processes that listen on a Unix socket (Linux). The kernel knows a socket by the path at which it was bound; a
  * driver may bind it under another name in the same folder and rename it, so that it appears with its final mode.
@@ -167,10 +170,11 @@ export function ancestry(pid: number): number[] {
 export function listenersOn(socket: string): number[] {
   const listening = readFileSync("/proc/net/unix", "utf8")
     .split("\n")
-    .map((line) => line.trim().split(/\s+/))
-    // Flags, field 4, of a listening socket: __SO_ACCEPTCON.
-    .filter(([, , , flags, , , , path]) => path && dirname(path) === dirname(socket) && flags === "00010000")
-    .map(([, , , , , , inode]) => `socket:[${inode}]`);
+    .flatMap((line) => {
+      // The path is the rest of the line, blanks and all.
+      const [, flags, inode, path = ""] = /^\S+: \S+ \S+ (\S+) \S+ \S+ +(\d+) (.+)$/.exec(line) ?? [];
+      return flags === ACCEPTING && dirname(path) === dirname(socket) ? [`socket:[${inode}]`] : [];
+    });
   const pids = readdirSync("/proc").filter((name) => /^\d+$/.test(name));
   const found = pids.filter((pid) => descriptorsOf(pid).some((target) => listening.includes(target)));
   if (found.length === 0) throw new HarnessError(`Nobody listens on ${socket}`);

@@ -15,6 +15,7 @@ import { eventually, HarnessError, parts, readSettings, within } from "../../har
 import { BUN, keeperEnvironment } from "../../keeper/environment.ts";
 import { readable, readableWhole } from "../../report/readable.ts";
 import { checkParts, describeParts, type Parts } from "../../keeper/places.ts";
+import { urlPath } from "../../keeper/machine.ts";
 import { KEEPER_PID, Run } from "../../keeper/run.ts";
 import { cleanEnvironment } from "../../keeper/process.ts";
 import { compiledFake } from "../../keeper/programs.ts";
@@ -185,7 +186,7 @@ export class Lab {
     const drivers = { [table]: options.driverTable ?? { socket_path: this.socketPath } };
     const config = this.path(`gateway-${port}.toml`);
     writeFileSync(config, stringify({ openshell: { version: 1, gateway, drivers } }));
-    const database = `sqlite:${this.databasePath}?mode=rwc`;
+    const database = `sqlite:${urlPath(this.databasePath)}?mode=rwc`;
     const args = ["--config", config, "--db-url", database, ...(options.args ?? [])];
     return { args, config, port, healthPort };
   }
