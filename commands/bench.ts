@@ -118,6 +118,7 @@ async function bareLifecycle({ info }: RunningStack): Promise<void> {
   const spec = { command: ["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1 & wait; done"] };
   const { sandbox } = await unary(client, client.CreateSandbox, { spec }, options);
   const { id = "", name = "" } = sandbox?.metadata ?? {};
+  const until = performance.now() + options.deadlineMs;
   const deadline = { deadline: Date.now() + options.deadlineMs };
   for await (const event of streaming(client.WatchSandbox({ id, follow_status: true }, deadline))) {
     if (event.sandbox?.status?.phase === "SANDBOX_PHASE_READY") break;
@@ -131,7 +132,7 @@ async function bareLifecycle({ info }: RunningStack): Promise<void> {
       () => false,
       ({ code }: CallError) => code === grpc.status.NOT_FOUND,
     );
-  while (!(await isGone()) && Date.now() < deadline.deadline) await Bun.sleep(2);
+  while (!(await isGone()) && performance.now() < until) await Bun.sleep(2);
   client.close();
 }
 

@@ -267,3 +267,16 @@ describe("diff", () => {
     expect(better.code).toBe(0);
   });
 });
+
+test.skipIf(!existsSync("/dev/full"))(
+  "a report that cannot be written to a full disk is told in a line",
+  async () => {
+    const script = `exec "$0" "$1" report results.json --format markdown >/dev/full`;
+    const argv = ["sh", "-c", script, process.execPath, HARNESS];
+    const child = Bun.spawn(argv, { cwd: folder, stderr: "pipe" });
+    expect(await child.stderr.text()).toMatch(
+      /^openshell-e2e: report: it cannot be written to stdout: [^\n]+\n$/,
+    );
+    expect(await child.exited).toBe(2);
+  },
+);

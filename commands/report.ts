@@ -57,7 +57,12 @@ export const command: Command = async (settings, args, { format, out }) => {
 /** Writes into a file and says so, or to standard output: without a file, or for `-`. */
 async function write(text: string, out: string | undefined): Promise<void> {
   // Awaited: what waits in a pipe is lost when the process exits.
-  if (!out || out === "-") return void (await Bun.write(Bun.stdout, text));
+  if (!out || out === "-") {
+    await Bun.write(Bun.stdout, text).catch((error: Error) => {
+      throw new HarnessError(`report: it cannot be written to stdout: ${error.message}`);
+    });
+    return;
+  }
   try {
     mkdirSync(dirname(resolve(out)), { recursive: true });
     writeFileSync(out, text);

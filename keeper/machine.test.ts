@@ -159,6 +159,56 @@ withMounts(
   },
 );
 
+withMounts(
+  "a cache without room for the compiled fakes is named, and no half of one is left there",
+  async () => {
+    const script = `at=node_modules/.cache/openshell-e2e; mkdir -p $at
+    mount -t tmpfs -o mode=700,size=100m tmpfs $at
+    "$0" harness.ts with -- echo begun || code=$?
+    ls -A $at; exit $code`;
+    const { code, output } = await mounted(script, "small-cache", environment("small-cache"));
+    const reason =
+      /^openshell-e2e: The folder of compiled fakes has too little room: \S+ has \d+ MiB free, they need 512\..+\n$/m;
+    expect(output).toMatch(reason);
+    expect(output).not.toMatch(/begun|compiling/);
+    expect(code, output).toBe(2);
+  },
+);
+
+withMounts(
+  "packages that cannot be installed end `bun run e2e` with the exit code of a machine's fault",
+  async () => {
+    const script = `mount --bind "$OLD" "$1"; mount -o remount,bind,ro "$1"; cd "$1"; exec "$0" run e2e`;
+    const bare = join(folder, "bare");
+    mkdirSync(bare);
+    for (const file of ["package.json", "bun.lock", "bun-version.ts"])
+      cpSync(join(ROOT, file), join(bare, file));
+    const { PATH, HOME } = process.env as Record<string, string>;
+    const { code, output } = await mounted(script, "uninstalled", { PATH: PATH!, HOME: HOME!, OLD: bare });
+    expect(output).toContain('could not create the "node_modules" directory');
+    expect(code).toBe(2);
+  },
+);
+
+test("a clock that is set forward ends nothing before its time", async () => {
+  const jump = join(folder, "jump.ts");
+  writeFileSync(
+    jump,
+    "const real = Date.now; setTimeout(() => (Date.now = () => real() + 3_600_000), 300);\n",
+  );
+  const socket = join(folder, "clock.sock");
+  const service = ["fakes/engine.ts", "--root", join(folder, "clock"), "system", "service", "--time=600"];
+  const engine = Bun.spawn([process.execPath, "--preload", jump, ...service, `unix://${socket}`], {
+    cwd: ROOT,
+  });
+  try {
+    // It looks five times a second whether it is idle.
+    expect(await Promise.race([engine.exited, Bun.sleep(1_500)])).toBeUndefined();
+  } finally {
+    engine.kill();
+  }
+});
+
 withMounts("runs are on a disk where nothing may be started in memory, and doctor says why", async () => {
   const script = `mount -t tmpfs -o noexec,size=2g tmpfs /dev/shm; "$0" harness.ts doctor`;
   const { PATH, HOME } = process.env as Record<string, string>;

@@ -101,6 +101,7 @@ export async function compiledFake(
     utimesSync(path, new Date(), new Date());
     return compiled;
   }
+  mustHaveRoom(cache);
   prune(cache, `${name}-`);
   removeDeadCompilers(cache);
   // Several runs may compile at once: each in a folder of its own, and the last one to be done stays. Beside its result
@@ -125,9 +126,7 @@ export async function compiledFake(
       throw new HarnessError(`fakes/${name}.ts does not compile: ${error.message}`);
     });
     if (compiler.exitCode !== 0)
-      throw new HarnessError(
-        `fakes/${name}.ts does not compile:\n${compiler.stderr.toString().trim()}${fullNote(cache)}`,
-      );
+      throw new HarnessError(`fakes/${name}.ts does not compile:\n${compiler.stderr.toString().trim()}`);
     renameSync(fresh, path);
   } finally {
     rmSync(folder, { recursive: true, force: true });
@@ -147,15 +146,18 @@ export function removeDeadCompilers(cache = cacheFolder()): void {
   }
 }
 
-/** What a compiled fake needs, twice over, in bytes. */
-const COMPILED = 256 * 2 ** 20;
+/** What must be free where the four fakes are compiled, at once as a rule, in bytes. Each has some 110 MiB. */
+const COMPILED = 512 * 2 ** 20;
 
-/** Says that the disk of the cache is full, if it is; otherwise empty. */
-function fullNote(cache: string): string {
+/** @throws HarnessError when compiled fakes have no room: the compiler would leave halves of them. */
+export function mustHaveRoom(cache: string): void {
   const { bavail, bsize } = statfsSync(cache);
   const free = bavail * bsize;
-  if (free > COMPILED) return "";
-  return `\n  ${cache} has ${Math.floor(free / 2 ** 20)} MiB free; set XDG_CACHE_HOME to a folder with more`;
+  if (free < COMPILED)
+    throw new HarnessError(
+      `The folder of compiled fakes has too little room: ${cache} has ${Math.floor(free / 2 ** 20)} MiB free, they need ` +
+        `${COMPILED / 2 ** 20}. Make room there`,
+    );
 }
 
 /** Removes all but the newest few: an older one may still be at work, in a stack that `up` keeps. */

@@ -123,11 +123,11 @@ export class Sandboxes {
   /** Podman may answer a stop before its own inspect agrees. */
   async #untilStopped({ Id }: ListEntry, sandboxId: string): Promise<Inspect> {
     const seconds = this.settings.stopTimeout + 5;
-    const deadline = Date.now() + seconds * 1000;
+    const deadline = performance.now() + seconds * 1000;
     for (;;) {
       const container = await this.podman.inspect(Id).catch(goneIsNotFound);
       if (hasExited(container)) return container;
-      if (Date.now() > deadline) {
+      if (performance.now() > deadline) {
         throw internal(
           `container ${Id} for sandbox ${sandboxId} did not finish stopping within ${seconds}s ` +
             `(last state: ${container.State.Status})`,

@@ -45,8 +45,8 @@ export async function serve(
     log.info("Received shutdown signal, draining in-flight requests");
     const closed = new Promise<void>((done) => server.tryShutdown(() => done()));
     sandboxes.watch.end();
-    const deadline = Date.now() + (settings.stopTimeout + DRAIN_SECONDS) * 1000;
-    const waiting = (): boolean => service.inFlight > 0 && Date.now() < deadline;
+    const deadline = performance.now() + (settings.stopTimeout + DRAIN_SECONDS) * 1000;
+    const waiting = (): boolean => service.inFlight > 0 && performance.now() < deadline;
     while (waiting()) await Bun.sleep(5);
     // A client may keep its connection for ever; its calls have been answered.
     await Promise.race([closed, Bun.sleep(HANG_UP_MS)]);

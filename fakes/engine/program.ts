@@ -55,11 +55,11 @@ function noted(container: Container, what: "pid" | "exit"): number | undefined {
 /** The pid of the program, once its monitor has noted it. */
 export async function pidOf(container: Container, monitor: Bun.Subprocess): Promise<number> {
   const read = (): number => noted(container, "pid") ?? 0;
-  const deadline = Date.now() + START_MS;
+  const deadline = performance.now() + START_MS;
   for (let pid = 0; ; pid = read()) {
     // A monitor that has ended had a program.
     if (pid > 0 || monitor.exitCode !== null) return pid || read();
-    if (Date.now() > deadline) {
+    if (performance.now() > deadline) {
       fail(500, "timeout", `conmon ${monitor.pid} reported no process within ${START_MS} ms`);
     }
     await Bun.sleep(1);

@@ -20,7 +20,7 @@ export async function serve({ root, socket, idleSeconds }: Settings): Promise<vo
   // Renamed once it listens: whoever sees the socket can connect to it.
   const bound = join(dirname(socket), `.${process.pid}`);
   let busy = 0;
-  let lastRequest = Date.now();
+  let lastRequest = performance.now();
   const server = Bun.serve({
     unix: bound,
     ...patient,
@@ -29,7 +29,7 @@ export async function serve({ root, socket, idleSeconds }: Settings): Promise<vo
       busy++;
       const response = await api.answer(request);
       busy--;
-      lastRequest = Date.now();
+      lastRequest = performance.now();
       return response;
     },
   });
@@ -41,6 +41,6 @@ export async function serve({ root, socket, idleSeconds }: Settings): Promise<vo
   };
   process.on("SIGTERM", end);
   process.on("SIGINT", end);
-  const isIdle = (): boolean => busy === 0 && Date.now() - lastRequest > idleSeconds * 1000;
+  const isIdle = (): boolean => busy === 0 && performance.now() - lastRequest > idleSeconds * 1000;
   if (idleSeconds > 0) setInterval(() => isIdle() && end(), 200);
 }

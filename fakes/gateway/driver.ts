@@ -63,11 +63,11 @@ export class RemoteDriver {
   }
 
   async #awaitSocket(seconds: number): Promise<void> {
-    for (const deadline = Date.now() + seconds * 1000; ; await Bun.sleep(DIAL_RETRY_MS)) {
+    for (const deadline = performance.now() + seconds * 1000; ; await Bun.sleep(DIAL_RETRY_MS)) {
       try {
         return await dial(this.socketPath);
       } catch {
-        if (Date.now() < deadline) continue;
+        if (performance.now() < deadline) continue;
         throw unavailable(
           `failed to connect to remote compute driver socket '${this.socketPath}' within ${seconds}s: transport error`,
         );

@@ -95,9 +95,13 @@ export class Processes {
     this.#signal(descendants(), "SIGTERM");
     // An interactive shell ignores SIGTERM, but not the loss of its terminal.
     for (const terminal of this.#terminals) terminal.close();
-    const deadline = Date.now() + grace;
-    while (Date.now() < deadline && descendants().length > 0) await sleep(5);
-    for (let left = descendants(); left.length > 0 && Date.now() < deadline + 1_000; left = descendants()) {
+    const deadline = performance.now() + grace;
+    while (performance.now() < deadline && descendants().length > 0) await sleep(5);
+    for (
+      let left = descendants();
+      left.length > 0 && performance.now() < deadline + 1_000;
+      left = descendants()
+    ) {
       this.#signal(left, "SIGKILL");
       await sleep(5);
     }
