@@ -8,10 +8,11 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 import { type Browser, type BrowserContext, chromium, type Page } from "playwright-core";
-import { eventually } from "../harness.ts";
+import { eventually, PLACES } from "../harness.ts";
 import { largeExample, smallExample } from "./example.ts";
 import { CALLS_CARRIED, html } from "./html.ts";
-import { count, isRed, type Results } from "./model.ts";
+import { count, isRed, type Results, VERDICTS } from "./model.ts";
+import { readResults } from "./read.ts";
 
 interface AxeResults {
   violations: { id: string; nodes: { target: unknown[] }[] }[];
@@ -434,6 +435,74 @@ describe.skipIf(!CHROMIUM)(
       expect(await page.locator(`#${known.id} small a`).getAttribute("href")).toStartWith(
         "https://github.com/",
       );
+    });
+
+    describe("of a real run", () => {
+      let results: Results;
+      beforeAll(async () => {
+        const reports = join(folder, "reports");
+        const child = Bun.spawn(
+          // One has the long name of a variable in its title.
+          [process.execPath, "harness.ts", "test", "external-podman", "-t", "CF-14|SM-02|SE-10"],
+          {
+            cwd: join(import.meta.dir, ".."),
+            env: {
+              PATH: process.env.PATH,
+              HOME: process.env.HOME,
+              OPENSHELL_E2E_FAKE: PLACES.join(","),
+              OPENSHELL_E2E_REPORTS: reports,
+            },
+            stdout: "ignore",
+            stderr: "pipe",
+          },
+        );
+        const errors = await child.stderr.text();
+        expect(await child.exited, errors).toBe(0);
+        results = readResults(reports);
+      }, 60_000);
+
+      test.each([320, 400, 1280])("nothing is wider than a window of %i px", async (width) => {
+        expect(results.scenarios.map(({ title }) => title).join()).toContain(
+          "OPENSHELL_COMPUTE_DRIVER_SOCKET",
+        );
+        expect(await overhang(await open(results), width)).toBe(0);
+      });
+
+      test.each([320, 400, 1280])(
+        "nor is it when all names, paths and texts are long, without a place to break, at %i px",
+        async (width) => {
+          const long = stretched(results) as Results;
+          const [passed] = long.scenarios.filter(({ verdict }) => verdict === "pass");
+          for (const verdict of VERDICTS) {
+            const id = `${verdict}${"i".repeat(200)}`;
+            const text = "t".repeat(900);
+            const findings = { source: `https://x/${text}`, harm: text, expected: text, seen: text };
+            const lines = { logs: { gateway: [text], driver: [text] }, engine: [text], engineCalls: [text] };
+            const times = { times: { run: 2_000_000, failed: 1_000_000 }, ms: 1e10 };
+            long.scenarios.push({ ...passed!, id, verdict, reason: text, ...findings, ...lines, ...times });
+          }
+          long.leftovers = ["l".repeat(400)];
+          expect(await overhang(await open(long), width)).toBe(0);
+        },
+      );
+
+      /** How much wider than its window the page is with all of it unfolded, in pixels. */
+      async function overhang(page: Page, width: number): Promise<number> {
+        await page.setViewportSize({ width, height: 900 });
+        await page.evaluate(
+          "for (const details of document.querySelectorAll('details')) details.open = true",
+        );
+        return page.evaluate<number>("document.documentElement.scrollWidth - innerWidth");
+      }
+
+      /** The same with long texts, but for those that have a meaning to a program. */
+      function stretched(value: unknown, field = ""): unknown {
+        const isFixed = ["verdict", "startedAt", "phase", "status", "sandbox", "sandboxes"].includes(field);
+        if (typeof value === "string") return isFixed || value === "" ? value : value + "x".repeat(300);
+        if (Array.isArray(value)) return value.map((item) => stretched(item, field));
+        if (typeof value !== "object" || value === null) return value;
+        return Object.fromEntries(Object.entries(value).map(([name, each]) => [name, stretched(each, name)]));
+      }
     });
 
     test("printed, the timeline comes first, failures are unfolded, and logs are their last lines", async () => {
