@@ -5,7 +5,8 @@ import { type Command, EXIT, HarnessError, isAlive } from "../harness.ts";
 import { watchMemory } from "../keeper/memory.ts";
 import { findParts } from "../keeper/places.ts";
 import { Run } from "../keeper/run.ts";
-import { Keeper, serveControl } from "../keeper/keeper.ts";
+import { serveControl } from "../keeper/control.ts";
+import { Keeper } from "../keeper/keeper.ts";
 
 /** How often it is looked whether the process that started us is there, until it has connected, in milliseconds. */
 const LOOK_MS = 100;

@@ -25,14 +25,16 @@ import { bringsEngine, describeParts, findParts } from "./places.ts";
 import { cacheFolder } from "./programs.ts";
 import { floodWords } from "./process.ts";
 import { Run, RUN_MARK } from "./run.ts";
-import type { Keeper, Method } from "./keeper.ts";
+import type { Method } from "./control.ts";
+import type { Keeper } from "./keeper.ts";
 
 const HARNESS = join(import.meta.dir, "..", "harness.ts");
 
-/** One message of a control socket. Of one that was cut off, by the end of whoever wrote it, nothing. */
+/** One message of a control socket; empty when the line holds none, as when its writer was killed half-way. */
 export function parseLine<Message extends object>(line: string): Partial<Message> {
   try {
-    return JSON.parse(line) as Message;
+    const parsed: unknown = JSON.parse(line);
+    return typeof parsed === "object" && parsed !== null ? parsed : {};
   } catch {
     return {};
   }

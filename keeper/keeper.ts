@@ -1,22 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /**
- * The keeper: the process that owns the programs of a run, and its control socket.
+ * The keeper: the process that owns the programs of a run. Its control socket is in control.ts.
  *
  * It ends them when the last connection closes, whatever the reason. If it is killed itself, its guard sweeps the run
  * (see `startKeeper`).
  */
 import { copyFileSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
-import { createServer } from "node:net";
 import { join } from "node:path";
-import { createInterface } from "node:readline";
 import { eventually, HarnessError, openClient, type Settings } from "../harness.ts";
 import { unary } from "../proto/contract.ts";
 import { type Entry, now, readRecords, record, recordTo } from "../report/record.ts";
 import { shareSecrets } from "../report/secrets.ts";
 import { shellQuoted } from "../report/text.ts";
 import { asksFor } from "./command.ts";
-import { parseLine } from "./connection.ts";
 import { describeBelonging, Engine, removeBelongings } from "./engine.ts";
 import type { EngineRule, ProxiedCall } from "./engine-proxy.ts";
 import { urlPath } from "./machine.ts";
@@ -53,7 +50,8 @@ const FAKE_SUPERVISOR_IMAGE = "localhost/openshell-e2e/supervisor:fake";
  * (SIGKILL) and wait until it has ended; `terminate` it (SIGTERM), `pause` (SIGSTOP) or `continue` it (SIGCONT) without
  * waiting.
  */
-export type Deed = "start" | "stop" | "kill" | keyof typeof SIGNALS;
+export type Deed = (typeof DEEDS)[number];
+export const DEEDS = ["start", "stop", "kill", "terminate", "pause", "continue"] as const;
 const SIGNALS = { kill: "SIGKILL", terminate: "SIGTERM", pause: "SIGSTOP", continue: "SIGCONT" } as const;
 
 /** How a driver process is. */
@@ -617,98 +615,4 @@ async function importFakeSupervisor(engine: Engine, run: Run): Promise<string> {
 
 function recordCalls({ tap, id }: Stack): void {
   if (tap) record({ kind: "calls", calls: tap.records(id) });
-}
-
-// Control socket: one JSON object a line, `{id, method, args}` and back `{id, result}` or `{id, error}`
-
-const API = [
-  "hello",
-  "startStack",
-  "stopStack",
-  "control",
-  "startOtherDriver",
-  "driverState",
-  "signalDriver",
-  "makeCertificates",
-  "beginCommand",
-  "endCommand",
-  "info",
-  "floods",
-  "restartEngine",
-  "engineRules",
-  "engineAsked",
-  "engineCalls",
-  "calls",
-  "lastCall",
-  "rules",
-  "remember",
-  "engineView",
-  "leftovers",
-  "removeLeftovers",
-  "report",
-  "reported",
-  "close",
-] as const satisfies readonly (keyof Keeper)[];
-export type Method = (typeof API)[number];
-
-/**
- * Serves a run's control socket. A connection owns the stacks that it started and the sandboxes that it made:
- * they are removed when it closes, however it closes.
- * @param opening the keeper, which may still be starting; its failure is what every caller then gets.
- * @param onConnection told of each connection, and `onIdle` when the last one has closed.
- */
-export async function serveControl(
-  run: Run,
-  opening: Promise<Keeper>,
-  { onConnection, onIdle }: { onConnection: () => void; onIdle: () => void },
-): Promise<void> {
-  let open = 0;
-  const server = createServer((socket) => {
-    open++;
-    onConnection();
-    const stacks = new Set<number>();
-    const sandboxes = new Map<number, Set<string>>();
-    const commands = new Set<string>();
-    const answer = async (line: string): Promise<void> => {
-      const { id, method, args } = parseLine<{ id: number; method: Method; args: never[] }>(line);
-      if (!method || !args) return;
-      const reply = (answer: object) =>
-        void (socket.destroyed || socket.write(`${JSON.stringify({ id, ...answer })}\n`));
-      try {
-        if (!API.includes(method)) throw new HarnessError(`The keeper knows no method ${method}`);
-        // One that could not open has stopped everything; what is left to close is the folder.
-        if (method === "close" && !(await opening.catch(() => undefined))) {
-          run.remove();
-          return reply({ result: [] });
-        }
-        const keeper = await opening;
-        const result: unknown = await (keeper[method] as (...args: never[]) => unknown).apply(keeper, args);
-        if (method === "startStack") stacks.add((result as StackInfo).id);
-        if (method === "remember") {
-          const [stack, sandboxId] = args as unknown as Parameters<Keeper["remember"]>;
-          sandboxes.set(stack, (sandboxes.get(stack) ?? new Set()).add(sandboxId));
-        }
-        if (method === "beginCommand") commands.add(String(args[0]));
-        if (method === "stopStack") stacks.delete(Number(args[0]));
-        // The caller went away while its stack was being started.
-        if (method === "startStack" && socket.destroyed) await keeper.stopStack((result as StackInfo).id);
-        reply({ result });
-      } catch (error) {
-        reply({ error: (error as Error).message });
-      }
-    };
-    createInterface({ input: socket })
-      .on("line", (line) => void answer(line))
-      .on("error", () => {});
-    socket.on("error", () => {});
-    socket.on("close", async () => {
-      const keeper = await opening.catch(() => undefined);
-      for (const mark of commands) keeper?.abandonCommand(mark);
-      await Promise.allSettled([...stacks].map((id) => keeper?.stopStack(id)));
-      // On a stack that is kept for others, too, nothing of this caller may stay.
-      await Promise.allSettled([...sandboxes].map(([id, made]) => keeper?.discard(id, made)));
-      if (--open === 0) onIdle();
-    });
-  });
-  await new Promise<void>((done, reject) => server.once("error", reject).listen(run.controlSocket, done));
 }
