@@ -29,3 +29,11 @@ test("a driver that is there is told with its command, and whose engine it uses"
   expect(output).toMatch(/^ok +engine: the driver's own$/m);
   expect(output).toMatch(/^ok +driver: \S+ \(custom\) \(\S+ my-driver.ts \{socket\}\)$/m);
 });
+
+test("a TMPDIR that does not do for runs is named", () => {
+  const { stdout } = Bun.spawnSync([process.execPath, "harness.ts", "doctor"], {
+    cwd: join(import.meta.dir, ".."),
+    env: { PATH: process.env.PATH, HOME: process.env.HOME, TMPDIR: "/no/such/folder" },
+  });
+  expect(stdout.toString()).toMatch(/^note {4}runs are not where TMPDIR says: ENOENT: .*\/no\/such\/folder/m);
+});

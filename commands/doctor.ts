@@ -2,10 +2,17 @@
 
 /** `doctor`: what is here, what is missing, and the command or setting that gets it. Starts nothing. */
 import { accessSync, constants, existsSync, readFileSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { dirname } from "node:path";
 import { type Command, EXIT, HarnessError, PLACES, type Settings } from "../harness.ts";
 import { programProblem } from "../keeper/command.ts";
-import { checkLimits, longestSocket, mustStartPrograms, roomFor } from "../keeper/machine.ts";
+import {
+  checkLimits,
+  longestSocket,
+  mustStartPrograms,
+  programsProblem,
+  roomFor,
+} from "../keeper/machine.ts";
 import { bringsEngine, findCli, findParts, HOW_TO_NAME } from "../keeper/places.ts";
 import { cacheFolder } from "../keeper/programs.ts";
 import { memoryProblem, Run } from "../keeper/run.ts";
@@ -64,8 +71,12 @@ function reportMachine(settings: Settings, say: Say): void {
     mustStartPrograms(place);
     return `run folder ${root}, ${roomFor(place)} MiB free, longest socket path ${bytes} bytes`;
   });
-  const problem = !settings.runDir && !process.env.TMPDIR && memoryProblem();
-  if (problem) say("note", `runs are not in memory: ${problem}`, "They take a fifth longer on a disk");
+  if (!settings.runDir) {
+    const named = process.env.TMPDIR;
+    const problem = named ? programsProblem(tmpdir()) : memoryProblem();
+    if (problem && named) say("note", `runs are not where TMPDIR says: ${problem}`);
+    else if (problem) say("note", `runs are not in memory: ${problem}`, "They take a fifth longer on a disk");
+  }
   attempt(() => `compiled fakes in ${cacheFolder()}`);
   attempt(() => `reports in ${mustBeWritable(settings.reports)}`);
   attempt(() => {

@@ -237,6 +237,17 @@ test.each([
   expect(await child.exited).toBe(2);
 });
 
+test("a program that cannot be started for want of descriptors is not blamed for it", async () => {
+  const program = `import { openSync } from "node:fs";
+    import { shortCommand } from "./keeper/short-command.ts";
+    try { for (;;) openSync("/dev/null", "r"); } catch {}
+    await shortCommand(["true"]).catch(({ message }) => console.error(message));`;
+  const script = `ulimit -n 300; exec "$0" -e "$1"`;
+  const argv = ["sh", "-c", script, process.execPath, program];
+  const child = Bun.spawn(argv, { cwd: ROOT, stderr: "pipe" });
+  expect(await child.stderr.text()).toContain("as many files open as it may (ulimit -n)");
+});
+
 test("compiled fakes are kept where this user alone can write, and nowhere else", () => {
   const at = (name: string) => join(folder, "cache", name);
   for (const name of ["shared", "real"]) mkdirSync(at(name), { recursive: true });

@@ -44,7 +44,8 @@ export function mustStartPrograms(root: string): void {
   const problem = programsProblem(root);
   if (problem)
     throw new HarnessError(
-      `The folder for runs does not do: ${root}: ${problem}. The fake engine starts there what its containers run. ${ADVICE}`,
+      `The folder for runs does not do: ${root}: ${problem}. The fake engine starts there what its containers run. ` +
+        "Set OPENSHELL_E2E_RUN_DIR to a folder elsewhere",
     );
 }
 

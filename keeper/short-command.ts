@@ -105,6 +105,9 @@ const REASONS: Record<string, string> = {
   EACCES: "it is not executable",
   ENOEXEC: "it is neither a program for this machine nor a script whose first line names an interpreter (#!)",
   E2BIG: "its arguments are longer than the system allows",
+  EMFILE: "this process has as many files open as it may (ulimit -n)",
+  EAGAIN: "this user has as many processes as the system allows (ulimit -u)",
+  ENOMEM: "the machine has no memory left",
 };
 
 /** Why a program cannot be started, from what `Bun.spawn` threw. */
