@@ -223,7 +223,7 @@ withMounts("runs are on a disk where nothing may be started in memory, and docto
 test.each([
   [
     "n 64",
-    /^openshell-e2e: A limit is too low: max open files is 64, a run needs 256\. Raise it with `ulimit -n`$/m,
+    /^openshell-e2e: A limit is too low: max open files is 64, a run needs 128\. Raise it with `ulimit -n`$/m,
   ],
   [
     "f 100",
