@@ -5,10 +5,12 @@ import { chmodSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, wri
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
-import { eventually, HarnessError, readSettings } from "./harness.ts";
-import { findParts } from "./keeper/places.ts";
-import { Run } from "./keeper/run.ts";
-import { readable } from "./report/readable.ts";
+import { eventually } from "./harness/base/waiting.ts";
+import { HarnessError } from "./harness/base/errors.ts";
+import { readSettings } from "./harness/base/settings.ts";
+import { findParts } from "./harness/runtime/places.ts";
+import { Run } from "./harness/runtime/run.ts";
+import { readable } from "./harness/base/readable.ts";
 
 describe("settings", () => {
   test("a flag wins over the environment, and the environment over the default", () => {
@@ -382,7 +384,7 @@ describe("bad input to the command line", () => {
   test.each([
     ["no-such-driver {socket}", "no such program: no-such-driver"],
     ["./no-such-driver {socket}", `no such program: ${join(import.meta.dir, "no-such-driver")}`],
-    ["./keeper {socket}", `a folder, not a program: ${join(import.meta.dir, "keeper")}`],
+    ["./harness {socket}", `a folder, not a program: ${join(import.meta.dir, "harness")}`],
     ["./README.md {socket}", `not executable (chmod +x): ${join(import.meta.dir, "README.md")}`],
   ])("a driver that cannot be run: %s", async (command, problem) => {
     expect(await refused(["with", "--", "true"], { OPENSHELL_DRIVER_CMD: command })).toBe(

@@ -5,7 +5,7 @@ import { afterAll, expect, test } from "bun:test";
 import { appendFileSync, cpSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { shortCommand } from "./keeper/short-command.ts";
+import { shortCommand } from "./harness/base/short-command.ts";
 
 const checkout = mkdtempSync(join(tmpdir(), "fc-"));
 const path = (name: string) => join(checkout, name);
@@ -16,6 +16,7 @@ for (const file of [
   "installed.ts",
   "bun-version.ts",
   "harness.ts",
+  "harness",
   "scenarios",
 ])
   cpSync(join(import.meta.dir, file), path(file), { recursive: true });

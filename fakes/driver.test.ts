@@ -11,9 +11,9 @@ import { existsSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { status as Code } from "@grpc/grpc-js";
 import type { ServiceError } from "@grpc/grpc-js";
-import { FrameCall } from "../contract/frame-call.ts";
-import { loadChecks } from "../contract/load.ts";
-import { until } from "../harness.ts";
+import { FrameCall } from "../harness/conformance/frame-call.ts";
+import { loadChecks } from "../harness/conformance/load.ts";
+import { until } from "../harness/base/waiting.ts";
 import { computeDriver, outcomeOf, unary } from "../proto/contract.ts";
 import { settles } from "./engine/lab.ts";
 import {

@@ -8,7 +8,7 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import * as grpc from "@grpc/grpc-js";
-import { until } from "../harness.ts";
+import { until } from "../harness/base/waiting.ts";
 import { outcomeOf, streaming, unary } from "../proto/contract.ts";
 import type { CreateSandboxRequest } from "../proto/v0.0/types/openshell/v1/CreateSandboxRequest.ts";
 import type { ExecSandboxEvent__Output } from "../proto/v0.0/types/openshell/v1/ExecSandboxEvent.ts";

@@ -2,16 +2,19 @@
 
 /** Loaded by `bun test` before all test files: ends the run after the last of them, and explains what failed. */
 import { afterAll, setDefaultTimeout } from "bun:test";
-import { type Ended, EXIT, endRun, fail, readSettings, shownPath } from "../harness.ts";
-import { exemptLoopback } from "../keeper/environment.ts";
-import { watchMemory } from "../keeper/memory.ts";
-import { endWithStarter } from "../keeper/parent.ts";
-import { openReports } from "../keeper/reports.ts";
-import type { Results } from "../report/model.ts";
-import { readable } from "../report/readable.ts";
-import { explainAll, leftOnTerminal } from "../report/terminal.ts";
-import { inColour, shellQuoted, widthOf } from "../report/text.ts";
-import { notePreload } from "./preloaded.ts";
+import { type Ended, endRun } from "../harness/shared-run.ts";
+import { EXIT, fail } from "../harness/base/errors.ts";
+import { readSettings } from "../harness/base/settings.ts";
+import { shownPath } from "../harness/base/text.ts";
+import { exemptLoopback } from "../harness/base/environment.ts";
+import { watchMemory } from "../harness/runtime/memory.ts";
+import { endWithStarter } from "../harness/base/parent.ts";
+import { openReports } from "../harness/runtime/reports.ts";
+import type { Results } from "../harness/report/model.ts";
+import { readable } from "../harness/base/readable.ts";
+import { explainAll, leftOnTerminal } from "../harness/report/terminal.ts";
+import { inColour, shellQuoted, widthOf } from "../harness/base/text.ts";
+import { notePreload } from "../harness/preloaded.ts";
 
 notePreload();
 

@@ -5,7 +5,7 @@
  * other, and the machine is idle while the last scenarios of a file wait for something.
  */
 import { Glob } from "bun";
-import { asOneFile } from "../harness.ts";
+import { asOneFile } from "../harness/scenario.ts";
 
 const folders = (process.env.OPENSHELL_E2E_SUITES || "**").split(",");
 const files = folders.flatMap((folder) => [

@@ -318,12 +318,12 @@ const lines =
 test.skipIf(!git)(git ? lines : `${lines} (skipped: git is not on PATH)`, async () => {
   const clone = mkdtempSync(join(tmpdir(), "eol-"));
   const inClone = (...argv: string[]) => run(["git", "-C", clone, ...argv], {});
-  const files = ["keeper/probe.sh", ".gitattributes"].filter((path) => existsSync(join(ROOT, path)));
+  const files = ["harness/runtime/probe.sh", ".gitattributes"].filter((path) => existsSync(join(ROOT, path)));
   for (const file of files) copyFileSync(join(ROOT, file), join(clone, basename(file)));
   await inClone("init", "-q");
   await inClone("add", ".");
   rmSync(join(clone, "probe.sh"));
   expect(await inClone("-c", "core.autocrlf=true", "checkout", "--", ".")).toMatchObject({ code: 0 });
-  expect(readFileSync(join(clone, "probe.sh"), "utf8")).toBe(read("keeper/probe.sh"));
+  expect(readFileSync(join(clone, "probe.sh"), "utf8")).toBe(read("harness/runtime/probe.sh"));
   rmSync(clone, { recursive: true });
 });

@@ -13,11 +13,12 @@ import {
   writeFileSync,
 } from "node:fs";
 import { basename, dirname, join } from "node:path";
-import { group, holds, refuses, same } from "../../contract/check.ts";
-import type { Ref } from "../../contract/driver.ts";
-import { becomes, type Trial } from "../../contract/trial.ts";
-import { field } from "../../contract/wire.ts";
-import { shortCommand } from "../../keeper/short-command.ts";
+import { group } from "../../harness/conformance/check.ts";
+import { holds, refuses, same } from "../../harness/conformance/finding.ts";
+import type { Ref } from "../../harness/conformance/driver.ts";
+import { becomes, type Trial } from "../../harness/conformance/trial.ts";
+import { field } from "../../harness/conformance/wire.ts";
+import { shortCommand } from "../../harness/base/short-command.ts";
 
 const check = group("A Transport and start-up");
 
@@ -249,7 +250,7 @@ check(
   },
 );
 
-const OTHER_USER = join(import.meta.dir, "..", "..", "contract", "other-user.ts");
+const OTHER_USER = join(import.meta.dir, "..", "..", "harness", "conformance", "other-user.ts");
 
 /** A sandbox that no driver knows. */
 const nobody = (): Ref => ({ id: crypto.randomUUID(), name: "nobody" });

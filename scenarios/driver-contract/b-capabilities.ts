@@ -2,8 +2,9 @@
 
 /** What a gateway asks a driver once, when it starts: who it is, and where it must listen for its sandboxes. */
 import { isIP } from "node:net";
-import { group, holds, Refused, same } from "../../contract/check.ts";
-import type { Trial } from "../../contract/trial.ts";
+import { group } from "../../harness/conformance/check.ts";
+import { holds, Refused, same } from "../../harness/conformance/finding.ts";
+import type { Trial } from "../../harness/conformance/trial.ts";
 import type { GatewayListenerRequirement__Output as Requirement } from "../../proto/v0.0/types/openshell/compute/v1/GatewayListenerRequirement.ts";
 
 const check = group("B Capabilities and listeners");

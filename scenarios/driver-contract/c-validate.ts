@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** What a driver says of a sandbox before it is made: the gateway asks first, without a token. */
-import { codeOf, group, holds, refuses, same } from "../../contract/check.ts";
-import type { Trial } from "../../contract/trial.ts";
+import { codeOf, holds, refuses, same } from "../../harness/conformance/finding.ts";
+import { group } from "../../harness/conformance/check.ts";
+import type { Trial } from "../../harness/conformance/trial.ts";
 import type { DriverSandboxSpec } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandboxSpec.ts";
 
 const check = group("C ValidateSandboxCreate");

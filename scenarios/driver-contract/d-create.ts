@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** What becomes of a sandbox that a driver is asked to make, and what its workload is given. */
-import type { Given } from "../../contract/backend.ts";
-import { group, holds, refusalOf, type Refused, refuses, same } from "../../contract/check.ts";
-import { isUp, phaseOf, type Ref } from "../../contract/driver.ts";
-import { Box, sha256, type Trial } from "../../contract/trial.ts";
-import { field } from "../../contract/wire.ts";
+import type { Given } from "../../harness/conformance/backend.ts";
+import { group } from "../../harness/conformance/check.ts";
+import { holds, refusalOf, type Refused, refuses, same } from "../../harness/conformance/finding.ts";
+import { isUp, phaseOf, type Ref } from "../../harness/conformance/driver.ts";
+import { Box, sha256, type Trial } from "../../harness/conformance/trial.ts";
+import { field } from "../../harness/conformance/wire.ts";
 import type { DriverSandboxSpec } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandboxSpec.ts";
 
 const check = group("D CreateSandbox");

@@ -2,14 +2,16 @@
 
 /** The checks of the driver contract as tests: of the driver that the settings name, or the fake. */
 import { expect, test } from "bun:test";
-import { loadChecks } from "../../contract/load.ts";
-import { judge, recordBegun, recordOutcome } from "../../contract/judge.ts";
-import { readKnown } from "../../known-failing.ts";
-import { explanation } from "../../contract/report.ts";
-import { runOne } from "../../contract/runner.ts";
-import { startSubject } from "../../contract/subject.ts";
-import { identify } from "../../contract/versions.ts";
-import { inTurn, readSettings, register, registerAlone, sharedKeeper } from "../../harness.ts";
+import { loadChecks } from "../../harness/conformance/load.ts";
+import { judge, recordBegun, recordOutcome } from "../../harness/conformance/judge.ts";
+import { readKnown } from "../../harness/report/known-failing.ts";
+import { explanation } from "../../harness/conformance/report.ts";
+import { runOne } from "../../harness/conformance/runner.ts";
+import { startSubject } from "../../harness/conformance/subject.ts";
+import { identify } from "../../harness/conformance/versions.ts";
+import { inTurn, register, registerAlone } from "../../harness/scenario.ts";
+import { readSettings } from "../../harness/base/settings.ts";
+import { sharedKeeper } from "../../harness/shared-run.ts";
 
 const checks = await loadChecks();
 const known = readKnown("check", new Set(checks.map(({ id }) => id)));

@@ -3,11 +3,12 @@
 /** What a driver says of its sandboxes when it is asked. */
 import { randomBytes } from "node:crypto";
 import { dirname } from "node:path";
-import { group, holds, refuses, Refused, same } from "../../contract/check.ts";
-import { type Driver, isUp } from "../../contract/driver.ts";
-import { agree, type Trial } from "../../contract/trial.ts";
-import { Engine } from "../../keeper/engine.ts";
-import { Run } from "../../keeper/run.ts";
+import { group } from "../../harness/conformance/check.ts";
+import { holds, refuses, Refused, same } from "../../harness/conformance/finding.ts";
+import { type Driver, isUp } from "../../harness/conformance/driver.ts";
+import { agree, type Trial } from "../../harness/conformance/trial.ts";
+import { Engine } from "../../harness/runtime/engine.ts";
+import { Run } from "../../harness/runtime/run.ts";
 
 const check = group("E Get and List");
 

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** Stopping and starting: a gateway writes down that a sandbox is stopped as soon as the driver says so. */
-import { group, holds, refuses, Refused, same } from "../../contract/check.ts";
-import { describeSnapshot, isStopped, isUp, type Ref } from "../../contract/driver.ts";
-import { type Box } from "../../contract/trial.ts";
+import { group } from "../../harness/conformance/check.ts";
+import { holds, refuses, Refused, same } from "../../harness/conformance/finding.ts";
+import { describeSnapshot, isStopped, isUp, type Ref } from "../../harness/conformance/driver.ts";
+import { type Box } from "../../harness/conformance/trial.ts";
 
 const check = group("F StopSandbox and StartSandbox");
 

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** Deleting: a gateway forgets a sandbox when the driver says that it is gone, and then nobody asks for it again. */
-import { group, holds, refusalOf, refuses, Refused, same } from "../../contract/check.ts";
-import { isUp, type Ref, type Watch } from "../../contract/driver.ts";
-import { becomes, type Box, type Trial } from "../../contract/trial.ts";
+import { group } from "../../harness/conformance/check.ts";
+import { holds, refusalOf, refuses, Refused, same } from "../../harness/conformance/finding.ts";
+import { isUp, type Ref, type Watch } from "../../harness/conformance/driver.ts";
+import { becomes, type Box, type Trial } from "../../harness/conformance/trial.ts";
 
 const check = group("G DeleteSandbox");
 

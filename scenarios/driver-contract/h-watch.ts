@@ -2,10 +2,18 @@
 
 /** What a driver tells whoever watches: everything, in order, to each watcher, for as long as it stays. */
 import { readdirSync } from "node:fs";
-import { group, holds, same } from "../../contract/check.ts";
-import { describeEvent, type Event, isStopped, isUp, phaseOf, type Watch } from "../../contract/driver.ts";
-import { FrameCall } from "../../contract/frame-call.ts";
-import { agree, becomes, type Trial, UP_MS } from "../../contract/trial.ts";
+import { group } from "../../harness/conformance/check.ts";
+import { holds, same } from "../../harness/conformance/finding.ts";
+import {
+  describeEvent,
+  type Event,
+  isStopped,
+  isUp,
+  phaseOf,
+  type Watch,
+} from "../../harness/conformance/driver.ts";
+import { FrameCall } from "../../harness/conformance/frame-call.ts";
+import { agree, becomes, type Trial, UP_MS } from "../../harness/conformance/trial.ts";
 
 const check = group("H WatchSandboxes");
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** What snapshots say of a sandbox, and what a gateway makes of it. */
-import { group, holds, same, show } from "../../contract/check.ts";
+import { group } from "../../harness/conformance/check.ts";
+import { holds, same, show } from "../../harness/conformance/finding.ts";
 import {
   describeEvent,
   describeSnapshot,
@@ -9,8 +10,8 @@ import {
   isUp,
   phaseOf,
   type Snapshot,
-} from "../../contract/driver.ts";
-import { becomes, type Box, type Subject, type Trial } from "../../contract/trial.ts";
+} from "../../harness/conformance/driver.ts";
+import { becomes, type Box, type Subject, type Trial } from "../../harness/conformance/trial.ts";
 
 const check = group("I Status");
 

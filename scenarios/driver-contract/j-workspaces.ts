@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** What a driver prepares and releases for a workspace; a driver that has nothing to prepare need not have the calls. */
-import { codeOf, group, holds, same } from "../../contract/check.ts";
-import { isUp } from "../../contract/driver.ts";
+import { codeOf, holds, same } from "../../harness/conformance/finding.ts";
+import { group } from "../../harness/conformance/check.ts";
+import { isUp } from "../../harness/conformance/driver.ts";
 
 const check = group("J Workspaces");
 

@@ -2,9 +2,10 @@
 
 /** What is left of a driver's sandboxes when the driver, or its backend, goes away and comes back. */
 import { statSync } from "node:fs";
-import { group, holds, Refused, refuses, same } from "../../contract/check.ts";
-import { FrameCall } from "../../contract/frame-call.ts";
-import { agree, becomes, Box } from "../../contract/trial.ts";
+import { group } from "../../harness/conformance/check.ts";
+import { holds, Refused, refuses, same } from "../../harness/conformance/finding.ts";
+import { FrameCall } from "../../harness/conformance/frame-call.ts";
+import { agree, becomes, Box } from "../../harness/conformance/trial.ts";
 import { computeDriver } from "../../proto/contract.ts";
 
 const check = group("K Restart and recovery");

@@ -3,8 +3,8 @@
 /** How a gateway is told of an external driver, and what it then says to it. */
 import { credentials, status } from "@grpc/grpc-js";
 import { expect } from "bun:test";
+import type { Connection } from "../../harness/runtime/connection.ts";
 import {
-  type Connection,
   DRIVER_NAME,
   eventually,
   type Given,
@@ -14,7 +14,7 @@ import {
   type SandboxOptions,
   scenario,
 } from "../../harness.ts";
-import type { StackSpec } from "../../keeper/stack.ts";
+import type { StackSpec } from "../../harness/runtime/stack.ts";
 import { computeDriver, unary } from "../../proto/contract.ts";
 import type { DriverSandbox__Output } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
 import type { GetCapabilitiesResponse__Output } from "../../proto/v0.0/types/openshell/compute/v1/GetCapabilitiesResponse.ts";

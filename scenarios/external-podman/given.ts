@@ -5,8 +5,8 @@ import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { dirname } from "node:path";
 import { expect } from "bun:test";
 import { eventually, HarnessError, parts, type RunningStack, type Sandbox } from "../../harness.ts";
-import { Driver } from "../../contract/driver.ts";
-import { Engine } from "../../keeper/engine.ts";
+import { Driver } from "../../harness/conformance/driver.ts";
+import { Engine } from "../../harness/runtime/engine.ts";
 import type { Struct } from "../../proto/v0.0/types/google/protobuf/Struct.ts";
 import type { Value } from "../../proto/v0.0/types/google/protobuf/Value.ts";
 

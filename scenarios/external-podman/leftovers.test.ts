@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/** What is left when a sandbox or a stack has ended: nothing. (When a whole run has: keeper/keeper.test.ts.) */
+/** What is left when a sandbox or a stack has ended: nothing. (When a whole run has: harness/runtime/keeper.test.ts.) */
 import { expect } from "bun:test";
 import { randomUUID } from "node:crypto";
 import { existsSync } from "node:fs";
-import { isAlive, RunningStack, scenario } from "../../harness.ts";
-import { belongings } from "../../keeper/engine.ts";
+import { isAlive } from "../../harness/base/system.ts";
+import { RunningStack, scenario } from "../../harness.ts";
+import { belongings } from "../../harness/runtime/engine.ts";
 import { engineOf, withoutPodmanDriver } from "./given.ts";
 
 // Sandboxes

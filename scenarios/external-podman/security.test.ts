@@ -6,16 +6,9 @@ import { expect } from "bun:test";
 import { createPrivateKey, randomUUID, sign } from "node:crypto";
 import { readFileSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
-import {
-  connectable,
-  eventually,
-  parts,
-  refusal,
-  type RunningStack,
-  type Sandbox,
-  scenario,
-} from "../../harness.ts";
-import { processTable } from "../../keeper/processes.ts";
+import { connectable } from "../../harness/base/system.ts";
+import { eventually, parts, refusal, type RunningStack, type Sandbox, scenario } from "../../harness.ts";
+import { processTable } from "../../harness/runtime/processes.ts";
 import { unary } from "../../proto/contract.ts";
 import { descriptorsOf, inspect, withoutPodmanDriver, withoutProc } from "./given.ts";
 

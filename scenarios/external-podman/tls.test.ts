@@ -5,7 +5,7 @@ import * as grpc from "@grpc/grpc-js";
 import { expect } from "bun:test";
 import { readFileSync } from "node:fs";
 import { HarnessError, type RunningStack, scenario } from "../../harness.ts";
-import type { Certificates } from "../../keeper/stack.ts";
+import type { Certificates } from "../../harness/client/endpoint.ts";
 import { type CallError, codeName, openshell, unary } from "../../proto/contract.ts";
 import { environmentOf, inspect, withoutPodmanDriver } from "./given.ts";
 

@@ -6,7 +6,7 @@ import { readFileSync } from "node:fs";
 import * as grpc from "@grpc/grpc-js";
 import { expect } from "bun:test";
 import { codeName, openshell } from "../../proto/contract.ts";
-import { until } from "../../harness.ts";
+import { until } from "../../harness/base/waiting.ts";
 import { type Bench, gateways, type TestSandbox } from "./given.ts";
 
 const { scenario } = gateways();

@@ -6,7 +6,7 @@ import { expect } from "bun:test";
 import type { Struct } from "../../proto/v0.0/types/google/protobuf/Struct.ts";
 import type { SandboxTemplate } from "../../proto/v0.0/types/openshell/v1/SandboxTemplate.ts";
 import { outcomeOf } from "../../proto/contract.ts";
-import { until } from "../../harness.ts";
+import { until } from "../../harness/base/waiting.ts";
 import { type Bench, fail, gateways, stateOf } from "./given.ts";
 import { DRIVER_NAME } from "./gateway-process.ts";
 

@@ -3,7 +3,8 @@
 /** Deleting a sandbox: when its record goes, when it comes back, and what the driver is asked. */
 import { status } from "@grpc/grpc-js";
 import { expect } from "bun:test";
-import { phaseOf, until } from "../../harness.ts";
+import { phaseOf } from "../../harness.ts";
+import { until } from "../../harness/base/waiting.ts";
 import { outcomeOf } from "../../proto/contract.ts";
 import { fail, gateways, readyIs } from "./given.ts";
 

@@ -4,7 +4,7 @@
 import { linkSync, renameSync } from "node:fs";
 import { expect } from "bun:test";
 import { outcomeOf } from "../../proto/contract.ts";
-import { until } from "../../harness.ts";
+import { until } from "../../harness/base/waiting.ts";
 import { type Bench, CAPABILITIES, gateways } from "./given.ts";
 
 const { ownGateway } = gateways();

@@ -13,22 +13,16 @@ import { afterAll, test } from "bun:test";
 import { Database } from "bun:sqlite";
 import * as grpc from "@grpc/grpc-js";
 import { outcomeOf, streaming, unary, type CallOptions } from "../../proto/contract.ts";
-import {
-  GATEWAYS_AT_A_TIME,
-  HarnessError,
-  indent,
-  phaseOf,
-  register,
-  turns,
-  until,
-  within,
-} from "../../harness.ts";
+import { GATEWAYS_AT_A_TIME, register } from "../../harness/scenario.ts";
+import { HarnessError, phaseOf, within } from "../../harness.ts";
+import { indent } from "../../harness/base/text.ts";
+import { turns, until } from "../../harness/base/waiting.ts";
 import type { DriverSandboxStatus } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandboxStatus.ts";
 import type { DriverSandbox } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
 import type { CreateSandboxRequest } from "../../proto/v0.0/types/openshell/v1/CreateSandboxRequest.ts";
 import type { OpenShellClient } from "../../proto/v0.0/types/openshell/v1/OpenShell.ts";
 import type { Sandbox__Output } from "../../proto/v0.0/types/openshell/v1/Sandbox.ts";
-import { type About, aboutCaller, recorded } from "../../report/scenario.ts";
+import { type About, aboutCaller, recorded } from "../../harness/report/scenario.ts";
 import { type GatewayOptions, type GatewayProcess, Lab } from "./gateway-process.ts";
 import { type Script, ScriptedDriver } from "./scripted-driver.ts";
 import { ScriptedSupervisor } from "./scripted-supervisor.ts";

@@ -6,7 +6,7 @@ import { status } from "@grpc/grpc-js";
 import { expect } from "bun:test";
 import { unary, outcomeOf } from "../../proto/contract.ts";
 import type { GatewayListenerRequirement } from "../../proto/v0.0/types/openshell/compute/v1/GatewayListenerRequirement.ts";
-import { until } from "../../harness.ts";
+import { until } from "../../harness/base/waiting.ts";
 import { fail, ownLab, Bench } from "./given.ts";
 import { DRIVER_NAME, type GatewayProcess, type Lab, reservePort } from "./gateway-process.ts";
 

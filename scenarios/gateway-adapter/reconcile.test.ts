@@ -8,7 +8,7 @@ import { status } from "@grpc/grpc-js";
 import { expect } from "bun:test";
 import type { DriverSandboxStatus } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandboxStatus.ts";
 import { outcomeOf } from "../../proto/contract.ts";
-import { until } from "../../harness.ts";
+import { until } from "../../harness/base/waiting.ts";
 import { type Bench, OWN_LIFECYCLE, fail, gateways, readyIs, type TestSandbox } from "./given.ts";
 
 const { ownGateway } = gateways();

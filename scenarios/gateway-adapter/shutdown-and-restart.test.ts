@@ -3,7 +3,8 @@
 /** The end of a gateway, the start of the next on the same database, and what each asks of the driver for it. */
 import { status } from "@grpc/grpc-js";
 import { expect } from "bun:test";
-import { phaseOf, until } from "../../harness.ts";
+import { phaseOf } from "../../harness.ts";
+import { until } from "../../harness/base/waiting.ts";
 import { outcomeOf } from "../../proto/contract.ts";
 import { type Bench, OWN_LIFECYCLE, fail, gateways, readyIs, type TestSandbox } from "./given.ts";
 import { unframed } from "./gateway-process.ts";

@@ -3,7 +3,8 @@
 /** Users' own SSH clients: a session is a token for one sandbox, with which byte streams to it can be opened. */
 import * as grpc from "@grpc/grpc-js";
 import { expect } from "bun:test";
-import { eventually, until } from "../../harness.ts";
+import { eventually } from "../../harness.ts";
+import { until } from "../../harness/base/waiting.ts";
 import { codeName, outcomeOf } from "../../proto/contract.ts";
 import type { TcpForwardFrame } from "../../proto/v0.0/types/openshell/v1/TcpForwardFrame.ts";
 import type { TcpForwardFrame__Output } from "../../proto/v0.0/types/openshell/v1/TcpForwardFrame.ts";

@@ -5,8 +5,9 @@ import { linkSync, renameSync, rmSync, symlinkSync, writeFileSync } from "node:f
 import { createServer, type Server } from "node:net";
 import { status } from "@grpc/grpc-js";
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import { register, until } from "../../harness.ts";
-import { aboutCaller, recorded } from "../../report/scenario.ts";
+import { register } from "../../harness/scenario.ts";
+import { until } from "../../harness/base/waiting.ts";
+import { aboutCaller, recorded } from "../../harness/report/scenario.ts";
 import { fail, gateways, ownLab } from "./given.ts";
 import { isReal, Lab, type Outcome } from "./gateway-process.ts";
 

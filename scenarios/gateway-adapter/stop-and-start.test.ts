@@ -3,7 +3,8 @@
 /** Stopping and starting a sandbox, with a driver that does it, fails at it, hangs in it, or says otherwise. */
 import { status } from "@grpc/grpc-js";
 import { expect } from "bun:test";
-import { phaseOf, until } from "../../harness.ts";
+import { phaseOf } from "../../harness.ts";
+import { until } from "../../harness/base/waiting.ts";
 import type { DriverSandboxStatus } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandboxStatus.ts";
 import { outcomeOf } from "../../proto/contract.ts";
 import { type Bench, fail, gateways, ready, readyIs, stateOf, type TestSandbox } from "./given.ts";

@@ -3,7 +3,8 @@
 /** What comes in over the driver's watch, and what users see of it. */
 import { status } from "@grpc/grpc-js";
 import { expect } from "bun:test";
-import { phaseOf, until } from "../../harness.ts";
+import { phaseOf } from "../../harness.ts";
+import { until } from "../../harness/base/waiting.ts";
 import { streaming, outcomeOf } from "../../proto/contract.ts";
 import { type Bench, fail, gateways, readyIs, stateOf, type TestSandbox } from "./given.ts";
 

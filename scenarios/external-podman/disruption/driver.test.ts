@@ -5,17 +5,10 @@ import { status } from "@grpc/grpc-js";
 import { expect } from "bun:test";
 import { existsSync, mkdirSync, readFileSync, statSync, symlinkSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
-import {
-  connectable,
-  eventually,
-  isAlive,
-  refusal,
-  type RunningStack,
-  Sandbox,
-  scenario,
-} from "../../../harness.ts";
-import { FrameCall } from "../../../contract/frame-call.ts";
-import type { DriverContext } from "../../../keeper/stack.ts";
+import { connectable, isAlive } from "../../../harness/base/system.ts";
+import { eventually, refusal, type RunningStack, Sandbox, scenario } from "../../../harness.ts";
+import { FrameCall } from "../../../harness/conformance/frame-call.ts";
+import type { DriverContext } from "../../../harness/base/driver-context.ts";
 import {
   asked,
   COUNTS_STARTS,

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** Whatever driver it is given, `check` ends in time, says what it met, and leaves nothing. */
+import { ROOT } from "../base/root.ts";
+import { afterAll, describe, expect, test } from "bun:test";
+import { mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { processTable } from "../runtime/processes.ts";
+
+const FOLDER = mkdtempSync(join(tmpdir(), "hostile-"));
+afterAll(() => rmSync(FOLDER, { recursive: true, force: true }));
+
+/** A run of `check`: how it ended, and what it said. */
+interface Checked {
+  code: number;
+  output: string;
+  /** The words that begin the line of each check, such as "pass DC-12". */
+  verdicts: string[];
+}
+
+/** Checks a hostile driver by these checks, and makes sure that nothing is left. */
+async function check(kind: string, only: string): Promise<Checked> {
+  const runs = join(FOLDER, kind);
+  const driver = `${process.execPath} ${join(import.meta.dir, "hostile.fixture.ts")} ${kind} {socket}`;
+  const argv = ["check", "--driver", driver, "--only", only, "--reports", join(FOLDER, `${kind}-reports`)];
+  const { PATH, HOME } = process.env;
+  const child = Bun.spawn([process.execPath, "harness.ts", ...argv], {
+    cwd: ROOT,
+    env: { PATH, HOME, OPENSHELL_E2E_RUN_DIR: runs },
+    stdout: "pipe",
+    stderr: "pipe",
+    timeout: AT_MOST_MS - 5_000,
+    killSignal: "SIGKILL",
+  });
+  const [said, problems] = await Promise.all([child.stdout.text(), child.stderr.text()]);
+  const code = await child.exited;
+  const output = said + problems;
+  expect(child.signalCode, `it took too long; it said:\n${output}`).toBeNull();
+  expect(readdirSync(runs)).toEqual([]);
+  expect(processTable().filter(({ command }) => command.includes(`${kind} ${runs}`))).toEqual([]);
+  const verdicts = [...said.matchAll(/^(\w+) +(DC-\d+) .*\[\d+ ms\]$/gm)].map(
+    ([, verdict, id]) => `${verdict} ${id}`,
+  );
+  return { code, output, verdicts };
+}
+
+const AT_MOST_MS = 120_000;
+
+describe("a driver that does not come up: every check is an ERROR, and the cause is told once", () => {
+  test.concurrent.each([
+    ["never-binds", "bind its socket: not within 30000 ms"],
+    ["ends-at-once", "bind its socket: it ended with exit code 7"],
+    ["ends-with-a-long-line", "bind its socket: it ended with exit code 7"],
+    ["never-answers", "answer GetCapabilities: not within 5000 ms"],
+    ["garbage", "answer GetCapabilities: not within 5000 ms"],
+    ["http-1", "answer GetCapabilities: not within 5000 ms"],
+    ["other-service", "last seen: UNIMPLEMENTED"],
+  ])(
+    "%s",
+    async (kind, cause) => {
+      const { code, output, verdicts } = await check(kind, "B");
+      expect(output.split(cause)).toHaveLength(2);
+      expect(output).toContain(`hostile.fixture.ts ${kind}`);
+      if (kind === "ends-at-once") expect(output).toContain("| hostile: no such luck");
+      if (kind === "ends-with-a-long-line") expect(output).toContain("| hostile: out of words");
+      // The cause comes first, and the checks that it keeps from being asked are one line.
+      const all = "ERROR 5 checks from DC-12 to DC-18 not run: the driver did not come up\n";
+      expect(output.indexOf(cause)).toBeLessThan(output.indexOf(all));
+      expect(output).toEndWith("\ndriver-contract: 0 passed, 0 failed, 0 skipped, 5 errors\n");
+      expect(verdicts).toEqual([]);
+      expect(code).toBe(2);
+    },
+    AT_MOST_MS,
+  );
+});
+
+describe("a driver that comes up", () => {
+  const hostile = (what: string, body: () => Promise<void>) => test.concurrent(what, body, AT_MOST_MS);
+
+  hostile("and breaks each connection after one call is judged by what it answers", async () => {
+    const { code, output, verdicts } = await check("closes-after-each-call", "DC-10,DC-12,DC-45");
+    expect(verdicts).toHaveLength(3);
+    expect(output).not.toContain("ERROR DC");
+    expect(code).toBe(1);
+  });
+
+  hostile("and answers nothing but GetCapabilities fails what else it is asked", async () => {
+    const { code, output, verdicts } = await check("answers-no-call", "DC-12,DC-45");
+    expect(verdicts.toSorted()).toEqual(["FAIL DC-45", "pass DC-12"]);
+    expect(output).toContain("no answer within 10000 ms");
+    expect(code).toBe(1);
+  });
+
+  hostile("and floods a watch with 10,000 events is judged all the same", async () => {
+    const { code, output, verdicts } = await check("floods", "DC-10,DC-12,DC-81");
+    expect(verdicts.toSorted()).toEqual(["FAIL DC-81", "older DC-10", "pass DC-12"]);
+    expect(output.length).toBeLessThan(20_000);
+    expect(code).toBe(1);
+  });
+
+  hostile("and sends a snapshot of 5 MB fails, as it does with a gateway", async () => {
+    const { code, output, verdicts } = await check("big", "DC-12,DC-51");
+    expect(verdicts.toSorted()).toEqual(["FAIL DC-51", "pass DC-12"]);
+    expect(output).toContain("RESOURCE_EXHAUSTED: Received message larger than max");
+    expect(output.length).toBeLessThan(20_000);
+    expect(code).toBe(1);
+  });
+
+  hostile("and brings no sandbox up: after four checks the rest is not run, and it is told why", async () => {
+    const { code, output, verdicts } = await check("never-up", "F,G,I");
+    expect(verdicts.filter((verdict) => verdict.startsWith("FAIL")).length).toBeGreaterThanOrEqual(4);
+    expect(output).toMatch(
+      /^ERROR \d+ checks from DC-\d+ to DC-\d+ not run: no sandbox came up in 4 checks, the last was DC-\d+/m,
+    );
+    expect(output).toContain("a sandbox that is up within 15000 ms");
+    expect(output).toContain("Unschedulable");
+    expect(code).toBe(2);
+  });
+
+  hostile("and floods its log is judged all the same, and it is told how much it wrote", async () => {
+    const { code, output } = await check("floods-its-log", "DC-12,DC-45");
+    expect(output).toContain("| hostile: out of luck");
+    expect(output).toMatch(/^driver\/1 floods its log: [\d.]+ MB of it were not kept$/m);
+    expect(output.length).toBeLessThan(20_000);
+    expect(code).toBe(2);
+  });
+
+  hostile(
+    "and crashes in a check: an ERROR with its end and its last words, and one line for all checks after it",
+    async () => {
+      const { code, output, verdicts } = await check("crashes", "E,DC-12");
+      expect(verdicts).toContain("ERROR DC-45");
+      expect(output).toMatch(
+        /^ERROR \d+ checks from DC-\d+ to DC-\d+ not run: the driver is gone since DC-45$/m,
+      );
+      expect(output).toContain("the driver is gone: it ended with exit code 7");
+      expect(output).toContain("| hostile: out of luck");
+      // Nothing was made; that it can delete nothing any more is no finding.
+      expect(output).not.toContain("leaves something behind");
+      expect(code).toBe(2);
+    },
+  );
+});
