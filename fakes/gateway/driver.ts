@@ -15,6 +15,7 @@ import type { WatchSandboxesEvent__Output } from "../../proto/v0.0/types/openshe
 import type { Logger } from "../log.ts";
 import { Status, statusOf, unavailable } from "../status.ts";
 import { Failure, osError } from "./failure.ts";
+import { asTonicSays } from "./tonic.ts";
 
 const DIAL_RETRY_MS = 250;
 const NO_DEADLINE = { deadlineMs: Infinity };
@@ -93,7 +94,7 @@ export class RemoteDriver {
     try {
       return await unary(client, method(client), request, NO_DEADLINE);
     } catch (error) {
-      throw statusOf(error);
+      throw asTonicSays(statusOf(error));
     }
   }
 
@@ -125,7 +126,7 @@ export class RemoteDriver {
     try {
       yield* streaming(call);
     } catch (error) {
-      if (!signal.aborted) throw statusOf(error);
+      if (!signal.aborted) throw asTonicSays(statusOf(error));
     } finally {
       signal.removeEventListener("abort", cancel);
     }

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/**
+ * The faults of a driver's answer in tonic's words and codes. The real gateway dials its driver with tonic, this fake with
+ * grpc-js: both find the same faults, but word them differently, and users and logs see the words. Source: tonic 0.14,
+ * codec/decode.rs, status.rs and client/grpc.rs.
+ */
+import { status } from "@grpc/grpc-js";
+import { Status } from "../status.ts";
+
+type Rule = [local: RegExp, code: status | undefined, words: (...found: string[]) => string];
+
+/** How grpc-js words a fault that it found itself; an undefined code is the same in both. */
+const RULES: Rule[] = [
+  [/^Response message parsing error: (.*)$/s, status.INTERNAL, (why) => why!],
+  [
+    /^Received message larger than max \((\d+) vs (\d+)\)$/,
+    status.OUT_OF_RANGE,
+    (found, limit) =>
+      `Error, decoded message length too large: found ${found} bytes, the limit is: ${limit} bytes`,
+  ],
+  [/^No message received$/, status.INTERNAL, () => "Missing response message."],
+  [
+    /^Received HTTP status code (?!200$)(\d+)$/,
+    undefined,
+    (http) => `grpc-status header missing, mapped from HTTP status code ${http}`,
+  ],
+  [
+    /^Received HTTP status code 200$/,
+    status.UNKNOWN,
+    () =>
+      "protocol error: missing grpc-status trailer, stream was terminated without a final status (possible truncation by a proxy or load balancer)",
+  ],
+  [/^Received RST_STREAM with code \d+/, undefined, () => "h2 protocol error: http2 error"],
+];
+
+/** The status of a call of the driver as the real gateway has it. */
+export function asTonicSays(given: Status): Status {
+  for (const [local, code = given.code, words] of RULES) {
+    const found = local.exec(given.details);
+    if (found) return new Status(code, words(...found.slice(1)));
+  }
+  return given;
+}
