@@ -12,6 +12,7 @@ import { XmlDocument, XsdValidator } from "libxml2-wasm";
 import { eventually } from "../base/waiting.ts";
 import type { Results } from "../report/model.ts";
 import { CLEAR } from "../report/progress.ts";
+import { otherTests } from "./test.ts";
 
 const HARNESS = join(ROOT, "harness.ts");
 
@@ -251,4 +252,12 @@ test("scenarios that bun runs again after the run's end fail nothing and nobody:
     /^openshell-e2e: bun runs its last file again after the run's end [^\n]+ for i in [^\n]+$/m,
   );
   expect(code).toBe(2);
+});
+
+test("without a suite every test file of the checkout is run", () => {
+  const beside = ["node_modules", "scenarios", ".*"].flatMap((name) => ["-not", "-path", `./${name}/*`]);
+  const { stdout } = Bun.spawnSync(["find", ".", "-name", "*.test.ts", ...beside], { cwd: ROOT });
+  const there = stdout.toString().trim().split("\n").toSorted();
+  expect(otherTests().map((file) => `./${file}`)).toEqual(there);
+  expect(there).toContain("./harness/runtime/reports.test.ts");
 });

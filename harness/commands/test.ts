@@ -8,7 +8,7 @@
  */
 import { ROOT } from "../base/root.ts";
 import { Glob } from "bun";
-import { closeSync, fstatSync, mkdtempSync, openSync, readSync, rmSync } from "node:fs";
+import { closeSync, fstatSync, mkdtempSync, openSync, readdirSync, readSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { basename, dirname, join } from "node:path";
 import { asEnvironment, type Settings } from "../base/settings.ts";
@@ -189,8 +189,17 @@ function testFiles(suites: string[], bunArgs: string[]): string[] {
     return patterns.flatMap((pattern) => [...new Glob(pattern).scanSync(ROOT)].toSorted());
   }
   if (suites.length > 0) return [TOGETHER];
-  const others = ["*.test.ts", "*/*.test.ts"].flatMap((pattern) => [...new Glob(pattern).scanSync(ROOT)]);
-  return [TOGETHER, ...others.toSorted().map((path) => `./${path}`)];
+  return [TOGETHER, ...otherTests().map((path) => `./${path}`)];
+}
+
+/** The test files beside the scenarios, wherever they lie in the checkout. */
+export function otherTests(): string[] {
+  const isOurs = (name: string) => !name.startsWith(".") && !["node_modules", "scenarios"].includes(name);
+  const folders = readdirSync(ROOT, { withFileTypes: true }).filter(
+    (entry) => entry.isDirectory() && isOurs(entry.name),
+  );
+  const patterns = ["*.test.ts", ...folders.map(({ name }) => `${name}/**/*.test.ts`)];
+  return patterns.flatMap((pattern) => [...new Glob(pattern).scanSync(ROOT)]).toSorted();
 }
 
 /** The settings as the test process reads them, and none of the variables that make bun test print less. */
