@@ -5,6 +5,7 @@ import { readFileSync } from "node:fs";
 import protobuf from "protobufjs";
 import { CODECS, compiled, contract, declarations } from "./compile.ts";
 import { CONVENTIONS, type Message } from "./contract.ts";
+import { mustBeMessage } from "./strict.ts";
 import { services } from "./v0.0/codecs.ts";
 
 test("the codecs are those of the present .proto files (if not: bun run contract)", () => {
@@ -55,6 +56,7 @@ test.each(cases)("%s is written and read as protobufjs does it at run time", (_n
   for (const message of [filled(type), {}]) {
     const bytes = Buffer.from(codec.encode(codec.fromObject(message)).finish());
     expect(bytes).toEqual(Buffer.from(type.encode(type.fromObject(message)).finish()));
+    mustBeMessage(bytes, codec.fields);
     const read = codec.toObject(codec.decode(bytes), CONVENTIONS);
     expect(read).toEqual(type.toObject(type.decode(bytes), CONVENTIONS));
   }

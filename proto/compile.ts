@@ -64,8 +64,36 @@ function functionsCode(type: protobuf.Type): string {
     `decode: ${decoder(type)},`,
     `fromObject: ${converter.fromObject(type)},`,
     `toObject: ${converter.toObject(type)},`,
+    `fields: ${fieldsCode(type)},`,
     `}); }`,
   ].join("\n");
+}
+
+/** A message's fields as strict.ts wants them. */
+function fieldsCode(type: protobuf.Type): string {
+  const byNumber: string[] = [];
+  for (const [index, field] of type.fieldsArray.entries()) {
+    const value = valueCode(field.type, field.resolvedType, index);
+    const isPackable = field.repeated && value.startsWith("wire: ") && !value.startsWith("wire: 2");
+    const entry =
+      field instanceof protobuf.MapField &&
+      `wire: 2, of: { fields: [, { ${valueCode(field.keyType, null, index)} }, { ${value} }] }`;
+    const name = JSON.stringify(`${type.name}.${rustName(field)}`);
+    byNumber[field.id] = `{ name: ${name}, ${entry || value}${isPackable ? ", isPackable: true" : ""} }`;
+  }
+  return `[${Array.from(byNumber, (code) => code ?? "").join(", ")}]`;
+}
+
+/** What prost calls a field: of a oneof there is one for all. */
+function rustName({ name, partOf }: protobuf.Field): string {
+  if (partOf && !partOf.isProto3Optional) return partOf.name;
+  return name === "type" ? "r#type" : name;
+}
+
+function valueCode(type: string, resolved: protobuf.ReflectionObject | null, index: number): string {
+  if (resolved instanceof protobuf.Type) return `wire: 2, of: types[${index}]`;
+  const wire = resolved ? 0 : protobuf.types.basic[type as keyof typeof protobuf.types.basic];
+  return type === "string" ? "wire: 2, isText: true" : `wire: ${wire}`;
 }
 
 function serviceCode(service: protobuf.Service): string {

@@ -10,6 +10,7 @@
  */
 import type * as grpcJs from "@grpc/grpc-js";
 import { grpc, status } from "./grpc.ts";
+import { type Fields, mustBeMessage } from "./strict.ts";
 import type { ProtoGrpcType as ComputeDriverPackage } from "./v0.0/types/compute_driver.ts";
 import type { ProtoGrpcType as OpenShellPackage } from "./v0.0/types/openshell.ts";
 
@@ -19,6 +20,7 @@ export interface Message {
   decode(bytes: Uint8Array): object;
   fromObject(message: object): object;
   toObject(message: object, options: object): object;
+  fields: Fields;
 }
 
 /** A method of a service, as codecs.ts lists it. */
@@ -93,7 +95,10 @@ export const CONVENTIONS = { longs: String, enums: String, defaults: true, oneof
 
 const codec = (type: Message) => ({
   serialize: (message: object) => Buffer.from(type.encode(type.fromObject(message)).finish()),
-  deserialize: (bytes: Buffer) => type.toObject(type.decode(bytes), CONVENTIONS),
+  deserialize: (bytes: Buffer) => {
+    mustBeMessage(bytes, type.fields);
+    return type.toObject(type.decode(bytes), CONVENTIONS);
+  },
 });
 
 /** The driver contract: `ComputeDriver` is the client's constructor, `ComputeDriver.service` what a server adds. */
@@ -129,9 +134,20 @@ export class CallError extends Error implements Pick<grpcJs.ServiceError, "code"
   details = "";
 
   /** Takes over what grpc-js says of the call. */
-  because({ code, details, message }: grpcJs.ServiceError): this {
-    return Object.assign(this, { code, details, message });
+  because(error: grpcJs.ServiceError): this {
+    const { code, details } = known(error);
+    return Object.assign(this, { code, details, message: `${code} ${codeName(code)}: ${details}` });
   }
+}
+
+/** What a message is said to be that came compressed though nothing was agreed on, or that cannot be decompressed. */
+export const UNDECOMPRESSED = "Received a compressed message, and it cannot be decompressed";
+
+/** How a call ended. Of a message that cannot be decompressed grpc-js tells neither code nor details. */
+export function known({ code, details }: Partial<grpcJs.StatusObject>): { code: status; details: string } {
+  return typeof code === "number"
+    ? { code, details: details ?? "" }
+    : { code: status.INTERNAL, details: UNDECOMPRESSED };
 }
 
 /**

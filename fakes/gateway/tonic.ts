@@ -6,6 +6,7 @@
  * codec/decode.rs, status.rs and client/grpc.rs.
  */
 import { status } from "@grpc/grpc-js";
+import { UNDECOMPRESSED } from "../../proto/contract.ts";
 import { Status } from "../status.ts";
 
 type Rule = [local: RegExp, code: status | undefined, words: (...found: string[]) => string];
@@ -18,6 +19,11 @@ const RULES: Rule[] = [
     status.OUT_OF_RANGE,
     (found, limit) =>
       `Error, decoded message length too large: found ${found} bytes, the limit is: ${limit} bytes`,
+  ],
+  [
+    new RegExp(`^${UNDECOMPRESSED}$`),
+    status.INTERNAL,
+    () => "protocol error: received message with compressed-flag but no grpc-encoding was specified",
   ],
   [/^No message received$/, status.INTERNAL, () => "Missing response message."],
   [

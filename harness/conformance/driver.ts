@@ -5,7 +5,7 @@
  * metadata, an `:authority` that says nothing, and id and name both set. It keeps what it called, as evidence.
  */
 import type * as grpcJs from "@grpc/grpc-js";
-import { type CallError, codeName, computeDriver, unary } from "../../proto/contract.ts";
+import { type CallError, codeName, computeDriver, known, unary } from "../../proto/contract.ts";
 import { grpc, status } from "../../proto/grpc.ts";
 import type { ComputeDriverClient } from "../../proto/v0.0/types/openshell/compute/v1/ComputeDriver.ts";
 import type { DriverSandbox } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
@@ -264,7 +264,8 @@ export class Watch {
       this.#change();
     });
     call.on("error", () => {});
-    call.on("status", ({ code, details }: grpcJs.StatusObject) => {
+    call.on("status", (told: grpcJs.StatusObject) => {
+      const { code, details } = known(told);
       this.ended = code === status.OK ? "OK" : `${codeName(code)}: ${details}`;
       note(() => `WatchSandboxes ended: ${this.ended}`);
       this.#change();

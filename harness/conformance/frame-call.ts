@@ -7,12 +7,14 @@
 import { connect, type Socket } from "node:net";
 import { eventually } from "../base/waiting.ts";
 import { computeDriver } from "../../proto/contract.ts";
-import { patient } from "./finding.ts";
+import { patient, Violation } from "./finding.ts";
 import type { Event } from "./driver.ts";
 
 const [DATA, HEADERS, SETTINGS, PING, WINDOW_UPDATE] = [0, 1, 4, 6, 8];
 const [END_STREAM, ACK, END_HEADERS] = [1, 1, 4];
 const INITIAL_WINDOW_SIZE = 4;
+/** What a gateway reads at most of a message, in bytes. */
+const LONGEST = 4 * 2 ** 20;
 /** The whole connection's window cannot begin smaller than this. */
 const LARGE = 1 << 24;
 
@@ -28,6 +30,8 @@ export class FrameCall implements Disposable {
   over = false;
   /** Whether the driver has ended the connection. */
   closed = false;
+  /** Why what came cannot be read; nothing more is read then. */
+  problem: string | undefined;
 
   private constructor(path: string, method = "WatchSandboxes", request: Buffer = Buffer.alloc(0)) {
     this.#socket = connect(path);
@@ -62,6 +66,11 @@ export class FrameCall implements Disposable {
     };
     await eventually(accepted, { what: "a watch", deadlineMs: patient(1_000) }).catch(() => {});
     return watch;
+  }
+
+  /** @throws Violation when something came that a gateway could not read */
+  mustBeReadable(): void {
+    if (this.problem) throw new Violation("a message that a gateway can read", this.problem);
   }
 
   /** Reads what came, and whatever comes from now on. */
@@ -102,12 +111,25 @@ export class FrameCall implements Disposable {
   /** Takes the messages out of the stream: a byte for compression, four of length, and the message. */
   #message(payload: Buffer): void {
     this.#stream = Buffer.concat([this.#stream, payload]);
-    while (this.#stream.length >= 5 && this.#stream.length >= 5 + this.#stream.readUInt32BE(1)) {
-      const end = 5 + this.#stream.readUInt32BE(1);
+    while (this.#stream.length >= 5) {
+      const [flag, length] = [this.#stream[0], this.#stream.readUInt32BE(1)];
+      if (flag !== 0)
+        return this.#giveUp(`a message with the compression flag ${flag}, and none was agreed on`);
+      if (length > LONGEST) return this.#giveUp(`a message of ${length} bytes, ${LONGEST} are the most`);
+      if (this.#stream.length < 5 + length) return;
       const { responseDeserialize } = computeDriver().ComputeDriver.service.WatchSandboxes;
-      this.events.push(responseDeserialize(this.#stream.subarray(5, end)));
-      this.#stream = this.#stream.subarray(end);
+      try {
+        this.events.push(responseDeserialize(this.#stream.subarray(5, 5 + length)));
+      } catch (error) {
+        return this.#giveUp((error as Error).message);
+      }
+      this.#stream = this.#stream.subarray(5 + length);
     }
+  }
+
+  #giveUp(problem: string): void {
+    this.problem = problem;
+    this.#socket.destroy();
   }
 
   [Symbol.dispose](): void {

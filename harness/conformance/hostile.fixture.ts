@@ -45,12 +45,66 @@ const serveDriver = (handlers: Partial<ComputeDriverHandlers>) =>
       reply(null, CAPABILITIES),
   } as grpc.UntypedServiceImplementation);
 
+const GRPC = { ":status": 200, "content-type": "application/grpc" };
+
+/** A message as it goes over the wire: a flag, four bytes of length, and the bytes. */
+function framed(message: Uint8Array, { flag = 0, length = message.length } = {}): Buffer {
+  const prefix = Buffer.alloc(5);
+  prefix[0] = flag;
+  prefix.writeUInt32BE(length, 1);
+  return Buffer.concat([prefix, message]);
+}
+
+const capabilities = () =>
+  framed(computeDriver().ComputeDriver.service.GetCapabilities.responseSerialize(CAPABILITIES));
+
+/**
+ * Serves plain HTTP/2: answers ListSandboxes and a watch with these bytes, GetCapabilities, creates and deletes as it
+ * should, and every other call with UNIMPLEMENTED.
+ */
+function serveBytes({ list = framed(Buffer.of()), watch }: { list?: Buffer; watch?: Buffer }): void {
+  const answers: Record<string, Buffer | undefined> = {
+    GetCapabilities: capabilities(),
+    ListSandboxes: list,
+    WatchSandboxes: watch,
+    CreateSandbox: framed(Buffer.of()),
+    // It was there.
+    DeleteSandbox: framed(Buffer.of(0x08, 0x01)),
+  };
+  const server = createHttp2Server();
+  server.on("stream", (stream, headers) => {
+    stream.on("error", () => {});
+    const name = String(headers[":path"]).split("/").at(-1)!;
+    const answer = answers[name];
+    if (!answer) return stream.respond({ ...GRPC, "grpc-status": "12" }, { endStream: true });
+    stream.on("wantTrailers", () => stream.sendTrailers({ "grpc-status": "0" }));
+    stream.respond(GRPC, { waitForTrailers: true });
+    // A watch goes on.
+    if (name === "WatchSandboxes") stream.write(answer);
+    else stream.end(answer);
+  });
+  server.listen(socket);
+}
+
+/** What is no message, by name: each a frame, or what is left of one. */
+const WORDLESS: Record<string, () => Buffer> = {
+  "no-protobuf": () => framed(Buffer.from("no message at all")),
+  truncated: () => framed(eventBytes().subarray(0, -3)),
+  "wrong-wire-type": () => framed(Buffer.of(0x08, 0x01)),
+  "not-utf-8": () => framed(Buffer.from(eventBytes().map((byte) => (byte === 0x78 ? 0xff : byte)))),
+  "length-that-lies": () => framed(Buffer.from("short"), { length: 0xffff_ffff }),
+  compressed: () => framed(eventBytes(), { flag: 1 }),
+  "65-mb": () => framed(Buffer.alloc(65 * 2 ** 20)),
+};
+
+/** A snapshot's event, with a few `x` in it. */
+const eventBytes = () =>
+  computeDriver().ComputeDriver.service.WatchSandboxes.responseSerialize({
+    sandbox: { sandbox: snapshot("xxx") },
+  });
+
 /** Answers GetCapabilities, and every other call with NOT_FOUND; breaks each connection after its first call. */
 function serveOnce(): void {
-  const answer = computeDriver().ComputeDriver.service.GetCapabilities.responseSerialize(CAPABILITIES);
-  const prefix = Buffer.alloc(5);
-  prefix.writeUInt32BE(answer.length, 1);
-  const grpcHeaders = { ":status": 200, "content-type": "application/grpc" };
   const server = createHttp2Server();
   server.on("session", (session) => {
     session.on("error", () => {});
@@ -58,10 +112,10 @@ function serveOnce(): void {
       stream.on("error", () => {});
       stream.on("close", () => session.destroy());
       if (!headers[":path"]?.endsWith("/GetCapabilities"))
-        return stream.respond({ ...grpcHeaders, "grpc-status": "5" }, { endStream: true });
+        return stream.respond({ ...GRPC, "grpc-status": "5" }, { endStream: true });
       stream.on("wantTrailers", () => stream.sendTrailers({ "grpc-status": "0" }));
-      stream.respond(grpcHeaders, { waitForTrailers: true });
-      stream.end(Buffer.concat([prefix, answer]));
+      stream.respond(GRPC, { waitForTrailers: true });
+      stream.end(capabilities());
     });
   });
   server.listen(socket);
@@ -126,4 +180,7 @@ function crash(): never {
   process.exit(7);
 }
 
-KINDS[kind]!();
+const [where, wordless] = [kind.slice(0, kind.indexOf("-")), kind.slice(kind.indexOf("-") + 1)];
+if (WORDLESS[wordless] && where === "watch") serveBytes({ watch: WORDLESS[wordless]() });
+else if (WORDLESS[wordless] && where === "list") serveBytes({ list: WORDLESS[wordless]() });
+else KINDS[kind]!();

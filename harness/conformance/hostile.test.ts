@@ -21,9 +21,9 @@ interface Checked {
 
 /** Checks a hostile driver by these checks, and makes sure that nothing is left. */
 async function check(kind: string, only: string): Promise<Checked> {
-  const runs = join(FOLDER, kind);
+  const runs = join(FOLDER, `${kind}-${only.replaceAll(",", "-")}`);
   const driver = `${process.execPath} ${join(import.meta.dir, "hostile.fixture.ts")} ${kind} {socket}`;
-  const argv = ["check", "--driver", driver, "--only", only, "--reports", join(FOLDER, `${kind}-reports`)];
+  const argv = ["check", "--driver", driver, "--only", only, "--reports", `${runs}-reports`];
   const { PATH, HOME } = process.env;
   const child = Bun.spawn([process.execPath, "harness.ts", ...argv], {
     cwd: ROOT,
@@ -98,6 +98,41 @@ describe("a driver that comes up", () => {
     expect(output.length).toBeLessThan(20_000);
     expect(code).toBe(1);
   });
+
+  const DECODE = "failed to decode Protobuf message: ";
+  test.concurrent.each<[kind: string, failing: string, seen: string]>([
+    [
+      "watch-no-protobuf",
+      "DC-81",
+      `INTERNAL: Response message parsing error: ${DECODE}invalid wire type value: 6`,
+    ],
+    ["watch-truncated", "DC-81", `${DECODE}WatchSandboxesEvent.payload: buffer underflow`],
+    ["watch-wrong-wire-type", "DC-171", `${DECODE}WatchSandboxesEvent.payload: invalid wire type: Varint`],
+    [
+      "watch-not-utf-8",
+      "DC-81",
+      "WatchSandboxesEvent.payload: invalid string value: data is not UTF-8 encoded",
+    ],
+    ["watch-length-that-lies", "DC-171", "a message of 4294967295 bytes, 4194304 are the most"],
+    ["watch-compressed", "DC-81", "INTERNAL: Received a compressed message, and it cannot be decompressed"],
+    ["watch-compressed", "DC-171", "a message with the compression flag 1, and none was agreed on"],
+    [
+      "list-not-utf-8",
+      "DC-51",
+      "ListSandboxesResponse.sandboxes: invalid string value: data is not UTF-8 encoded",
+    ],
+    ["list-65-mb", "DC-51", "RESOURCE_EXHAUSTED: Received message larger than max (68157440 vs 4194304)"],
+  ])(
+    "and answers with what is no message (%s) fails the check that reads it: %s",
+    async (kind, failing, seen) => {
+      const { code, output, verdicts } = await check(kind, `DC-12,${failing}`);
+      expect(verdicts.toSorted()).toEqual([`FAIL ${failing}`, "pass DC-12"]);
+      expect(output.split(seen).length).toBeGreaterThan(1);
+      expect(output).not.toContain("left behind");
+      expect(code).toBe(1);
+    },
+    AT_MOST_MS,
+  );
 
   hostile("and sends a snapshot of 5 MB fails, as it does with a gateway", async () => {
     const { code, output, verdicts } = await check("big", "DC-12,DC-51");

@@ -318,7 +318,9 @@ check(
     const ofGone = () => watch.events.some(({ deleted }) => deleted?.sandbox_id === gone.id);
     const ofKept = () => watch.events.some(({ sandbox }) => sandbox?.sandbox?.id === kept.id);
     const all = () => ofGone() && ofKept();
-    await becomes("its Deleted event, and a snapshot of a later one", all, () => said(watch.events), 10_000);
+    const told = () => watch.problem !== undefined || all();
+    await becomes("its Deleted event, and a snapshot of a later one", told, () => said(watch.events), 10_000);
+    watch.mustBeReadable();
   },
 );
 

@@ -136,6 +136,7 @@ check(
       () => "none",
       15_000,
     );
+    create.mustBeReadable();
     if (create.events.length > 0) return;
     await process.ended(15_000);
     same("what a failed create leaves", await list(sandbox.id), []);

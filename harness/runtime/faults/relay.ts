@@ -36,6 +36,10 @@ const REQUEST = {
 };
 /** A flag and a length come before each message. */
 const PREFIX_BYTES = 5;
+/** The longest request that is passed on, in bytes; a longer one is refused before it is read. */
+const LONGEST_REQUEST = 64 * 2 ** 20;
+/** The longest response, in bytes: tonic, with which a gateway dials, refuses any other when it has read the length. */
+const LONGEST_RESPONSE = 4 * 2 ** 20;
 /** What a peer may send before it is read: a reader who is slow on purpose must be noticed by the sender, not here. */
 const SETTINGS = { initialWindowSize: 65_535 };
 
@@ -117,7 +121,7 @@ export class CallServer {
     this.#server.on("sessionError", () => {});
     this.#server.on("stream", (stream, headers) => {
       stream.on("error", () => {});
-      const messages = new Messages();
+      const messages = new Messages(LONGEST_REQUEST);
       const requests: Buffer[] = [];
       stream.on("data", (chunk: Buffer) => requests.push(...messages.add(chunk)));
       stream.on("end", () => {
@@ -178,11 +182,12 @@ export class Upstream {
       queueMicrotask(() => receiver.end(ended(status.UNAVAILABLE, (error as Error).message)));
       return { cancel() {}, pause() {}, resume() {} };
     }
-    const messages = new Messages();
+    const messages = new Messages(LONGEST_RESPONSE);
     let responded: http2.IncomingHttpHeaders = {};
     let trailers: http2.IncomingHttpHeaders | undefined;
     stream.on("response", (received) => {
       responded = received;
+      messages.encoding = String(received["grpc-encoding"] ?? "identity");
       if ("grpc-status" in received) trailers = received;
       else receiver.headers?.(uncompressed(received));
     });
@@ -319,26 +324,33 @@ function framed(message: Buffer): Buffer {
   return frame;
 }
 
-/** Takes the messages out of a stream's chunks. */
+/** Takes the messages out of a stream's chunks. What cannot be one is refused as tonic does, in its words (codec/decode.rs). */
 class Messages {
-  /** Set when what came cannot be read. */
+  /** Set when what came cannot be read; then nothing more is. */
   refusal: Ended | undefined;
+  /** What the headers say of it. */
+  encoding = "identity";
   #chunks: Buffer[] = [];
   #bytes = 0;
   #wanted = PREFIX_BYTES;
 
+  constructor(readonly longest: number) {}
+
   /** @returns the messages that this chunk completes. */
   add(chunk: Buffer): Buffer[] {
+    const complete: Buffer[] = [];
+    if (this.refusal) return complete;
     this.#chunks.push(chunk);
     this.#bytes += chunk.length;
-    const complete: Buffer[] = [];
-    while (!this.refusal && this.#bytes >= this.#wanted) {
+    while (this.#bytes >= this.#wanted) {
       const bytes = this.#chunks.length === 1 ? this.#chunks[0]! : Buffer.concat(this.#chunks);
-      if (bytes[0] !== 0) {
-        this.refusal = ended(status.UNIMPLEMENTED, "The tap reads no compressed messages");
+      const length = bytes.readUInt32BE(1);
+      this.refusal = this.#problemOf(bytes[0]!, length);
+      if (this.refusal) {
+        this.#chunks = [];
         break;
       }
-      this.#wanted = PREFIX_BYTES + bytes.readUInt32BE(1);
+      this.#wanted = PREFIX_BYTES + length;
       this.#chunks = [bytes];
       if (bytes.length < this.#wanted) break;
       complete.push(bytes.subarray(PREFIX_BYTES, this.#wanted));
@@ -348,5 +360,28 @@ class Messages {
       this.#wanted = PREFIX_BYTES;
     }
     return complete;
+  }
+
+  #problemOf(flag: number, length: number): Ended | undefined {
+    if (flag === 1 && this.encoding !== "identity")
+      return ended(
+        status.UNIMPLEMENTED,
+        `Content is compressed with \`${this.encoding}\` which isn't supported`,
+      );
+    if (flag === 1)
+      return ended(
+        status.INTERNAL,
+        "protocol error: received message with compressed-flag but no grpc-encoding was specified",
+      );
+    if (flag !== 0)
+      return ended(
+        status.INTERNAL,
+        `protocol error: received message with invalid compression flag: ${flag} (valid flags are 0 and 1)`,
+      );
+    if (length <= this.longest) return undefined;
+    return ended(
+      status.OUT_OF_RANGE,
+      `Error, decoded message length too large: found ${length} bytes, the limit is: ${this.longest} bytes`,
+    );
   }
 }

@@ -4,11 +4,13 @@
 import * as grpc from "@grpc/grpc-js";
 import { afterAll, beforeAll, beforeEach, expect, test } from "bun:test";
 import { mkdtempSync, rmSync, statSync } from "node:fs";
+import * as http2 from "node:http2";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { Readable } from "node:stream";
 import { eventually, within } from "../../base/waiting.ts";
 import { refusal } from "../../client/gateway.ts";
-import { computeDriver, unary } from "../../../proto/contract.ts";
+import { computeDriver, outcomeOf, streaming, unary } from "../../../proto/contract.ts";
 import type { ComputeDriverClient } from "../../../proto/v0.0/types/openshell/compute/v1/ComputeDriver.ts";
 import type { WatchSandboxesEvent } from "../../../proto/v0.0/types/openshell/compute/v1/WatchSandboxesEvent.ts";
 import { parseFault } from "./rules.ts";
@@ -276,4 +278,117 @@ test("a tap that is closed waits no longer for a driver that never came back", a
   const waiting = lonely.reconnected(60_000);
   lonely.close();
   await within(1_000, "an end of the wait", waiting);
+});
+
+// Drivers that send what is no message
+
+const GRPC = { ":status": 200, "content-type": "application/grpc" };
+
+function frame(message: Uint8Array, { flag = 0, length = message.length } = {}): Buffer {
+  const prefix = Buffer.alloc(5);
+  prefix[0] = flag;
+  prefix.writeUInt32BE(length, 1);
+  return Buffer.concat([prefix, message]);
+}
+
+/** A tap before a driver that answers every call with these bytes, and a client of it. */
+async function before(answer: () => Iterable<Buffer>) {
+  const name = crypto.randomUUID().slice(0, 8);
+  const server = http2.createServer();
+  server.on("stream", (stream) => {
+    stream.on("error", () => {});
+    stream.on("wantTrailers", () => stream.sendTrailers({ "grpc-status": "0" }));
+    stream.respond(GRPC, { waitForTrailers: true });
+    Readable.from(answer()).pipe(stream);
+  });
+  await new Promise<void>((done) => server.listen(`${folder}/${name}`, done));
+  const tap = await Tap.open(`${folder}/${name}-tap`, `${folder}/${name}`, () => {}, Promise.resolve());
+  const client = new (computeDriver().ComputeDriver)(
+    `unix:${folder}/${name}-tap`,
+    grpc.credentials.createInsecure(),
+    { "grpc.max_receive_message_length": -1 },
+  );
+  const close = () => {
+    client.close();
+    tap.close();
+    server.close();
+  };
+  return { tap, client, close };
+}
+
+const { GetSandbox, WatchSandboxes } = computeDriver().ComputeDriver.service;
+const good = GetSandbox.responseSerialize({ sandbox: { id: "1", name: "xx" } });
+
+const CUT = "failed to decode Protobuf message: GetSandboxResponse.sandbox: buffer underflow";
+
+test.each<[string, Buffer, string, object[]]>([
+  [
+    "no protobuf message",
+    frame(Buffer.from("no message")),
+    "INTERNAL: Response message parsing error: failed to decode Protobuf message: invalid wire type value: 6",
+    [{ undecodable: "failed to decode Protobuf message: invalid wire type value: 6", bytes: 10 }],
+  ],
+  [
+    "half a message",
+    frame(good.subarray(0, -1)),
+    `INTERNAL: Response message parsing error: ${CUT}`,
+    [{ undecodable: CUT, bytes: good.length - 1 }],
+  ],
+  [
+    "compressed, without a word of it",
+    frame(good, { flag: 1 }),
+    "INTERNAL: protocol error: received message with compressed-flag but no grpc-encoding was specified",
+    [],
+  ],
+  [
+    "a flag that nobody knows",
+    frame(good, { flag: 7 }),
+    "INTERNAL: protocol error: received message with invalid compression flag: 7 (valid flags are 0 and 1)",
+    [],
+  ],
+  [
+    "a length that lies",
+    frame(good, { length: 0xffff_ffff }),
+    "OUT_OF_RANGE: Error, decoded message length too large: found 4294967295 bytes, the limit is: 4194304 bytes",
+    [],
+  ],
+  [
+    "65 MB",
+    frame(Buffer.alloc(65 * 2 ** 20)),
+    "OUT_OF_RANGE: Error, decoded message length too large: found 68157440 bytes, the limit is: 4194304 bytes",
+    [],
+  ],
+])("a driver's answer that is %s is told as it is, and kept as what it is", async (_, answer, told, kept) => {
+  const { tap, client, close } = await before(() => [answer]);
+  tap.onEnd = () => {};
+  expect(await outcomeOf(unary(client, client.GetSandbox, who, { deadlineMs: 5_000 }))).toBe(told);
+  expect(tap.calls()).toMatchObject([{ request: who, responses: kept }]);
+  expect(tap.records(1)[0]).toMatchObject({ method: "GetSandbox", sandbox: who.sandbox_id, responses: kept });
+  // The next call is as good as any.
+  tap.rules = [{ method: "GetSandbox", response: { sandbox: { id: "2" } } }];
+  expect(await outcomeOf(unary(client, client.GetSandbox, who, { deadlineMs: 5_000 }))).not.toBe("OK");
+  expect(tap.calls().map(({ ms }) => typeof ms)).toEqual(["number", "number"]);
+  close();
+});
+
+test("a rule that makes no message of a response fails the call, and says why", async () => {
+  faults("GetSandbox: rewrite sandbox=5");
+  const asked = outcomeOf(unary(client, client.GetSandbox, who, { deadlineMs: 2_000 }));
+  expect(await asked).toBe("INTERNAL: .openshell.compute.v1.GetSandboxResponse.sandbox: object expected");
+});
+
+test("what is kept of a flood is bounded, its latest, and it costs other calls nothing", async () => {
+  const event = (sandbox_id: string) => frame(WatchSandboxes.responseSerialize({ deleted: { sandbox_id } }));
+  const events = Array.from({ length: 14 }, (_, number) => event(String(number).padEnd(3_000_000)));
+  const { tap, client, close } = await before(() => events);
+  tap.rules = [{ method: "StopSandbox", fail: { code: grpc.status.ABORTED, message: "" } }];
+  expect(await outcomeOf(unary(client, client.StopSandbox, who, { deadlineMs: 5_000 }))).toBe("ABORTED: ");
+  let came = 0;
+  for await (const _ of streaming(client.WatchSandboxes({}))) came++;
+  expect(came).toBe(14);
+  const [stop, watch] = tap.crossed();
+  expect(stop).toMatchObject({ name: "StopSandbox", code: grpc.status.ABORTED });
+  const kept = watch!.responses.map(({ message }) => (message as WatchSandboxesEvent).deleted!.sandbox_id!);
+  expect(kept.map((id) => Number(id))).toEqual([4, 5, 6, 7, 8, 9, 10, 11, 12, 13]);
+  close();
 });

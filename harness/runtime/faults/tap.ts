@@ -114,7 +114,11 @@ const KEPT_CALLS = 5_000;
 const KEPT_EVENTS = 10_000;
 
 const SHOWN_EVENTS = 1_000;
-
+/** What all that is kept may take together, in bytes. */
+const KEPT_BYTES = 32 * 2 ** 20;
+/** What a message takes beside its own bytes. */
+const OVERHEAD_BYTES = 256;
+const FORGOTTEN = -1;
 /** In a report are the last events of a stream, and of each sandbox no more than its last few. */
 const REPORTED_EVENTS = 3_000;
 
@@ -143,6 +147,8 @@ interface Crossing {
   request: Buffer;
   responses: { at: number; bytes: Buffer }[];
   headers: IncomingHttpHeaders;
+  /** What is kept of it, in bytes, or FORGOTTEN. */
+  size: number;
 }
 
 /** A call that crossed, for whoever wants to go through it again. */
@@ -179,6 +185,8 @@ export class Tap {
   readonly #upstream: Upstream;
   #server: CallServer | undefined;
   #seq = 0;
+  /** What is kept of all calls, in bytes. */
+  #size = 0;
 
   private constructor(
     readonly socket: string,
@@ -332,12 +340,17 @@ export class Tap {
     const upstream = this.#upstream.call(call.headers, call.request, {
       headers: (received) => (headers = received),
       message: (bytes) => {
-        const answer = overlay(method, bytes, rule);
+        let answer: Buffer;
+        try {
+          answer = overlay(method, bytes, rule);
+        } catch (error) {
+          return call.end(this.#end(record, unreadable(error)));
+        }
         this.#answered(record, answer);
         call.respond(headers);
         call.write(answer);
       },
-      end: (outcome) => call.end(this.#end(record, outcome)),
+      end: (outcome) => record.ms === undefined && call.end(this.#end(record, outcome)),
     });
     call.onCancelled(() => upstream.cancel());
   }
@@ -348,9 +361,9 @@ export class Tap {
     method: Method,
     call: ServedCall,
   ): Promise<void> {
-    const request = method.requestDeserialize(call.request);
-    const pass = (message = request) => this.#ask(method, message, call);
     try {
+      const request = method.requestDeserialize(call.request);
+      const pass = (message = request) => this.#ask(method, message, call);
       const answer = method.responseSerialize(await interceptor(request, pass, this.#rawCall(call)));
       this.#answered(record, answer);
       const outcome = this.#end(record, ended(status.OK));
@@ -370,8 +383,13 @@ export class Tap {
       this.#upstream.call(headers, method.requestSerialize(request), {
         message: (bytes) => (answer = bytes),
         end: ({ code, details }) => {
-          if (code === status.OK && answer) resolve(method.responseDeserialize(answer));
-          else reject(Object.assign(new Error(details), { code, details }));
+          if (code !== status.OK || !answer)
+            return reject(Object.assign(new Error(details), { code, details }));
+          try {
+            resolve(method.responseDeserialize(answer));
+          } catch (error) {
+            reject(Object.assign(error as Error, unreadable(error)));
+          }
         },
       });
     });
@@ -403,7 +421,6 @@ export class Tap {
     const send = (item: Buffer) => {
       if (over) return;
       this.#answered(record, item);
-      if (record.responses.length > KEPT_EVENTS) record.responses.shift();
       call.respond(headers);
       if (!call.write(item)) upstream?.pause();
     };
@@ -431,8 +448,15 @@ export class Tap {
         headers = received;
         if (!headersHeld) call.respond(headers);
       },
-      message: (bytes) =>
-        onEvent ? onEvent(method.responseDeserialize(bytes) as Heard<"WatchSandboxes">) : pass(bytes),
+      message: (bytes) => {
+        try {
+          if (onEvent) onEvent(method.responseDeserialize(bytes) as Heard<"WatchSandboxes">);
+          else pass(bytes);
+        } catch (error) {
+          finish(unreadable(error));
+          upstream?.cancel();
+        }
+      },
       end: (outcome) => outlives || finish(outcome),
     });
     call.onCancelled(() => {
@@ -473,18 +497,62 @@ export class Tap {
 
   #record(name: string, method: Method, { request, headers }: ServedCall): Crossing {
     const at = performance.now() - this.#opened;
-    const record: Crossing = { seq: ++this.#seq, name, method, at, request, responses: [], headers };
-    if (name === "CreateSandbox") {
-      const { sandbox } = method.requestDeserialize(request) as CreateSandboxRequest__Output;
-      this.onCreate(sandbox?.id ?? "", sandbox?.spec?.sandbox_token ?? "");
-    }
+    const size = request.length + OVERHEAD_BYTES;
+    const record: Crossing = { seq: ++this.#seq, name, method, at, request, responses: [], headers, size };
+    if (name === "CreateSandbox") this.#noteSandbox(request, method);
     this.#records.push(record);
-    if (this.#records.length > KEPT_CALLS) this.#records.shift();
+    this.#size += size;
+    // A watch is older than most calls, and still goes on.
+    if (this.#records.length > KEPT_CALLS)
+      this.#forget(this.#records.find(({ ms }) => ms !== undefined) ?? this.#records[0]!);
+    this.#makeRoom();
     return record;
   }
 
+  #noteSandbox(request: Buffer, method: Method): void {
+    let created: CreateSandboxRequest__Output;
+    try {
+      created = method.requestDeserialize(request) as CreateSandboxRequest__Output;
+    } catch {
+      // A check sends such things on purpose, and no driver makes a sandbox of them.
+      return;
+    }
+    this.onCreate(created.sandbox?.id ?? "", created.sandbox?.spec?.sandbox_token ?? "");
+  }
+
   #answered(record: Crossing, bytes: Buffer): void {
+    if (record.size === FORGOTTEN) return;
     record.responses.push({ at: performance.now() - this.#opened, bytes });
+    record.size += bytes.length + OVERHEAD_BYTES;
+    this.#size += bytes.length + OVERHEAD_BYTES;
+    if (record.responses.length > KEPT_EVENTS) this.#forgetEvent(record);
+    this.#makeRoom();
+  }
+
+  /** Forgets the most of whoever said the most, its oldest first: what floods costs nothing else its place. */
+  #makeRoom(): void {
+    while (this.#size > KEPT_BYTES) {
+      const isSpare = ({ responses, ms }: Crossing) => responses.length > 1 || ms !== undefined;
+      const sizes = this.#records.map((record) => (isSpare(record) ? record.size : 0));
+      const most = Math.max(...sizes);
+      if (most === 0) return;
+      const largest = this.#records[sizes.indexOf(most)]!;
+      if (largest.responses.length <= 1) this.#forget(largest);
+      // A little more than must be, or a flood would have all records looked through for each of its events.
+      else while (this.#size > KEPT_BYTES * 0.9 && largest.responses.length > 1) this.#forgetEvent(largest);
+    }
+  }
+
+  #forgetEvent(record: Crossing): void {
+    const { length } = record.responses.shift()!.bytes;
+    record.size -= length + OVERHEAD_BYTES;
+    this.#size -= length + OVERHEAD_BYTES;
+  }
+
+  #forget(record: Crossing): void {
+    this.#records.splice(this.#records.indexOf(record), 1);
+    this.#size -= record.size;
+    record.size = FORGOTTEN;
   }
 
   #end(record: Crossing, outcome: Ended): Ended {
@@ -493,7 +561,7 @@ export class Tap {
     record.status = code;
     record.details = details;
     if (this.onEnd) {
-      const sandbox = sandboxOf(record.method.requestDeserialize(record.request) as SandboxRequest);
+      const sandbox = sandboxOf(shown(record.request, record.method.requestDeserialize) as SandboxRequest);
       const about = [record.name, sandbox].filter(Boolean).join(" ");
       this.onEnd(`${about} → ${codeName(code)} after ${record.ms.toFixed(1)} ms ${details}`.trimEnd());
     }
@@ -605,16 +673,33 @@ function reported({ responses, method }: Crossing, opened: number): EventRecord[
   return kept.toReversed();
 }
 
+/** Bytes that are no message, and why: what a program sent cannot be shown, and what the others sent still is. */
+interface Undecodable {
+  undecodable: string;
+  bytes: number;
+}
+
 /** What was decoded once: a scenario that waits for a call looks at all of them again and again. */
 const decoded = new WeakMap<Buffer, unknown>();
 
 function shown(bytes: Buffer, deserialize: (bytes: Buffer) => object): unknown {
   const known = decoded.get(bytes);
   if (known) return known;
-  const message = redact(deserialize(bytes));
+  const message = readOr(bytes, deserialize);
   decoded.set(bytes, message);
   return message;
 }
+
+function readOr(bytes: Buffer, deserialize: (bytes: Buffer) => object): unknown {
+  try {
+    return redact(deserialize(bytes));
+  } catch (error) {
+    return { undecodable: (error as Error).message, bytes: bytes.length } satisfies Undecodable;
+  }
+}
+
+/** How a call ends whose message cannot be read, or changed as a rule says; a gateway that read it would say INTERNAL, too. */
+const unreadable = (error: unknown): Ended => ended(status.INTERNAL, (error as Error).message);
 
 /** A copy of a message without secrets and without unset fields. */
 export function redact(value: unknown): unknown {
