@@ -48,11 +48,14 @@ test("packages of another bun.lock count as none", async () => {
   expect(await says("harness.ts", "help")).toEqual({ said: ADVICE, exitCode: 2 });
 });
 
-test("code of other .proto files counts as none", async () => {
+test.each([
+  ["of other .proto files", "v0.0/openshell.proto"],
+  ["that another compiler made of them", "compile.ts"],
+])("code %s counts as none", async (_, changed) => {
   cpSync(join(import.meta.dir, "bun.lock"), path("bun.lock"));
-  rmSync(path("proto"));
+  rmSync(path("proto"), { recursive: true });
   cpSync(join(import.meta.dir, "proto"), path("proto"), { recursive: true });
-  appendFileSync(path("proto/v0.0/openshell.proto"), "// pulled\n");
+  appendFileSync(path(join("proto", changed)), "// pulled\n");
   const said = `openshell-e2e: the code of the .proto files is not that of the present ones: run \`bun run contract\` in ${checkout}\n`;
   expect(await says("harness.ts", "help")).toEqual({ said, exitCode: 2 });
 });

@@ -13,7 +13,10 @@ import { basename, join } from "node:path";
 
 /** The bun.lock that was last installed: package.json's postinstall copies it once all else is done. */
 const LAST = join("node_modules", ".bun.lock");
-/** The .proto files of which the code was made, one after the other: `bun run contract` writes it once all else is done. */
+/**
+ * Of what the code of the contract was made, one after the other: the .proto files, and the program that compiles them.
+ * `bun run contract` writes it once all else is done.
+ */
 const COMPILED = join("proto", "v0.0", "types", ".compiled");
 
 const read = (name: string): string => {
@@ -27,7 +30,7 @@ const read = (name: string): string => {
 const isOurs = basename(Bun.main) === "harness.ts" || process.env.NODE_ENV === "test";
 const isInstalled = read("bun.lock") === read(LAST);
 const protos = [...new Bun.Glob("proto/*/*.proto").scanSync(import.meta.dir)].toSorted();
-const isCompiled = protos.map(read).join("") === read(COMPILED);
+const isCompiled = [...protos, join("proto", "compile.ts")].map(read).join("") === read(COMPILED);
 if (isOurs && !(isInstalled && isCompiled)) {
   const bun = Bun.which("bun") ? "bun" : `npx --yes bun@${Bun.version}`;
   const [what, how] = isInstalled
