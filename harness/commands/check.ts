@@ -83,7 +83,8 @@ async function check(settings: Settings, own: Record<string, string>, stop: Abor
   }
 
   const started = driver ? { ...settings, driverCmd: fromHere(driver) } : settings;
-  const checking = withKeeper(started, async (keeper, { id, folder }) => {
+  const checking = withKeeper(started, async (keeper, run) => {
+    const { id, folder } = run;
     const { parts } = await keeper.call("hello");
     recordTo(folder, "check");
     const label = bringsEngine(started) ? "the driver's own" : "probe";
@@ -101,8 +102,10 @@ async function check(settings: Settings, own: Record<string, string>, stop: Abor
     if (subject instanceof NotReady) return reportNotReady(rules.checks, subject);
     const isAtHome = !parts.engine.real && !started.driverCmd;
     const parallel = Number(started.parallel) || (isAtHome ? AT_A_TIME.atHome : AT_A_TIME.elsewhere);
-    // The keeper puts it beside the results.
-    const onConformance = (table: string) => writeFileSync(join(folder, CONFORMANCE), table);
+    // The keeper puts it beside the results, or says that somebody has removed the folder.
+    const onConformance = (table: string) => {
+      if (run.isThere) writeFileSync(join(folder, CONFORMANCE), table);
+    };
     return checkAll(rules, subject, started, { parallel, flags, stop, onConformance });
   });
   // While its programs start.

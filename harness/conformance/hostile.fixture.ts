@@ -5,9 +5,10 @@
  * in time and say what it met.
  */
 import * as grpc from "@grpc/grpc-js";
-import { writeSync } from "node:fs";
+import { rmSync, symlinkSync, writeFileSync, writeSync } from "node:fs";
 import { createServer as createHttp2Server } from "node:http2";
 import { createServer, type Socket } from "node:net";
+import { dirname } from "node:path";
 import { computeDriver, openshell } from "../../proto/contract.ts";
 import type { ComputeDriverHandlers } from "../../proto/v0.0/types/openshell/compute/v1/ComputeDriver.ts";
 import type { DriverSandbox } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
@@ -121,6 +122,34 @@ function serveOnce(): void {
   server.listen(socket);
 }
 
+/** An HTTP/2 frame. */
+function http2Frame(type: number, stream: number, payload: Buffer): Buffer {
+  const head = Buffer.alloc(9);
+  head.writeUIntBE(payload.length, 0, 3);
+  head[3] = type;
+  head.writeUInt32BE(stream, 5);
+  return Buffer.concat([head, payload]);
+}
+
+const NO_SETTINGS = http2Frame(4, 0, Buffer.of());
+/** MAX_CONCURRENT_STREAMS = 0. */
+const NO_STREAMS = http2Frame(4, 0, Buffer.of(0, 3, 0, 0, 0, 0));
+const GOAWAY = http2Frame(7, 0, Buffer.alloc(8));
+
+/** A good driver that has no sandboxes, until `evil` is done to its socket, when it was asked twice what it can do. */
+function serveUntil(evil: () => void): void {
+  let asked = 0;
+  serve(computeDriver().ComputeDriver.service, {
+    GetCapabilities: (_: unknown, reply: grpc.sendUnaryData<GetCapabilitiesResponse>) => {
+      reply(null, CAPABILITIES);
+      // The keeper asks first, whether it is up; then the check, or the gateway.
+      if (++asked === 2) setTimeout(evil, 20);
+    },
+    ListSandboxes: (_: unknown, reply: grpc.sendUnaryData<object>) => reply(null, { sandboxes: [] }),
+    WatchSandboxes: () => {},
+  } as grpc.UntypedServiceImplementation);
+}
+
 const KINDS: Record<string, () => void> = {
   "never-binds": () => setInterval(() => {}, 60_000),
   "ends-at-once": () => {
@@ -136,6 +165,54 @@ const KINDS: Record<string, () => void> = {
   garbage: () => listen((connection) => connection.end(crypto.getRandomValues(Buffer.alloc(4_096)))),
   "http-1": () =>
     listen((connection) => connection.end("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")),
+  tls: () => listen((connection) => connection.write(Buffer.of(0x15, 3, 3, 0, 2, 2, 40))),
+  "ssh-banner": () => listen((connection) => connection.write("SSH-2.0-OpenSSH_9.9\r\n")),
+  "closes-after-settings": () => listen((connection) => connection.end(NO_SETTINGS)),
+  "goaway-at-once": () => listen((connection) => connection.write(Buffer.concat([NO_SETTINGS, GOAWAY]))),
+  "no-streams": () => listen((connection) => connection.write(NO_STREAMS)),
+  "never-reads": () => listen((connection) => connection.pause().write(NO_SETTINGS)),
+  "resets-each-stream": () =>
+    createHttp2Server()
+      .on("stream", (stream) => stream.on("error", () => {}).close(2))
+      .listen(socket),
+  "trailers-only": () =>
+    createHttp2Server()
+      .on("stream", (stream) => stream.respond({ ...GRPC, "grpc-status": "0" }, { endStream: true }))
+      .listen(socket),
+  "floods-headers": () =>
+    createHttp2Server()
+      .on("stream", (stream) => {
+        const many = Array.from({ length: 10_000 }, (_, number) => [`x-${number}`, "and so on"]);
+        stream.on("error", () => {});
+        stream.on("wantTrailers", () => stream.sendTrailers({ "grpc-status": "0" }));
+        stream.respond({ ...GRPC, ...Object.fromEntries(many) }, { waitForTrailers: true });
+        stream.end(capabilities());
+      })
+      .listen(socket),
+  daemonizes: () => {
+    Bun.spawn([process.execPath, import.meta.path, "watch-truncated", socket], {
+      detached: true,
+      stdio: ["ignore", "ignore", "ignore"],
+    }).unref();
+    process.exit(0);
+  },
+  "removes-its-socket": () => serveUntil(() => rmSync(socket)),
+  "becomes-a-file": () =>
+    serveUntil(() => {
+      rmSync(socket);
+      writeFileSync(socket, "hostile");
+    }),
+  "becomes-a-link": () =>
+    serveUntil(() => {
+      rmSync(socket);
+      symlinkSync("/etc/passwd", socket);
+    }),
+  "becomes-another-server": () =>
+    serveUntil(() => {
+      rmSync(socket);
+      listen((connection) => connection.end("SSH-2.0-OpenSSH_9.9\r\n"));
+    }),
+  "deletes-the-run": () => serveUntil(() => rmSync(dirname(dirname(dirname(socket))), { recursive: true })),
   "other-service": () => serve(openshell().OpenShell.service, {}),
   "closes-after-each-call": serveOnce,
   "answers-no-call": () => {
@@ -170,6 +247,8 @@ const KINDS: Record<string, () => void> = {
       "hostile: and so on and so on and so on and so on and so on and so on\n".repeat(10_000),
     );
     for (let written = 0; written < 300e6;) written += writeSync(2, lines);
+    // What was written last may have been cut off in a line.
+    writeSync(2, "\n");
     serveDriver({ CreateSandbox: crash, GetSandbox: crash });
   },
   crashes: () => serveDriver({ CreateSandbox: crash, GetSandbox: crash }),

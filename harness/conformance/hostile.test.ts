@@ -55,6 +55,10 @@ describe("a driver that does not come up: every check is an ERROR, and the cause
     ["never-answers", "answer GetCapabilities: not within 5000 ms"],
     ["garbage", "answer GetCapabilities: not within 5000 ms"],
     ["http-1", "answer GetCapabilities: not within 5000 ms"],
+    ["ssh-banner", "last seen: UNAVAILABLE: Protocol error"],
+    ["goaway-at-once", "last seen: UNAVAILABLE: New streams cannot be created after receiving a GOAWAY"],
+    ["no-streams", "last seen: /openshell.compute.v1.ComputeDriver/GetCapabilities: not within 3000 ms"],
+    ["resets-each-stream", "last seen: INTERNAL: Received RST_STREAM with code 0, and no gRPC status"],
     ["other-service", "last seen: UNIMPLEMENTED"],
   ])(
     "%s",
@@ -75,8 +79,50 @@ describe("a driver that does not come up: every check is an ERROR, and the cause
   );
 });
 
+test.concurrent(
+  "a driver that goes into the background is taken for ended, and what serves then is removed, and named",
+  async () => {
+    const { code, output } = await check("daemonizes", "DC-12");
+    expect(output.split("bind its socket: it ended with exit code 0")).toHaveLength(2);
+    expect(output).toMatch(/^left behind, removed: process \d+ \(.*hostile\.fixture\.ts .*\)$/m);
+    expect(code).toBe(2);
+  },
+  AT_MOST_MS,
+);
+
+test.concurrent(
+  "a driver that answers with trailers alone is told so in one line",
+  async () => {
+    const { code, output } = await check("trailers-only", "DC-12");
+    const told = /^openshell-e2e: The driver on \S+ does not answer GetCapabilities: .*No message received$/m;
+    expect(output).toMatch(told);
+    expect(code).toBe(2);
+  },
+  AT_MOST_MS,
+);
+
 describe("a driver that comes up", () => {
   const hostile = (what: string, body: () => Promise<void>) => test.concurrent(what, body, AT_MOST_MS);
+
+  hostile("and removes the run's folder ends the run in words, and leaves nothing", async () => {
+    const { code, output } = await check("deletes-the-run", "DC-12,DC-51");
+    expect(output).toContain("the run's folder was removed or replaced while the run went on");
+    expect(output).not.toMatch(/^ +at /m);
+    expect(code).toBe(2);
+  });
+
+  test.concurrent.each(["removes-its-socket", "becomes-a-file", "becomes-a-link", "becomes-another-server"])(
+    "and whose socket is gone then (%s): an ERROR that says what was met there, and nothing after it is asked",
+    async (kind) => {
+      const { code, output } = await check(kind, "DC-12,DC-51,DC-81");
+      expect(output).toMatch(/the driver is gone: .*\n +last seen: UNAVAILABLE: No connection established/);
+      expect(output).toMatch(
+        /^ERROR 2 checks from DC-\d+ to DC-\d+ not run: the driver is gone since DC-\d+$/m,
+      );
+      expect(code).toBe(2);
+    },
+    AT_MOST_MS,
+  );
 
   hostile("and breaks each connection after one call is judged by what it answers", async () => {
     const { code, output, verdicts } = await check("closes-after-each-call", "DC-10,DC-12,DC-45");

@@ -173,6 +173,17 @@ describe("a failure points to the process that is at fault", () => {
     expect(explain(of("XF-03", killed), killed).advice).toStartWith("An engine must");
   });
 
+  test("a driver of an older contract, without GetGatewayListenerRequirements, is not blamed for that", () => {
+    const older = structuredClone(results);
+    const { at } = of("XF-03", older);
+    const call = older.calls.find(({ method }) => method === "GetCapabilities")!;
+    older.calls = [
+      { ...call, stack: 2, at: at + 1, method: "GetGatewayListenerRequirements", status: "UNIMPLEMENTED" },
+    ];
+    older.processes = [];
+    expect(explain(of("XF-03", older), older).sentence).not.toContain("UNIMPLEMENTED");
+  });
+
   test("a gateway that was killed has no last words: a warning of its start is none", () => {
     const killed = structuredClone(results);
     const { logs } = of("XF-03", killed);
