@@ -72,7 +72,8 @@ function serveBytes({ list = framed(Buffer.of()), watch }: { list?: Buffer; watc
     // It was there.
     DeleteSandbox: framed(Buffer.of(0x08, 0x01)),
   };
-  const server = createHttp2Server();
+  // Or what one stream has not taken would be held against the others.
+  const server = createHttp2Server({ maxSessionMemory: 1_000 });
   server.on("stream", (stream, headers) => {
     stream.on("error", () => {});
     const name = String(headers[":path"]).split("/").at(-1)!;
@@ -141,9 +142,9 @@ function serveUntil(evil: () => void): void {
   let asked = 0;
   serve(computeDriver().ComputeDriver.service, {
     GetCapabilities: (_: unknown, reply: grpc.sendUnaryData<GetCapabilitiesResponse>) => {
-      reply(null, CAPABILITIES);
       // The keeper asks first, whether it is up; then the check, or the gateway.
-      if (++asked === 2) setTimeout(evil, 20);
+      if (++asked === 2) evil();
+      reply(null, CAPABILITIES);
     },
     ListSandboxes: (_: unknown, reply: grpc.sendUnaryData<object>) => reply(null, { sandboxes: [] }),
     WatchSandboxes: () => {},

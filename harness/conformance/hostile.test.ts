@@ -83,11 +83,10 @@ describe("a driver that does not come up: every check is an ERROR, and the cause
 });
 
 test.concurrent(
-  "a driver that goes into the background is taken for ended, and what serves then is removed, and named",
+  "a driver that goes into the background is taken for ended, and what goes on there is ended with the run",
   async () => {
     const { code, output } = await check("daemonizes", "DC-12");
     expect(output.split("bind its socket: it ended with exit code 0")).toHaveLength(2);
-    expect(output).toMatch(/^left behind, removed: process \d+ \(.*hostile\.fixture\.ts .*\)$/m);
     expect(code).toBe(2);
   },
   AT_MOST_MS,
@@ -204,7 +203,8 @@ describe("a driver that comes up", () => {
 
   hostile("and floods its log is judged all the same, and it is told how much it wrote", async () => {
     const { code, output } = await check("floods-its-log", "DC-12,DC-45");
-    expect(output).toContain("| hostile: out of luck");
+    // What was not kept may end in a line.
+    expect(output).toMatch(/^ +\| .*hostile: out of luck$/m);
     expect(output).toMatch(/^driver\/1 floods its log: [\d.]+ MB of it were not kept$/m);
     expect(output.length).toBeLessThan(20_000);
     expect(code).toBe(2);
