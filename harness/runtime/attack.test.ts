@@ -237,7 +237,7 @@ const withWord = (word: string): number[] =>
 
 /** Starts `with` on a command that waits, and resolves once both its processes are there. */
 async function withCommand(runs: string, word: string) {
-  const script = `sh -c 'sleep 600; :' ${word} & wait`;
+  const script = `sh -c 'while :; do sleep 1; done' ${word} & wait`;
   const argv = [process.execPath, "harness.ts", "with", "--", "sh", "-c", script, word];
   const child = Bun.spawn(argv, { cwd: ROOT, env: environment(runs), stdio: ["ignore", "ignore", "ignore"] });
   // `with` itself has the word, too.
@@ -265,7 +265,7 @@ test.each(["with", "keeper and with"])(
 test("what a command of `with` leaves running on purpose is its user's", async () => {
   const runs = join(folder, "daemon");
   const word = `word-${crypto.randomUUID()}`;
-  const script = `sh -c 'exec 1>&- 2>&-; sleep 600; :' ${word} &`;
+  const script = `sh -c 'exec 1>&- 2>&-; while :; do sleep 1; done' ${word} &`;
   const { code, errors } = await harness(["with", "--", "sh", "-c", script], environment(runs));
   expect({ code, left: errors.includes("left behind") }).toEqual({ code: 0, left: false });
   await nothingLeft(runs);

@@ -73,8 +73,8 @@ test("a process that has dropped the mark is the run's as long as its parent is 
 });
 
 test("a real engine bears no mark, which all containers of its user would inherit, and is known by its socket", async () => {
-  const pid = await waiting({}, ["sh", "-c", "sleep 600; :", `unix://${folder}/engine.sock`]);
-  await waiting({}, ["sh", "-c", "sleep 600; :", `unix://${folder}x/engine.sock`]);
+  const pid = await waiting({}, ["sh", "-c", "while :; do sleep 1; done", `unix://${folder}/engine.sock`]);
+  await waiting({}, ["sh", "-c", "while :; do sleep 1; done", `unix://${folder}x/engine.sock`]);
   expect(processesOf(run)).toMatchObject([{ pid, isEngine: true }]);
 });
 
@@ -109,6 +109,6 @@ test("a run whose test process lives, or whose keeper or guard does, is no stray
   await waiting(stray(OTHER));
   expect(strayRuns(root)).toEqual([]);
   orphan(stray());
-  await waiting({}, ["sh", "-c", "sleep 600; :", "keep", folder]);
+  await waiting({}, ["sh", "-c", "while :; do sleep 1; done", "keep", folder]);
   expect(strayRuns(root)).toEqual([]);
 });
