@@ -13,6 +13,7 @@ import type { DriverSandbox__Output } from "../../proto/v0.0/types/openshell/com
 import type { WatchSandboxesEvent__Output } from "../../proto/v0.0/types/openshell/compute/v1/WatchSandboxesEvent.ts";
 import type { Sandbox__Output } from "../../proto/v0.0/types/openshell/v1/Sandbox.ts";
 import type { Logger } from "../log.ts";
+import { loggedByTonic } from "./tonic.ts";
 import { internal, notFound, precondition, Status, statusOf } from "../status.ts";
 import type { RemoteDriver } from "./driver.ts";
 import { Failure, wholeStatus } from "./failure.ts";
@@ -228,15 +229,17 @@ export class Compute {
   async #watchLoop(): Promise<void> {
     const { signal } = this.#shutdown;
     while (!signal.aborted) {
+      let hasBegun = false;
       try {
-        for await (const event of this.driver.watch(signal)) {
+        for await (const event of this.driver.watch(signal, () => (hasBegun = true))) {
           if (signal.aborted) return;
           this.#applyEvent(event);
         }
         if (!signal.aborted) this.log.warn("Compute driver watch stream ended unexpectedly");
       } catch (error) {
+        const what = hasBegun ? "errored" : "failed to start";
         if (!signal.aborted)
-          this.log.warn("Compute driver watch stream errored", { error: statusOf(error).details });
+          this.log.warn(`Compute driver watch stream ${what}`, { error: loggedByTonic(statusOf(error)) });
       }
       await pause(WATCH_RETRY_MS, signal);
     }
@@ -290,7 +293,7 @@ export class Compute {
         await this.#reconcile();
       } catch (error) {
         if (!signal.aborted)
-          this.log.warn("Store reconciliation sweep failed", { error: statusOf(error).details });
+          this.log.warn("Store reconciliation sweep failed", { error: loggedByTonic(statusOf(error)) });
       }
       await pause(RECONCILE_MS, signal);
     }

@@ -118,9 +118,13 @@ export class RemoteDriver {
     }
   }
 
-  /** The events of one watch, until the driver ends it, it breaks, or `signal` fires. */
-  async *watch(signal: AbortSignal): AsyncGenerator<WatchSandboxesEvent__Output> {
+  /**
+   * The events of one watch, until the driver ends it, it breaks, or `signal` fires.
+   * @param onBegun told when the driver has begun to answer
+   */
+  async *watch(signal: AbortSignal, onBegun: () => void): AsyncGenerator<WatchSandboxesEvent__Output> {
     const call = (await this.#connected()).WatchSandboxes({});
+    call.once("metadata", onBegun);
     const cancel = () => call.cancel();
     signal.addEventListener("abort", cancel);
     try {

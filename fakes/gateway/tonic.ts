@@ -48,3 +48,30 @@ export function asTonicSays(given: Status): Status {
   }
   return given;
 }
+
+/** What tonic's Display calls a code. */
+const CODES: Partial<Record<status, string>> = {
+  [status.OK]: "The operation completed successfully",
+  [status.CANCELLED]: "The operation was cancelled",
+  [status.UNKNOWN]: "Unknown error",
+  [status.INVALID_ARGUMENT]: "Client specified an invalid argument",
+  [status.DEADLINE_EXCEEDED]: "Deadline expired before operation could complete",
+  [status.NOT_FOUND]: "Some requested entity was not found",
+  [status.ALREADY_EXISTS]: "Some entity that we attempted to create already exists",
+  [status.PERMISSION_DENIED]: "The caller does not have permission to execute the specified operation",
+  [status.RESOURCE_EXHAUSTED]: "Some resource has been exhausted",
+  [status.FAILED_PRECONDITION]: "The system is not in a state required for the operation's execution",
+  [status.ABORTED]: "The operation was aborted",
+  [status.OUT_OF_RANGE]: "Operation was attempted past the valid range",
+  [status.UNIMPLEMENTED]: "Operation is not implemented or not supported",
+  [status.INTERNAL]: "Internal error",
+  [status.UNAVAILABLE]: "The service is currently unavailable",
+  [status.DATA_LOSS]: "Unrecoverable data loss or corruption",
+  [status.UNAUTHENTICATED]: "The request does not have valid authentication credentials",
+};
+
+/** A status as the real gateway logs it. */
+export function loggedByTonic({ code, details }: Status): string {
+  const message = details && `, message: ${JSON.stringify(details)}`;
+  return `code: '${CODES[code] ?? "Unknown error"}'${message}`;
+}

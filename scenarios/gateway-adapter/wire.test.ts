@@ -136,3 +136,46 @@ ownLab(
     expect(gateway.log).toContain(TOO_LARGE(0xffff_ffff));
   },
 );
+
+ownLab("GA-1206 the log tells a watch that was refused from one that broke, and says why", async (lab) => {
+  const { driver, gateway } = await dialled(lab);
+  const logs = (what: string) => {
+    // Even into a file the real one writes in colours.
+    // oxlint-disable-next-line no-control-regex
+    const plain = () => gateway.log.replace(/\x1b\[\d+m/g, "");
+    return until(`the line ${what}`, () => plain().includes(`Compute driver watch stream ${what}`));
+  };
+  driver.on("WatchSandboxes", headersOnly({ "grpc-status": status.UNIMPLEMENTED }));
+  driver.hangUp();
+  await logs("failed to start error=code: 'Operation is not implemented or not supported'");
+  driver.on("WatchSandboxes", replies(EMPTY, { "grpc-status": status.ABORTED, "grpc-message": "so" }));
+  await logs(`errored error=code: 'The operation was aborted', message: "so"`);
+});
+
+ownLab("GA-1207 what is no message is refused, and so is one that came compressed unasked", async (lab) => {
+  const answers = {
+    "a text": replies(framed(Buffer.from("no message"))),
+    "a field that ends too early": replies(framed(Buffer.of(0x7a, 9, 1))),
+    compressed: replies(framed(Buffer.of(1, 2, 3), { flag: 1 })),
+  };
+  expect(await told(lab, answers)).toEqual({
+    "a text": "failed to decode Protobuf message: invalid wire type value: 6",
+    "a field that ends too early": "failed to decode Protobuf message: buffer underflow",
+    compressed: "protocol error: received message with compressed-flag but no grpc-encoding was specified",
+  });
+});
+
+ownLab(
+  "GA-1208 a sandbox's name that is not UTF-8 ends the watch, and the log names the field",
+  async (lab) => {
+    const { driver, gateway } = await dialled(lab);
+    const named = field(1, field(1, field(2, Buffer.of(0x62, 0xff))));
+    driver.on("WatchSandboxes", opens(framed(named)));
+    driver.hangUp();
+    const where = "DriverSandbox.name: WatchSandboxesSandboxEvent.sandbox: WatchSandboxesEvent.payload";
+    const why = "invalid string value: data is not UTF-8 encoded";
+    await until("that line", () =>
+      gateway.log.includes(`"failed to decode Protobuf message: ${where}: ${why}"`),
+    );
+  },
+);

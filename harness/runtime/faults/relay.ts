@@ -376,7 +376,7 @@ class Messages {
     if (flag !== 0)
       return ended(
         status.INTERNAL,
-        `protocol error: received message with invalid compression flag: ${flag} (valid flags are 0 and 1)`,
+        `protocol error: received message with invalid compression flag: ${flag} (valid flags are 0 and 1) while receiving response with status: 200 OK`,
       );
     if (length <= this.longest) return undefined;
     return ended(

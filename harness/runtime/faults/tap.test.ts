@@ -343,7 +343,7 @@ test.each<[string, Buffer, string, object[]]>([
   [
     "a flag that nobody knows",
     frame(good, { flag: 7 }),
-    "INTERNAL: protocol error: received message with invalid compression flag: 7 (valid flags are 0 and 1)",
+    "INTERNAL: protocol error: received message with invalid compression flag: 7 (valid flags are 0 and 1) while receiving response with status: 200 OK",
     [],
   ],
   [
