@@ -2,6 +2,7 @@
 
 /** Runs checks against a driver, and says what came of each. */
 import { eventually, unless, within } from "../base/waiting.ts";
+import { socketProblem } from "../base/socket.ts";
 import { indent } from "../base/text.ts";
 import type { Check } from "./check.ts";
 import { NotApplicable, Refused, Violation } from "./finding.ts";
@@ -159,7 +160,10 @@ async function whatBecameOf({ owned, own }: Subject): Promise<string | undefined
   try {
     await eventually(answers, { what: "an answer to GetCapabilities", deadlineMs: SILENT_MS, failed: ended });
   } catch (error) {
-    return (await ended()) ?? (error as Error).message;
+    const end = await ended();
+    if (end) return end;
+    const instead = socketProblem(own.socket);
+    return instead ? `what is at ${own.socket} now: ${instead}` : (error as Error).message;
   } finally {
     driver.close();
   }
