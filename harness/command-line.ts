@@ -7,6 +7,7 @@ import { endWithStarter } from "./base/parent.ts";
 import { knowEnvironment } from "./base/secrets.ts";
 import { type OwnFlags, readSettings, type Settings } from "./base/settings.ts";
 import { clipped } from "./base/text.ts";
+import { endAsFirstProcess, unlessEnding } from "./runtime/aftermath.ts";
 import { watchMemory } from "./runtime/memory.ts";
 
 /** A verb of the command line: its arguments, and its own flags by name. Resolves with the exit code. */
@@ -71,7 +72,10 @@ export async function main(argv: string[]): Promise<number> {
     throw new HarnessError(
       `${verb}: unexpected ${clipped(stray) || "empty argument"}. See \`bun harness.ts help ${verb}\``,
     );
-  if (verb !== "keep") watchMemory({ as: "command" });
+  if (verb !== "keep") {
+    watchMemory({ as: "command" });
+    endAsFirstProcess(settings);
+  }
   const { command } = (await import(`./commands/${verb}.ts`)) as { command: Command };
-  return command(settings, [...args, ...theirs], own);
+  return command(settings, [...args, ...theirs], own).finally(unlessEnding);
 }

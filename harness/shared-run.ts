@@ -16,6 +16,7 @@ import type { Standing } from "./report/model.ts";
 import { now, record, recordTo, waitingEntries } from "./report/record.ts";
 import { recordAbandoned } from "./report/scenario.ts";
 import { RunningStack } from "./running-stack.ts";
+import { unlessEnding } from "./runtime/aftermath.ts";
 import { attach, type Connection, startKeeper } from "./runtime/connection.ts";
 import { describeParts, findParts, type Parts } from "./runtime/places.ts";
 import { floodWords } from "./runtime/process.ts";
@@ -121,6 +122,7 @@ const CLOSING_MS = 30_000;
 
 /** Ends the run, explained, when what all scenarios share is missing: each of them would fail with the same words. */
 async function abandon(error: unknown, run?: SharedKeeper): Promise<never> {
+  await unlessEnding();
   if (!(error instanceof HarnessError)) fail(error);
   const scenario = recordAbandoned(readable(error.message));
   // With its end the keeper writes the report.

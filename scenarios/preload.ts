@@ -7,6 +7,7 @@ import { EXIT, fail } from "../harness/base/errors.ts";
 import { readSettings } from "../harness/base/settings.ts";
 import { shownPath } from "../harness/base/text.ts";
 import { exemptLoopback } from "../harness/base/environment.ts";
+import { endAsFirstProcess, unlessEnding } from "../harness/runtime/aftermath.ts";
 import { watchMemory } from "../harness/runtime/memory.ts";
 import { endWithStarter } from "../harness/base/parent.ts";
 import { openReports } from "../harness/runtime/reports.ts";
@@ -28,7 +29,9 @@ setDefaultTimeout(180_000);
 exemptLoopback(process.env);
 
 try {
-  openReports(readSettings().settings);
+  const { settings } = readSettings();
+  openReports(settings);
+  endAsFirstProcess(settings);
 } catch (error) {
   fail(error);
 }
@@ -39,6 +42,7 @@ afterAll(async () => {
   // With --rerun-each bun calls it once for each run of the last file.
   if (isOver) return;
   isOver = true;
+  await unlessEnding();
   // Whatever the end meets, what failed before is explained.
   // Nobody knows what is left when the end fails; a guard sees to it.
   const ended = await endRun().catch((error: Error): Ended => ({

@@ -19,6 +19,7 @@ import { scenariosAtATime } from "../shared-run.ts";
 import { shownPath } from "../base/text.ts";
 import { within } from "../base/waiting.ts";
 import { BUN } from "../base/environment.ts";
+import { clearedAway } from "../runtime/aftermath.ts";
 import { checkParts, describeParts, findParts } from "../runtime/places.ts";
 import { endingWithUs } from "../base/parent.ts";
 import { clearReports, openReports, replaceJunit, RESULTS } from "../runtime/reports.ts";
@@ -109,6 +110,9 @@ export const command: Command = async (settings, args, { t: pattern }) => {
   const rest = Promise.all([...printed, hung.promise]);
   await within(2_000, "the rest of the output", rest).catch(() => {});
   progress?.end();
+  // From here on a signal ends the wait.
+  for (const signal of ENDING) process.off(signal, forward);
+  await clearedAway(child.pid, settings);
 
   const itsReport = takeText(bunReport);
   const counts = countsOf(itsReport);

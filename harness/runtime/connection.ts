@@ -23,7 +23,7 @@ import { LAST_WORDS } from "./memory.ts";
 import { bringsEngine, describeParts, findParts } from "./places.ts";
 import { floodWords } from "./process.ts";
 import { cacheFolder } from "./programs.ts";
-import { Run } from "./run.ts";
+import { KEEPER_PID, Run, STARTER } from "./run.ts";
 
 const HARNESS = join(ROOT, "harness.ts");
 
@@ -31,6 +31,7 @@ const HARNESS = join(ROOT, "harness.ts");
 export class Connection {
   readonly #waiting = new Map<number, { done: (value: unknown) => void; failed: (error: Error) => void }>();
   readonly closed: Promise<void>;
+  static readonly #open = new Set<Connection>();
   #gone = false;
   #id = 0;
 
@@ -50,9 +51,11 @@ export class Connection {
       if (error === undefined) waiting?.done(result);
       else waiting?.failed(new HarnessError(error));
     });
+    Connection.#open.add(this);
     const closed = Promise.withResolvers<void>();
     this.closed = closed.promise;
     socket.once("close", () => {
+      Connection.#open.delete(this);
       const why = lastWords === undefined ? "" : readFileSync(lastWords, "utf8");
       if (lastWords !== undefined) closeSync(lastWords);
       // Whatever fails from here on fails for that reason, which is told once.
@@ -100,6 +103,11 @@ export class Connection {
   close(): void {
     this.socket.destroy();
   }
+
+  /** Ends all that this process had started, or had in use. */
+  static closeAll(): void {
+    for (const connection of Connection.#open) connection.close();
+  }
 }
 
 /** The file in which a keeper says why it had to end, opened while it lives: afterwards its guard removes the folder. */
@@ -125,7 +133,7 @@ const needless = (): string[] =>
 const keeperAndGuard = (starter: number): string => `
 umask 077
 mkdir -p "$0" || exit
-{ sh -c 'echo $$ >"$0/keeper.pid"; exec "$@" 3>&1 </dev/null >>"$0/keeper.log" 2>&1' "$0" "$@" keep "$0" ${starter} |
+{ sh -c 'echo $$ >"$0/${KEEPER_PID}"; echo ${starter} >"$0/${STARTER}"; exec "$@" 3>&1 </dev/null >>"$0/keeper.log" 2>&1' "$0" "$@" keep "$0" ${starter} |
   { trap "" INT TERM HUP; unset ${needless().join(" ")}; read -r _
     [ -d "$0" ] || cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n' | grep -qF -e "${RUN_MARK}=\${0##*/}" -e "OPENSHELL_FAKE_ROOT=$0/" || exit
     exec "$@" sweep --guard --run "$0"; }

@@ -2,18 +2,17 @@
 
 /** The thread that watches a process: see memory.ts. It imports next to nothing, since every process of ours has one. */
 import { readdirSync, readFileSync, readlinkSync, writeFileSync, writeSync } from "node:fs";
-import { basename, join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { workerData } from "node:worker_threads";
 import type { Orders } from "./memory.ts";
 
-const { name, bound, fakeBound, root, lastWords, run, turns, patienceMs } = workerData as Orders;
+const { name, bound, fakeBound, root, caches, lastWords, run, turns, patienceMs } = workerData as Orders;
 
 /** How often it looks, in milliseconds. The fastest runaway that was measured allocates 2 GiB in that time. */
 const LOOK_MS = 500;
 const MIB = 2 ** 20;
 const ERROR = 2;
 
-const compiled = join(root, "node_modules", ".cache", "openshell-e2e", "");
 const sources = join(root, "fakes", "");
 const hasProc = process.platform === "linux";
 
@@ -88,7 +87,7 @@ const residentMemory = (pid: string): number =>
 /** Which fake a process is, by the program that it runs; empty if it is none. */
 function fakeOf(pid: string): string {
   const program = programOf(pid);
-  if (program.startsWith(compiled)) return basename(program).split("-")[0]!;
+  if (caches.includes(dirname(program))) return basename(program).split("-")[0]!;
   if (run?.inContainers && program === "/openshell-sandbox") return "supervisor";
   if (program !== process.execPath) return "";
   const [, ...words] = read(pid, "cmdline").split("\0");

@@ -14,6 +14,7 @@ import { ROOT } from "../base/root.ts";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { Worker } from "node:worker_threads";
+import { cachePlaces } from "./programs.ts";
 
 /**
  * What each kind of process may use at most: resident memory, in MiB. A legitimate run must never reach it. Beside each
@@ -43,8 +44,10 @@ export interface Orders {
   name: string;
   bound: number;
   fakeBound: number;
-  /** Our own folder, in which the fakes' sources and the compiled fakes are. */
+  /** Our own folder, in which the fakes' sources are. */
   root: string;
+  /** Where the compiled ones may be. */
+  caches: string[];
   lastWords: typeof LAST_WORDS;
   /** A keeper's run: the folder, and whether its fake supervisors are in containers of a real engine. */
   run?: { folder: string; inContainers: boolean };
@@ -60,6 +63,7 @@ export function watchMemory(watched: Watched): void {
     bound: BOUNDS[watched.as],
     fakeBound: BOUNDS.fake,
     root: ROOT,
+    caches: cachePlaces(),
     lastWords: LAST_WORDS,
     patienceMs: PATIENCE.ms,
   };

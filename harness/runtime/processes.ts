@@ -178,7 +178,8 @@ export function kill({ pid, birth }: Pick<RunProcess, "pid" | "birth">): void {
 }
 
 /** As it is told of, and swept. */
-export const describeProcess = ({ pid, command }: RunProcess): string => `process ${pid} (${command})`;
+export const describeProcess = ({ pid, command }: RunProcess | Listed): string =>
+  `process ${pid} (${command})`;
 
 /**
  * The runs of one folder for runs, by id, that have processes of this user and nobody who will end them: no keeper and no

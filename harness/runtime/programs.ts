@@ -38,7 +38,7 @@ const BRIEF = ["BUN_JSC_useJIT=0", "BUN_GC_TIMER_DISABLE=1"];
 const BUSY = ["BUN_JSC_useDFGJIT=0"];
 
 /** Where compiled fakes may be kept, best first. */
-function cachePlaces(): string[] {
+export function cachePlaces(): string[] {
   const { XDG_CACHE_HOME: named, HOME: home } = process.env;
   const own = named || (home && join(home, ".cache"));
   return [

@@ -36,6 +36,8 @@ const COMMAND = /^command-[0-9a-f-]{36}$/;
 
 /** The pid of a run's keeper. It is in the run's folder from first to last, and tells it from anybody else's folder. */
 export const KEEPER_PID = "keeper.pid";
+/** The pid of the process that started the keeper; where a test process is its own keeper, there is none. */
+export const STARTER = "starter";
 
 /** A keeper that is only just starting has no control socket yet; it has one after so long, in milliseconds. */
 const YOUNG_MS = 20_000;
@@ -151,6 +153,19 @@ export class Run {
   /** Whether a run wrote what is in the folder. */
   get isMarked(): boolean {
     return existsSync(join(this.folder, KEEPER_PID));
+  }
+
+  /** The process that it was started by, and for which it is cleared away; 0 if nobody knows any more. */
+  get starter(): number {
+    const file = [STARTER, KEEPER_PID]
+      .map((name) => join(this.folder, name))
+      .find((path) => existsSync(path));
+    try {
+      return file ? Number(readFileSync(file, "utf8")) : 0;
+    } catch {
+      // Removed meanwhile.
+      return 0;
+    }
   }
 
   /** Whether its keeper is there, or is only just starting. */
