@@ -3,6 +3,7 @@
 /** Questions to the operating system about sockets and processes. */
 import { existsSync } from "node:fs";
 import { connect as connectSocket } from "node:net";
+import { textOf } from "./file.ts";
 
 /** Whether somebody listens on a Unix socket. */
 export function connectable(path: string): Promise<boolean> {
@@ -22,6 +23,12 @@ export async function mustListen(path: string): Promise<void> {
   if (!existsSync(path)) throw new Error(`${path} does not exist`);
   // The file of a program that was killed stays until the next one binds.
   if (!(await connectable(path))) throw new Error(`nobody listens on ${path}`);
+}
+
+/** Whether a process is stopped, by SIGSTOP or a debugger. Where there is no /proc, nobody can tell. */
+export function isStopped(pid: number): boolean {
+  const state = textOf(`/proc/${pid}/stat`)?.split(") ").at(-1) ?? "";
+  return /^[Tt]/.test(state);
 }
 
 /** Whether a process exists. */

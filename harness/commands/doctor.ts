@@ -162,7 +162,9 @@ function reportCgroups(say: Say): void {
 
 async function reportRuns(settings: Settings, say: Say): Promise<void> {
   for (const run of Run.all(settings)) {
-    if (await run.isLive()) {
+    const state = await run.state();
+    if (state === "silent") say("note", `run ${run.id}: ${run.silence}`);
+    else if (state === "alive") {
       const kept = existsSync(`${run.folder}/up`);
       say("ok", `run ${run.id} is alive${kept ? ", kept by `up`" : ""}`);
     } else say("note", `run ${run.id} is dead and left ${run.folder}`, "bun harness.ts sweep");

@@ -32,7 +32,7 @@ import { belongings, describeBelonging, Engine, removeBelongings } from "../runt
 
 export const command: Command = async (settings, _args, { run: folder, guard }) => {
   let failed = false;
-  const dead = await deadRuns(settings, folder, guard !== undefined);
+  const { dead, silent } = await findRuns(settings, folder, guard !== undefined);
   for (const run of dead) {
     const { removed, problems } = await sweepRun(run, settings.reports);
     for (const line of removed) say(`run ${run.id}: removed ${line}`);
@@ -41,19 +41,29 @@ export const command: Command = async (settings, _args, { run: folder, guard }) 
     else console.log(`run ${run.id}: clean`);
   }
   removeDeadCompilers();
+  for (const run of silent) console.error(`run ${run.id}: ${run.silence}`);
   if (dead.length === 0) console.log("Nothing to sweep: no dead run has left anything");
-  return failed ? EXIT.error : EXIT.ok;
+  return failed || silent.length > 0 ? EXIT.error : EXIT.ok;
 };
 
-/** The one that is named, or all: those whose folder is there, and those of which only processes are left. */
-async function deadRuns(settings: Settings, folder: string | undefined, guard: boolean): Promise<Run[]> {
-  if (folder !== undefined) return [guard ? Run.of(folder) : await namedRun(folder)];
+/**
+ * The dead run that is named, or all: those whose folder is there, and those of which only processes are left. A run whose
+ * keeper is stopped or stuck is not dead: whoever stopped it may let it go on.
+ */
+async function findRuns(settings: Settings, folder: string | undefined, guard: boolean) {
+  if (folder !== undefined) return { dead: [guard ? Run.of(folder) : await namedRun(folder)], silent: [] };
   const dead: Run[] = [];
+  const silent: Run[] = [];
   const runs = Run.all(settings);
-  for (const run of runs) if (existsSync(run.folder) && !(await run.isLive())) dead.push(run);
+  for (const run of runs) {
+    if (!existsSync(run.folder)) continue;
+    const state = await run.state();
+    if (state === "dead") dead.push(run);
+    if (state === "silent") silent.push(run);
+  }
   const known = new Set(runs.map(({ id }) => id));
   const strays = strayRuns(Run.root(settings)).filter((id) => !known.has(id));
-  return [...dead, ...strays.map((id) => Run.of(join(Run.root(settings), id)))];
+  return { dead: [...dead, ...strays.map((id) => Run.of(join(Run.root(settings), id)))], silent };
 }
 
 /** The dead run that somebody names. @throws HarnessError for any other folder: all in it would be removed. */

@@ -50,6 +50,9 @@ export interface Running {
 /** How long a check may go on once all is to end, in milliseconds: most end by themselves meanwhile. */
 const GRACE_MS = 2_000;
 
+/** How long a check may go on undoing what it did once all is to end, in milliseconds: its driver may be stuck. */
+const UNDO_MS = 10_000;
+
 /** After so many checks that waited in vain the rest would, too: a verdict is due in a minute. */
 const IN_VAIN = { oneByOne: 4, together: 8 };
 
@@ -106,9 +109,8 @@ export async function runOne(
   } catch (error) {
     [verdict, reason] = judgement(error, older);
   }
-  const left = await within(check.deadlineMs, "Undoing the check", trial.end()).catch((error: Error) => [
-    error.message,
-  ]);
+  const undoing = within(check.deadlineMs, "Undoing the check", trial.end());
+  const left = await unless(stop, undoing, UNDO_MS).catch((error: Error) => [error.message]);
   const suspicious = verdict === "fail" || verdict === "error" || left.length > 0;
   const end = suspicious ? await gone?.() : undefined;
   // That a driver which is gone could not be told to delete is no finding of its own.

@@ -76,7 +76,8 @@ const BEHIND = 2 ** 24;
 function newLines(file: string, from: number): [text: string, end: number] {
   let descriptor: number;
   try {
-    if (statSync(file).size === from) return ["", from];
+    const found = statSync(file);
+    if (!found.isFile() || found.size === from) return ["", from];
     descriptor = openSync(file, "r");
   } catch {
     return ["", from];

@@ -4,7 +4,8 @@
  * How a run is recorded: test process and keeper append what happens, a line of JSON each, to files in the run's folder.
  * So whoever is killed, the other one, or the sweep after both, can still write down what was known: results.json.
  */
-import { closeSync, openSync, readdirSync, readFileSync, writeSync } from "node:fs";
+import { closeSync, openSync, readdirSync, writeSync } from "node:fs";
+import { textOf } from "../base/file.ts";
 import { cpus, totalmem } from "node:os";
 import { join } from "node:path";
 import {
@@ -110,9 +111,7 @@ export function readRecords(folder: string, choose: (who: string) => boolean = (
     return who !== undefined && choose(who);
   });
   const entries = files.flatMap((name) =>
-    readFileSync(join(folder, name), "utf8")
-      .split("\n")
-      .flatMap((line) => parsed(line) ?? []),
+    (textOf(join(folder, name)) ?? "").split("\n").flatMap((line) => parsed(line) ?? []),
   );
   const known = new Set(entries.flatMap((entry) => ("scenario" in entry ? entry.scenario.sandboxes : [])));
   for (const scenario of unfinished(entries)) {

@@ -15,7 +15,7 @@ import { shareSecrets } from "../base/secrets.ts";
 import { PLACES, type Settings, SETTINGS } from "../base/settings.ts";
 import { isAlive } from "../base/system.ts";
 import { eventually, within } from "../base/waiting.ts";
-import { parseLine } from "./control-line.ts";
+import { ALIVE, parseLine } from "./control-line.ts";
 import type { Method } from "./control.ts";
 import type { Keeper } from "./keeper.ts";
 import { RUN_MARK } from "./marks.ts";
@@ -27,6 +27,15 @@ import { KEEPER_PID, Run, STARTER } from "./run.ts";
 
 const HARNESS = join(ROOT, "harness.ts");
 
+/**
+ * A keeper that is asked for a sign of life so often, `everyMs` apart, and gives none is stopped or stuck: whoever waits for
+ * it is told. Signs are counted, not time: a machine that was suspended says nothing of the keeper.
+ */
+export const SILENCE = { signs: 6, everyMs: 5_000 };
+
+/** What takes longest: a stack's first start may pull an image. */
+const ANSWER_MS = 660_000;
+
 /** A connection to a keeper. Its end ends the stacks that were started over it. */
 export class Connection {
   readonly #waiting = new Map<number, { done: (value: unknown) => void; failed: (error: Error) => void }>();
@@ -34,6 +43,9 @@ export class Connection {
   static readonly #open = new Set<Connection>();
   #gone = false;
   #id = 0;
+  /** How many signs of life were asked for since the keeper said anything. */
+  #unanswered = 0;
+  #heartbeat: Timer | undefined;
 
   private constructor(
     readonly socket: Socket,
@@ -45,6 +57,7 @@ export class Connection {
     // It tells of the socket's, whose end is what counts.
     lines.on("error", () => {});
     lines.on("line", (line) => {
+      this.#unanswered = 0;
       const { id = 0, result, error } = parseLine<{ id: number; result?: unknown; error?: string }>(line);
       const waiting = this.#waiting.get(id);
       this.#waiting.delete(id);
@@ -60,6 +73,7 @@ export class Connection {
       if (lastWords !== undefined) closeSync(lastWords);
       // Whatever fails from here on fails for that reason, which is told once.
       if (why) fail(new HarnessError(why));
+      clearInterval(this.#heartbeat);
       this.#gone = true;
       for (const { failed } of this.#waiting.values()) failed(new HarnessError("The keeper is gone"));
       closed.resolve();
@@ -83,7 +97,19 @@ export class Connection {
     });
   }
 
-  /** Calls one of the keeper's methods; `deadlineMs` is long because a stack's start may include pulling an image. */
+  #askForSign(): void {
+    if (this.#unanswered++ < SILENCE.signs)
+      return void this.socket.write(`${JSON.stringify({ id: 0, method: ALIVE, args: [] })}\n`);
+    for (const { failed } of this.#waiting.values())
+      failed(new HarnessError(`run ${this.run.id}: ${this.run.silence}`));
+    this.#waiting.clear();
+    this.socket.destroy();
+  }
+
+  /**
+   * Calls one of the keeper's methods.
+   * @throws HarnessError with what it answers, when it is gone, or when it gives no sign of life meanwhile.
+   */
   async call<M extends Method>(
     method: M,
     ...args: Parameters<Keeper[M]>
@@ -92,12 +118,24 @@ export class Connection {
     const id = ++this.#id;
     const answer = new Promise<unknown>((done, failed) => this.#waiting.set(id, { done, failed }));
     this.socket.ref();
+    if (!this.#heartbeat) {
+      this.#unanswered = 0;
+      this.#heartbeat = setInterval(() => this.#askForSign(), SILENCE.everyMs);
+      this.#heartbeat.unref();
+    }
     this.socket.write(`${JSON.stringify({ id, method, args })}\n`);
     try {
-      return (await within(660_000, `keeper: ${method}`, answer)) as Awaited<ReturnType<Keeper[M]>>;
+      return (await within(ANSWER_MS, `keeper: ${method}`, answer)) as Awaited<ReturnType<Keeper[M]>>;
     } finally {
-      if (this.#waiting.size === 0) this.socket.unref();
+      if (this.#waiting.size === 0) this.#rest();
     }
+  }
+
+  /** Nobody waits: this process may end, and needs no sign of life. */
+  #rest(): void {
+    this.socket.unref();
+    clearInterval(this.#heartbeat);
+    this.#heartbeat = undefined;
   }
 
   close(): void {
@@ -203,6 +241,10 @@ export async function attach(settings: Settings): Promise<Connection | undefined
   for (const run of settings.attach === "1" ? Run.all(settings) : []) {
     const kept = join(run.folder, "up");
     if (!existsSync(kept)) continue;
+    if ((await run.state()) === "silent") {
+      console.error(`The stack of run ${run.id} stays aside: ${run.silence}`);
+      continue;
+    }
     const connection = await Connection.open(run).catch(() => undefined);
     if (!connection) continue;
     const { parts } = await connection.call("hello");

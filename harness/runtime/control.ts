@@ -10,7 +10,7 @@
 import { chmodSync } from "node:fs";
 import { createServer, type Socket } from "node:net";
 import { HarnessError } from "../base/errors.ts";
-import { parseLine } from "./control-line.ts";
+import { ALIVE, parseLine } from "./control-line.ts";
 import { DEEDS, type Keeper } from "./keeper.ts";
 import type { Run } from "./run.ts";
 import type { StackInfo, StackSpec } from "./stack.ts";
@@ -165,7 +165,7 @@ function check(method: unknown, args: unknown): Request {
  * Serves a run's control socket. A connection owns the stacks that it started and the sandboxes that it made:
  * they are removed when it closes, however it closes.
  * @param opening the keeper, which may still be starting; its failure is what every caller then gets.
- * @param onConnection told of each connection, and `onIdle` when the last one has closed.
+ * @param onConnection told of each connection that asks for more than a sign of life, and `onIdle` when the last of them has closed.
  */
 export async function serveControl(
   run: Run,
@@ -174,11 +174,17 @@ export async function serveControl(
 ): Promise<void> {
   let open = 0;
   const server = createServer((socket) => {
-    open++;
-    onConnection();
-    const caller = new Caller(run, opening, socket);
+    let isUser = false;
+    const onUse = () => {
+      if (isUser || socket.destroyed) return;
+      isUser = true;
+      open++;
+      onConnection();
+    };
+    const caller = new Caller(run, opening, socket, onUse);
     void caller.serve();
     socket.on("close", async () => {
+      if (!isUser) return;
       await caller.leave();
       if (--open === 0) onIdle();
     });
@@ -199,6 +205,8 @@ class Caller {
     readonly run: Run,
     readonly opening: Promise<Keeper>,
     readonly socket: Socket,
+    /** Told of each request but that for a sign of life. */
+    readonly onUse: () => void,
   ) {
     // What is wrong with a connection ends it, and "close" is told then.
     socket.on("error", () => {});
@@ -236,6 +244,8 @@ class Caller {
     const { id, method, args } = parseLine<Record<"id" | "method" | "args", unknown>>(line);
     // Repeated in the answer, unless it is none.
     const known = typeof id === "number" || (typeof id === "string" && id.length < 100) ? id : null;
+    if (method === ALIVE) return this.#reply({ id: known, result: true });
+    this.onUse();
     this.#unanswered++;
     try {
       if (this.#unanswered > MOST_UNANSWERED)

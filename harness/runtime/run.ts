@@ -24,7 +24,9 @@ import { isOurFolder, isOurs, sharingProblem } from "../base/owner.ts";
 import { removeTree } from "../base/remove.ts";
 import { isSandboxId } from "../base/sandbox-id.ts";
 import type { Settings } from "../base/settings.ts";
-import { connectable } from "../base/system.ts";
+import { textOf } from "../base/file.ts";
+import { isStopped } from "../base/system.ts";
+import { whoAnswers } from "./control-line.ts";
 import { isRunId } from "./marks.ts";
 import { livedAt } from "./processes.ts";
 import { openReports } from "./reports.ts";
@@ -157,25 +159,39 @@ export class Run {
 
   /** The process that it was started by, and for which it is cleared away; 0 if nobody knows any more. */
   get starter(): number {
-    const file = [STARTER, KEEPER_PID]
-      .map((name) => join(this.folder, name))
-      .find((path) => existsSync(path));
-    try {
-      return file ? Number(readFileSync(file, "utf8")) : 0;
-    } catch {
-      // Removed meanwhile.
-      return 0;
-    }
+    const [pid] = [STARTER, KEEPER_PID].flatMap((name) => textOf(join(this.folder, name)) ?? []);
+    return Number(pid) || 0;
   }
 
-  /** Whether its keeper is there, or is only just starting. */
+  /** Whether its keeper is there, also when it does not answer, or is only just starting. */
   async isLive(): Promise<boolean> {
-    if (isOurs(this.controlSocket) && (await connectable(this.controlSocket))) return true;
-    const file = join(this.folder, KEEPER_PID);
-    const written = statSync(file, { throwIfNoEntry: false });
-    if (written && !livedAt(Number(readFileSync(file, "utf8")), written.mtimeMs)) return false;
+    return (await this.state()) !== "dead";
+  }
+
+  /** "silent" is a keeper that is there and gives no sign of life: it is stopped or stuck. */
+  async state(): Promise<"alive" | "silent" | "dead"> {
+    const who = isOurs(this.controlSocket) ? await whoAnswers(this.controlSocket) : "nobody";
+    if (who === "silent") return "silent";
+    return who === "keeper" || this.#isStarting() ? "alive" : "dead";
+  }
+
+  /** What is wrong with a keeper that gives no sign of life, and what to do. */
+  get silence(): string {
+    const pid = this.#keeperPid;
+    const stopped = isStopped(pid) ? `is stopped: \`kill -CONT ${pid}\` lets it go on` : "is stuck";
+    return `its keeper (process ${pid}) does not answer, it ${stopped}; \`kill -KILL ${pid}\` ends its run, and leaves nothing`;
+  }
+
+  #isStarting(): boolean {
+    const written = statSync(join(this.folder, KEEPER_PID), { throwIfNoEntry: false });
+    if (written && !livedAt(this.#keeperPid, written.mtimeMs)) return false;
     const made = statSync(this.folder, { throwIfNoEntry: false });
     return made !== undefined && Date.now() - made.ctimeMs < YOUNG_MS;
+  }
+
+  /** 0 where the file holds none. */
+  get #keeperPid(): number {
+    return Number(textOf(join(this.folder, KEEPER_PID))) || 0;
   }
 
   get controlSocket(): string {
@@ -189,8 +205,8 @@ export class Run {
 
   /** The sandboxes that were remembered. Its last line may be half a one, of a keeper that was killed. */
   get sandboxIds(): string[] {
-    const file = join(this.folder, "sandboxes");
-    return this.isThere && existsSync(file) ? readFileSync(file, "utf8").split("\n").filter(isSandboxId) : [];
+    const text = this.isThere ? textOf(join(this.folder, "sandboxes")) : undefined;
+    return (text ?? "").split("\n").filter(isSandboxId);
   }
 
   /** The marks of the commands that `with` runs. */
@@ -221,7 +237,7 @@ export class Run {
     const file = join(this.folder, "engine.json");
     if (!this.isThere || !existsSync(file)) return undefined;
     try {
-      const { socket, command } = JSON.parse(readFileSync(file, "utf8")) as Record<string, unknown>;
+      const { socket, command } = JSON.parse(textOf(file) ?? "") as Record<string, unknown>;
       const isText = (value: unknown): value is string => typeof value === "string";
       if (isText(socket) && Array.isArray(command) && command.every(isText)) return { socket, command };
     } catch {

@@ -66,7 +66,8 @@ const prepare = () =>
  * still there then it has swept. Until then the control socket tells every other sweep that the run lives.
  */
 function guard(run: Run): void {
-  createServer().listen(run.controlSocket).unref();
+  const alive = createServer((socket) => socket.on("error", () => {}).end("{}\n"));
+  alive.listen(run.controlSocket).unref();
   const pipe = join(run.folder, "guard");
   if (!Bun.spawnSync(["mkfifo", pipe]).success) throw new HarnessError(`mkfifo: ${pipe} cannot be made`);
   openSync(pipe, "r+");
