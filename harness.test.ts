@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import { afterAll, describe, expect, test } from "bun:test";
+import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { chmodSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
@@ -11,6 +11,9 @@ import { readSettings } from "./harness/base/settings.ts";
 import { findParts } from "./harness/runtime/places.ts";
 import { Run } from "./harness/runtime/run.ts";
 import { readable } from "./harness/base/readable.ts";
+
+// Programs are started here, which takes its time on a busy machine.
+setDefaultTimeout(60_000);
 
 describe("settings", () => {
   test("a flag wins over the environment, and the environment over the default", () => {

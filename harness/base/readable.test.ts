@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { readFileSync, rmSync } from "node:fs";
 import { readableError } from "./readable.ts";
+
+// Programs are started here, which takes its time on a busy machine.
+setDefaultTimeout(60_000);
 
 const TOKEN = ["eyJhbGciOiJFZERTQSJ9", "eyJzdWIiOiJ4In0", "c2lnbmF0dXJl"].join(".");
 

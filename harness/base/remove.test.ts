@@ -2,7 +2,7 @@
 
 /** What programs under test make is removed, whatever they did to it, and nothing that it only leads to. */
 import { ROOT } from "./root.ts";
-import { afterAll, expect, test } from "bun:test";
+import { afterAll, expect, setDefaultTimeout, test } from "bun:test";
 import {
   chownSync,
   existsSync,
@@ -16,6 +16,9 @@ import {
 import { tmpdir, userInfo } from "node:os";
 import { join } from "node:path";
 import { removeTree } from "./remove.ts";
+
+// Programs are started here, which takes its time on a busy machine.
+setDefaultTimeout(60_000);
 
 const folder = mkdtempSync(join(tmpdir(), "rt-"));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));

@@ -2,7 +2,10 @@
 
 /** `doctor` finds missing what a run would miss. (What it says of dead runs, `sweep.test.ts` holds against a sweep.) */
 import { ROOT } from "../base/root.ts";
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
+
+// Programs are started here, which takes its time on a busy machine.
+setDefaultTimeout(60_000);
 
 async function doctor(driverCmd: string) {
   const child = Bun.spawn([process.execPath, "harness.ts", "doctor"], {

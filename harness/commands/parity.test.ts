@@ -2,7 +2,10 @@
 
 /** What `parity` says when there is nothing to compare with. */
 import { ROOT } from "../base/root.ts";
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
+
+// Programs are started here, which takes its time on a busy machine.
+setDefaultTimeout(60_000);
 
 test("parity without a real gateway is one clear line and exit code 2", async () => {
   const child = Bun.spawn([process.execPath, "harness.ts", "parity"], {

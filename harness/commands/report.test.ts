@@ -2,7 +2,7 @@
 
 /** `report` and `diff` as a shell sees them: what they write, where, and how they end. */
 import { ROOT } from "../base/root.ts";
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import {
   existsSync,
   mkdirSync,
@@ -16,6 +16,9 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { largeExample, smallExample } from "../report/example.ts";
 import type { Results } from "../report/model.ts";
+
+// Programs are started here, which takes its time on a busy machine.
+setDefaultTimeout(60_000);
 
 const HARNESS = join(ROOT, "harness.ts");
 let folder: string;

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import { ROOT } from "../base/root.ts";
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
+
+// Programs are started here, which takes its time on a busy machine.
+setDefaultTimeout(60_000);
 
 const HARNESS = join(ROOT, "harness.ts");
 

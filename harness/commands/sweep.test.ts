@@ -2,7 +2,7 @@
 
 /** `sweep` removes what a dead run left, and nothing else, whatever it is told. */
 import { ROOT } from "../base/root.ts";
-import { afterAll, expect, test } from "bun:test";
+import { afterAll, expect, setDefaultTimeout, test } from "bun:test";
 import {
   chmodSync,
   chownSync,
@@ -20,6 +20,9 @@ import { tmpdir, userInfo } from "node:os";
 import { join } from "node:path";
 import { KEEPER_PID, Run } from "../runtime/run.ts";
 import { RUN_MARK } from "../runtime/marks.ts";
+
+// Programs are started here, which takes its time on a busy machine.
+setDefaultTimeout(60_000);
 
 const HARNESS = join(ROOT, "harness.ts");
 const folder = mkdtempSync(join(tmpdir(), "sw-"));

@@ -3,7 +3,7 @@
 /** `test` as a terminal and as a log see it. */
 import { ROOT } from "../base/root.ts";
 import { Glob } from "bun";
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
@@ -13,6 +13,9 @@ import { eventually } from "../base/waiting.ts";
 import type { Results } from "../report/model.ts";
 import { CLEAR } from "../report/progress.ts";
 import { otherTests } from "./test.ts";
+
+// Programs are started here, which takes its time on a busy machine.
+setDefaultTimeout(60_000);
 
 const HARNESS = join(ROOT, "harness.ts");
 

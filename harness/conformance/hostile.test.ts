@@ -2,11 +2,14 @@
 
 /** Whatever driver it is given, `check` ends in time, says what it met, and leaves nothing. */
 import { ROOT } from "../base/root.ts";
-import { afterAll, describe, expect, test } from "bun:test";
+import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { processTable } from "../runtime/processes.ts";
+
+// Programs are started here, which takes its time on a busy machine.
+setDefaultTimeout(60_000);
 
 const FOLDER = mkdtempSync(join(tmpdir(), "hostile-"));
 afterAll(() => rmSync(FOLDER, { recursive: true, force: true }));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** Ten failures made on purpose: each must point to the process that is at fault, and say what to do, on one screen. */
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { stripVTControlCharacters } from "node:util";
 import { largeExample, smallExample } from "./example.ts";
 import { callLine, caseOf, explain } from "./explain.ts";
@@ -9,6 +9,9 @@ import { isRed, type Results, type ScenarioResult } from "./model.ts";
 import { explainAll, explainOnTerminal, leftOnTerminal, SCREEN_LINES } from "./terminal.ts";
 import { finding } from "./scenario.ts";
 import { markWords } from "./mark-words.ts";
+
+// Programs are started here, which takes its time on a busy machine.
+setDefaultTimeout(60_000);
 
 const results = smallExample();
 const of = (id: string, from: Results = results): ScenarioResult =>

@@ -2,7 +2,7 @@
 
 /** What a driver tells that should not tell it, and what it tells to others than people, on every way out. */
 import { ROOT } from "../base/root.ts";
-import { afterAll, describe, expect, test } from "bun:test";
+import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -10,6 +10,9 @@ import { processTable } from "../runtime/processes.ts";
 import { COMMANDS, encodings } from "./indiscreet.fixture.ts";
 import { LONGEST_TEXT, readable, readableError, readableWhole, withoutSpans } from "../base/readable.ts";
 import { know, Secrets } from "../base/secrets.ts";
+
+// Programs are started here, which takes its time on a busy machine.
+setDefaultTimeout(60_000);
 
 const FOLDER = mkdtempSync(join(tmpdir(), "ind-"));
 afterAll(() => rmSync(FOLDER, { recursive: true, force: true }));

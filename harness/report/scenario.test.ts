@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import { ROOT } from "../base/root.ts";
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { type About, finding } from "./scenario.ts";
 import { leaveOut } from "./leave-out.ts";
+
+// Programs are started here, which takes its time on a busy machine.
+setDefaultTimeout(60_000);
 
 test.each([
   ['expect(received).toBe(expected)\n\nExpected: "READY"\nReceived: "STARTING"', '"READY"', '"STARTING"'],

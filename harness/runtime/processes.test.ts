@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** Which processes are a run's, and that no other is ever ended: an innocent one may look like one, or have its pid. */
-import { afterAll, afterEach, expect, test } from "bun:test";
+import { afterAll, afterEach, expect, setDefaultTimeout, test } from "bun:test";
 import { randomBytes } from "node:crypto";
 import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -10,6 +10,9 @@ import { eventually } from "../base/waiting.ts";
 import { birthOf, kill, processesOf, strayRuns } from "./processes.ts";
 import { Run } from "./run.ts";
 import { RUN_MARK } from "./marks.ts";
+
+// Programs are started here, which takes its time on a busy machine.
+setDefaultTimeout(60_000);
 
 const root = mkdtempSync(join(tmpdir(), "pr-"));
 afterAll(() => rmSync(root, { recursive: true, force: true }));

@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import { ROOT } from "../base/root.ts";
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { randomBytes } from "node:crypto";
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { eventually } from "../base/waiting.ts";
 import { compiledFake } from "./programs.ts";
+
+// Programs are started here, which takes its time on a busy machine.
+setDefaultTimeout(60_000);
 
 const CACHE = join(ROOT, "node_modules", ".cache", "openshell-e2e");
 

@@ -2,7 +2,7 @@
 
 /** Where a run leaves its results and its logs; nobody else's are lost. */
 import { ROOT } from "../base/root.ts";
-import { afterAll, describe, expect, test } from "bun:test";
+import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import {
   existsSync,
   lstatSync,
@@ -24,6 +24,9 @@ import type { Entry } from "../report/record.ts";
 import { begun } from "../report/scenario.ts";
 import { clearReports, openReports, writeReports } from "./reports.ts";
 import { Run } from "./run.ts";
+
+// Programs are started here, which takes its time on a busy machine.
+setDefaultTimeout(60_000);
 
 const folder = mkdtempSync(join(tmpdir(), "rp-"));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));

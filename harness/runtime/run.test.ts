@@ -2,7 +2,7 @@
 
 /** Where a run is, and that what belongs to it is found. */
 import { ROOT } from "../base/root.ts";
-import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { chmodSync, existsSync, mkdirSync, mkdtempSync, rmSync, statfsSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -10,6 +10,9 @@ import { eventually } from "../base/waiting.ts";
 import { processesOf } from "./processes.ts";
 import { Run, usualPlace } from "./run.ts";
 import { RUN_MARK } from "./marks.ts";
+
+// Programs are started here, which takes its time on a busy machine.
+setDefaultTimeout(60_000);
 
 describe("a run is, unless somebody names a place,", () => {
   const kept = process.env.TMPDIR;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** Servers that are started by a program that stays in front of them and hands on no signal. */
-import { afterAll, afterEach, describe, expect, test } from "bun:test";
+import { afterAll, afterEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -9,6 +9,9 @@ import { eventually } from "../base/waiting.ts";
 import { mustListen } from "../base/system.ts";
 import { Child } from "./process.ts";
 import { birthOf } from "./processes.ts";
+
+// Programs are started here, which takes its time on a busy machine.
+setDefaultTimeout(60_000);
 
 const folder = mkdtempSync(join(tmpdir(), "sp-"));
 const socket = join(folder, "s.sock");
