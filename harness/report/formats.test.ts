@@ -54,7 +54,7 @@ test.each([
   const began = performance.now();
   for (const report of [html, junit, ctrf, markdown, stepSummary]) report(results);
   annotations(results);
-  expect(performance.now() - began).toBeLessThan(1_000);
+  expect(performance.now() - began).toBeLessThan(10_000);
 });
 
 describe("JUnit", () => {
