@@ -142,6 +142,25 @@ export async function unless<T>(stop: AbortSignal | undefined, work: Promise<T>,
   }
 }
 
+/** After so long a wait that holds up the end is named, in milliseconds. */
+const SILENT_MS = 2_000;
+
+/** What `work` resolves with. Once `stop` is aborted, says on stderr that `what` is waited for, unless that ends soon. */
+export async function named<T>(stop: AbortSignal | undefined, what: string, work: Promise<T>): Promise<T> {
+  if (!stop) return work;
+  let timer: Timer | undefined;
+  const begin = () =>
+    (timer = setTimeout(() => console.error(`openshell-e2e: waiting for ${what}`), SILENT_MS));
+  if (stop.aborted) begin();
+  else stop.addEventListener("abort", begin);
+  try {
+    return await work;
+  } finally {
+    clearTimeout(timer);
+    stop.removeEventListener("abort", begin);
+  }
+}
+
 /** Does each piece of work when it is its turn: `most` at a time, asked when the first one comes. */
 export function turns(most: () => number): (work: () => Promise<void>) => Promise<void> {
   let atATime: number | undefined;

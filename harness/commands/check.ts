@@ -83,31 +83,35 @@ async function check(settings: Settings, own: Record<string, string>, stop: Abor
   }
 
   const started = driver ? { ...settings, driverCmd: fromHere(driver) } : settings;
-  const checking = withKeeper(started, async (keeper, run) => {
-    const { id, folder } = run;
-    const { parts } = await keeper.call("hello");
-    recordTo(folder, "check");
-    const label = bringsEngine(started) ? "the driver's own" : "probe";
-    const probed = { ...parts, supervisor: { ...parts.supervisor, label } };
-    // No gateway takes part.
-    const { gateway: _gateway, ...stack } = standings(probed);
-    recordBegin(id, stack);
-    say(describeParts(probed, ["driver", "engine", "supervisor"]));
-    const starting = unless(stop, startSubject(keeper, started, choice)).catch((error: unknown) => {
-      if (error instanceof NotReady) return error;
-      throw error;
-    });
-    // All of them are loaded while the driver starts.
-    const [subject, rules] = await Promise.all([starting, chosen ?? chooseRules()]);
-    if (subject instanceof NotReady) return reportNotReady(rules.checks, subject);
-    const isAtHome = !parts.engine.real && !started.driverCmd;
-    const parallel = Number(started.parallel) || (isAtHome ? AT_A_TIME.atHome : AT_A_TIME.elsewhere);
-    // The keeper puts it beside the results, or says that somebody has removed the folder.
-    const onConformance = (table: string) => {
-      if (run.isThere) writeFileSync(join(folder, CONFORMANCE), table);
-    };
-    return checkAll(rules, subject, started, { parallel, flags, stop, onConformance });
-  });
+  const checking = withKeeper(
+    started,
+    async (keeper, run) => {
+      const { id, folder } = run;
+      const { parts } = await keeper.call("hello");
+      recordTo(folder, "check");
+      const label = bringsEngine(started) ? "the driver's own" : "probe";
+      const probed = { ...parts, supervisor: { ...parts.supervisor, label } };
+      // No gateway takes part.
+      const { gateway: _gateway, ...stack } = standings(probed);
+      recordBegin(id, stack);
+      say(describeParts(probed, ["driver", "engine", "supervisor"]));
+      const starting = unless(stop, startSubject(keeper, started, choice)).catch((error: unknown) => {
+        if (error instanceof NotReady) return error;
+        throw error;
+      });
+      // All of them are loaded while the driver starts.
+      const [subject, rules] = await Promise.all([starting, chosen ?? chooseRules()]);
+      if (subject instanceof NotReady) return reportNotReady(rules.checks, subject);
+      const isAtHome = !parts.engine.real && !started.driverCmd;
+      const parallel = Number(started.parallel) || (isAtHome ? AT_A_TIME.atHome : AT_A_TIME.elsewhere);
+      // The keeper puts it beside the results, or says that somebody has removed the folder.
+      const onConformance = (table: string) => {
+        if (run.isThere) writeFileSync(join(folder, CONFORMANCE), table);
+      };
+      return checkAll(rules, subject, started, { parallel, flags, stop, onConformance });
+    },
+    stop,
+  );
   // While its programs start.
   loadGrpc();
   const { result, left, problem } = await checking;

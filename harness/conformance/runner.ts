@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** Runs checks against a driver, and says what came of each. */
-import { eventually, unless, within } from "../base/waiting.ts";
+import { eventually, named, unless, within } from "../base/waiting.ts";
 import { socketProblem } from "../base/socket.ts";
 import { indent } from "../base/text.ts";
 import type { Check } from "./check.ts";
@@ -51,7 +51,7 @@ export interface Running {
 const GRACE_MS = 2_000;
 
 /** How long a check may go on undoing what it did once all is to end, in milliseconds: its driver may be stuck. */
-const UNDO_MS = 10_000;
+export const UNDO = { ms: 10_000 };
 
 /** After so many checks that waited in vain the rest would, too: a verdict is due in a minute. */
 const IN_VAIN = { oneByOne: 4, together: 8 };
@@ -110,7 +110,13 @@ export async function runOne(
     [verdict, reason] = judgement(error, older);
   }
   const undoing = within(check.deadlineMs, "Undoing the check", trial.end());
-  const left = await unless(stop, undoing, UNDO_MS).catch((error: Error) => [error.message]);
+  const waiting = named(stop, `${check.id} to be undone`, unless(stop, undoing, UNDO.ms));
+  const left = await waiting.catch((error: Error) => {
+    // Nobody knows what the driver would have left: that is no finding.
+    if (!stop?.aborted || error !== stop.reason) return [error.message];
+    [verdict, reason] = ["error", `${error.message} before it was undone${reason && `\n${reason}`}`];
+    return [];
+  });
   const suspicious = verdict === "fail" || verdict === "error" || left.length > 0;
   const end = suspicious ? await gone?.() : undefined;
   // That a driver which is gone could not be told to delete is no finding of its own.

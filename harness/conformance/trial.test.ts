@@ -8,11 +8,13 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { computeDriver } from "../../proto/contract.ts";
 import type { DriverSandbox } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
+import { HarnessError } from "../base/errors.ts";
 import type { Connection } from "../runtime/connection.ts";
 import type { StackInfo } from "../runtime/stack.ts";
 import type { Backend } from "./backend.ts";
 import { Driver } from "./driver.ts";
 import { loadChecks } from "./load.ts";
+import { runOne, UNDO } from "./runner.ts";
 import { type Subject, Trial } from "./trial.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "trial-"));
@@ -161,3 +163,24 @@ test.each([
   },
   5_000,
 );
+
+test("a check whose undoing a signal cut off blames the driver for nothing", async () => {
+  const ended = new AbortController();
+  const usual = UNDO.ms;
+  UNDO.ms = 10;
+  try {
+    const [check] = await loadChecks();
+    const body = async (trial: Trial) => {
+      trial.defer(() => new Promise(() => {}));
+      ended.abort(new HarnessError("ended by SIGINT"));
+    };
+    const outcome = await runOne({ ...check!, body }, subject, { stop: ended.signal });
+    expect(outcome).toMatchObject({
+      verdict: "error",
+      left: [],
+      reason: "ended by SIGINT before it was undone",
+    });
+  } finally {
+    UNDO.ms = usual;
+  }
+}, 5_000);

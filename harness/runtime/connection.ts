@@ -14,7 +14,7 @@ import { isOurs } from "../base/owner.ts";
 import { shareSecrets } from "../base/secrets.ts";
 import { PLACES, type Settings, SETTINGS } from "../base/settings.ts";
 import { isAlive } from "../base/system.ts";
-import { eventually, within } from "../base/waiting.ts";
+import { eventually, named, within } from "../base/waiting.ts";
 import { ALIVE, parseLine } from "./control-line.ts";
 import type { Method } from "./control.ts";
 import type { Keeper } from "./keeper.ts";
@@ -213,15 +213,20 @@ export async function startKeeper(run: Run, settings: Settings): Promise<Connect
  * Does `work` with a new keeper, and ends it: resolves only when everything is gone, also when `work` fails.
  * @returns what `work` returned, what had to be removed by force, a line each, and why its reports were not written, if so:
  * that has been said.
+ * @param stop once it is aborted, it is said what is waited for.
  */
-export async function withKeeper<T>(settings: Settings, work: (keeper: Connection, run: Run) => Promise<T>) {
+export async function withKeeper<T>(
+  settings: Settings,
+  work: (keeper: Connection, run: Run) => Promise<T>,
+  stop?: AbortSignal,
+) {
   const run = Run.create(settings);
   const keeper = await startKeeper(run, settings);
   let left: string[] = [];
   try {
     const result = await work(keeper, run);
     for (const flood of await keeper.call("floods")) console.error(floodWords(flood));
-    left = await keeper.call("close");
+    left = await named(stop, `run ${run.id} to be cleared away`, keeper.call("close"));
     const { problem } = await keeper.call("reported");
     if (problem) console.error(`openshell-e2e: ${problem}`);
     return { result, left, problem };
