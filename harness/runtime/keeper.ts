@@ -73,6 +73,8 @@ export class Keeper {
   #probe: Promise<string> | undefined;
   #nextStack = 1;
   #closing: Promise<string[]> | undefined;
+  /** Stacks that are being stopped for somebody who may not wait for it: the engine outlives them. */
+  readonly #stopping = new Set<Promise<string[]>>();
   /** The run's processes that were seen so far, by pid: the last that was seen with it. */
   readonly #seen = new Map<number, RunProcess>();
   /** Why something on the engine could not be told or removed. */
@@ -260,6 +262,12 @@ export class Keeper {
     const stack = this.#stacks.get(id);
     if (!stack) return [];
     this.#stacks.delete(id);
+    const stopping = this.#stopStack(stack);
+    this.#stopping.add(stopping);
+    return stopping.finally(() => this.#stopping.delete(stopping));
+  }
+
+  async #stopStack(stack: Stack): Promise<string[]> {
     this.#look();
     const left = await this.#orWhyNot(stack.leftovers().then((things) => things.map(describeBelonging)));
     const unfinished = await this.#orWhyNot(stack.stop().then(() => []));
@@ -527,6 +535,7 @@ export class Keeper {
       left.push(...stack.notLookedFor);
     }
     this.#stacks.clear();
+    await Promise.allSettled(this.#stopping);
     await this.#engineProcess?.stop(2_000);
     for (const each of await this.#remaining()) {
       left.push(describeProcess(each));

@@ -20,6 +20,7 @@ const env = {
   OPENSHELL_E2E_RUN_DIR: join(folder, "runs"),
   OPENSHELL_E2E_REPORTS: join(folder, "reports"),
   OPENSHELL_E2E_FAKE: "gateway,driver,engine,supervisor",
+  OPENSHELL_E2E_ATTACH: "1",
 };
 const { settings } = readSettings([], env);
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
