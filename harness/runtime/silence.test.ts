@@ -47,6 +47,8 @@ test("a keeper that is stopped is told of, holds nobody up, is not swept, and go
   const words = `its keeper (process ${pid}) does not answer, it is stopped: \`kill -CONT ${pid}\``;
   writeFileSync(join(run.folder, "up"), "");
   process.kill(pid, "SIGSTOP");
+  // The keeper of all tests is waited for by the same numbers.
+  const usual = { ...SILENCE };
   try {
     Object.assign(SILENCE, { signs: 2, everyMs: 100 });
     const asked = keeper.call("hello").catch((error: Error) => error.message);
@@ -62,6 +64,7 @@ test("a keeper that is stopped is told of, holds nobody up, is not swept, and go
     for (const { ms } of [swept, doctor, attached]) expect(ms).toBeLessThan(20_000);
     expect(existsSync(run.folder)).toBe(true);
   } finally {
+    Object.assign(SILENCE, usual);
     process.kill(pid, "SIGCONT");
   }
   // Its only connection was broken meanwhile.
