@@ -11,8 +11,10 @@ import { chmodSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { computeDriver } from "../proto/contract.ts";
 import type { ComputeDriverHandlers } from "../proto/v0.0/types/openshell/compute/v1/ComputeDriver.ts";
-import type { DriverSandbox } from "../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
-import type { DriverSandbox__Output as Asked } from "../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
+import type {
+  DriverSandbox,
+  DriverSandbox__Output as Asked,
+} from "../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
 import type { WatchSandboxesEvent } from "../proto/v0.0/types/openshell/compute/v1/WatchSandboxesEvent.ts";
 
 const [socket = "", endpoint = "", supervisor = "", state = ""] = process.argv.slice(2);

@@ -9,8 +9,7 @@ import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, te
 import { existsSync, writeFileSync } from "node:fs";
 
 import { join } from "node:path";
-import { status as Code } from "@grpc/grpc-js";
-import type { ServiceError } from "@grpc/grpc-js";
+import { status as Code, type ServiceError } from "@grpc/grpc-js";
 import { FrameCall } from "../harness/conformance/frame-call.ts";
 import { loadChecks } from "../harness/conformance/load.ts";
 import { until } from "../harness/base/waiting.ts";

@@ -5,7 +5,7 @@ import { afterAll, setDefaultTimeout } from "bun:test";
 import { type Ended, endRun } from "../harness/shared-run.ts";
 import { EXIT, fail } from "../harness/base/errors.ts";
 import { readSettings } from "../harness/base/settings.ts";
-import { shownPath } from "../harness/base/text.ts";
+import { shownPath, inColour, shellQuoted, widthOf } from "../harness/base/text.ts";
 import { exemptLoopback } from "../harness/base/environment.ts";
 import { endAsFirstProcess, unlessEnding } from "../harness/runtime/aftermath.ts";
 import { watchMemory } from "../harness/runtime/memory.ts";
@@ -14,7 +14,6 @@ import { openReports } from "../harness/runtime/reports.ts";
 import type { Results } from "../harness/report/model.ts";
 import { readable } from "../harness/base/readable.ts";
 import { explainAll, leftOnTerminal } from "../harness/report/terminal.ts";
-import { inColour, shellQuoted, widthOf } from "../harness/base/text.ts";
 import { notePreload } from "../harness/preloaded.ts";
 
 notePreload();

@@ -8,8 +8,7 @@
 import { cpSync, lstatSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { credentials } from "@grpc/grpc-js";
-import type { ClientReadableStream, ServiceError } from "@grpc/grpc-js";
+import { credentials, type ClientReadableStream, type ServiceError } from "@grpc/grpc-js";
 import { until } from "../../harness/base/waiting.ts";
 import { computeDriver, streaming, unary } from "../../proto/contract.ts";
 import type { ComputeDriverClient } from "../../proto/v0.0/types/openshell/compute/v1/ComputeDriver.ts";

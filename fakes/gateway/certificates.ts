@@ -14,8 +14,8 @@ import {
   randomBytes,
   sign,
   X509Certificate,
+  type KeyObject,
 } from "node:crypto";
-import type { KeyObject } from "node:crypto";
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { isIPv4, isIPv6 } from "node:net";
 import { dirname, join } from "node:path";

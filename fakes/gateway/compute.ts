@@ -8,8 +8,10 @@
  * call is guarded by a gate a sandbox (one lifecycle operation at a time) and by the version of the row it wrote.
  */
 import * as grpc from "@grpc/grpc-js";
-import type { DriverSandbox } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
-import type { DriverSandbox__Output } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
+import type {
+  DriverSandbox,
+  DriverSandbox__Output,
+} from "../../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
 import type { WatchSandboxesEvent__Output } from "../../proto/v0.0/types/openshell/compute/v1/WatchSandboxesEvent.ts";
 import type { Sandbox__Output } from "../../proto/v0.0/types/openshell/v1/Sandbox.ts";
 import type { Logger } from "../log.ts";

@@ -11,8 +11,7 @@ import type { GetSandboxProviderEnvironmentResponse } from "../../proto/v0.0/typ
 import type { PushSandboxLogsRequest__Output } from "../../proto/v0.0/types/openshell/v1/PushSandboxLogsRequest.ts";
 import type { PushSandboxLogsResponse } from "../../proto/v0.0/types/openshell/v1/PushSandboxLogsResponse.ts";
 import type { RefreshSandboxTokenResponse } from "../../proto/v0.0/types/openshell/v1/RefreshSandboxTokenResponse.ts";
-import type { RelayFrame } from "../../proto/v0.0/types/openshell/v1/RelayFrame.ts";
-import type { RelayFrame__Output } from "../../proto/v0.0/types/openshell/v1/RelayFrame.ts";
+import type { RelayFrame, RelayFrame__Output } from "../../proto/v0.0/types/openshell/v1/RelayFrame.ts";
 import type { ReportMainProcessExitRequest__Output } from "../../proto/v0.0/types/openshell/v1/ReportMainProcessExitRequest.ts";
 import type { ReportMainProcessExitResponse } from "../../proto/v0.0/types/openshell/v1/ReportMainProcessExitResponse.ts";
 import type { ReportPolicyStatusRequest__Output } from "../../proto/v0.0/types/openshell/v1/ReportPolicyStatusRequest.ts";

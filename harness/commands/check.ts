@@ -10,7 +10,7 @@ import type { Command } from "../command-line.ts";
 import { EXIT, HarnessError } from "../base/errors.ts";
 import { interruptible, unless } from "../base/waiting.ts";
 import { refuseFaked, type Settings } from "../base/settings.ts";
-import { shownPath } from "../base/text.ts";
+import { shownPath, shellQuoted } from "../base/text.ts";
 import { standings } from "../shared-run.ts";
 import { withKeeper } from "../runtime/connection.ts";
 import { driverProblem, fromHere, programProblem, words } from "../base/command.ts";
@@ -31,7 +31,6 @@ import type { Standing } from "../report/model.ts";
 import { liveProgress } from "../report/progress.ts";
 import { readable, say } from "../base/readable.ts";
 import { now, record, recordTo, waitingEntries } from "../report/record.ts";
-import { shellQuoted } from "../base/text.ts";
 
 /**
  * Most of a check is waiting; but a real Podman that does several things at a time now and then loses a mounted image, and

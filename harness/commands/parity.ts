@@ -10,14 +10,13 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Command } from "../command-line.ts";
 import { EXIT, HarnessError } from "../base/errors.ts";
-import { indent } from "../base/text.ts";
+import { indent, plural } from "../base/text.ts";
 import { within } from "../base/waiting.ts";
 import { BUN } from "../base/environment.ts";
 import { readable } from "../base/readable.ts";
 import { endingWithUs } from "../base/parent.ts";
 import { checkParts, findParts, HOW_TO_NAME } from "../runtime/places.ts";
 import { ENDING, outlivingToo } from "../base/signals.ts";
-import { plural } from "../base/text.ts";
 import { TOGETHER } from "./test.ts";
 
 const SUITE = "gateway-adapter";

@@ -16,7 +16,7 @@ import type { Command } from "../command-line.ts";
 import { EXIT, HarnessError } from "../base/errors.ts";
 import { GATEWAYS_AT_A_TIME } from "../scenario.ts";
 import { scenariosAtATime } from "../shared-run.ts";
-import { shownPath } from "../base/text.ts";
+import { shownPath, inColour, shellQuoted } from "../base/text.ts";
 import { within } from "../base/waiting.ts";
 import { BUN } from "../base/environment.ts";
 import { clearedAway } from "../runtime/aftermath.ts";
@@ -26,7 +26,6 @@ import { clearReports, openReports, replaceJunit, RESULTS } from "../runtime/rep
 import { ENDING, outlivingToo } from "../base/signals.ts";
 import { isRed, type Verdict } from "../report/model.ts";
 import { liveProgress, type Told } from "../report/progress.ts";
-import { inColour, shellQuoted } from "../base/text.ts";
 
 /** The scenarios of the suites whose folders OPENSHELL_E2E_SUITES names, as one test file. */
 export const TOGETHER = "./scenarios/together.ts";

@@ -8,8 +8,10 @@ import type * as grpcJs from "@grpc/grpc-js";
 import { type CallError, codeName, computeDriver, known, unary } from "../../proto/contract.ts";
 import { grpc, status } from "../../proto/grpc.ts";
 import type { ComputeDriverClient } from "../../proto/v0.0/types/openshell/compute/v1/ComputeDriver.ts";
-import type { DriverSandbox } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
-import type { DriverSandbox__Output as Snapshot } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
+import type {
+  DriverSandbox,
+  DriverSandbox__Output as Snapshot,
+} from "../../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
 import type { WatchSandboxesEvent__Output as Event } from "../../proto/v0.0/types/openshell/compute/v1/WatchSandboxesEvent.ts";
 import { redact, sandboxOf, type SandboxRequest } from "../runtime/faults/tap.ts";
 import type { CallRecord } from "../report/model.ts";

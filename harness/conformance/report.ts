@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** What a run of the checks says: on the terminal, and as a table for a driver's README. */
-import { indent } from "../base/text.ts";
+import { indent, plural } from "../base/text.ts";
 import { again } from "../report/explain.ts";
 import { cell, text } from "../report/formats/markdown.ts";
 import { readable } from "../base/readable.ts";
-import { plural } from "../base/text.ts";
 import type { Judged } from "./judge.ts";
 import type { Identity } from "./versions.ts";
 

@@ -6,8 +6,14 @@
  * Each clue knows one way in which runs fail, and reads it from what was recorded. They are tried from the most certain
  * to the vaguest; where none speaks, the explanation says so instead of guessing.
  */
-import type { CallRecord, Mark, ProcessSpan, ScenarioResult, Verdict } from "./model.ts";
-import { isRed } from "./model.ts";
+import {
+  type CallRecord,
+  type Mark,
+  type ProcessSpan,
+  type ScenarioResult,
+  type Verdict,
+  isRed,
+} from "./model.ts";
 import { withoutSpans } from "../base/readable.ts";
 import { clipped, offset, took } from "../base/text.ts";
 import { markWords } from "./mark-words.ts";

@@ -13,8 +13,14 @@ import {
   messageOf,
   shortLog,
 } from "./explain.ts";
-import type { CallRecord, Mark, ProcessSpan, Results, ScenarioResult } from "./model.ts";
-import { isRed } from "./model.ts";
+import {
+  type CallRecord,
+  type Mark,
+  type ProcessSpan,
+  type Results,
+  type ScenarioResult,
+  isRed,
+} from "./model.ts";
 import { readable, withoutCommands } from "../base/readable.ts";
 import { clipped, offset, shellQuoted } from "../base/text.ts";
 import { markWords } from "./mark-words.ts";

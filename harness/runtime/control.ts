@@ -14,8 +14,7 @@ import { ALIVE, parseLine } from "./control-line.ts";
 import { DEEDS, type Keeper } from "./keeper.ts";
 import type { Run } from "./run.ts";
 import type { StackInfo, StackSpec } from "./stack.ts";
-import type { EngineRule } from "../base/faults.ts";
-import type { Rule } from "../base/faults.ts";
+import type { EngineRule, Rule } from "../base/faults.ts";
 
 /** The longest request that is read, in bytes. Ours have hundreds, or thousands when a scenario sets rules. */
 export const LONGEST_REQUEST = 2 ** 20;

@@ -18,7 +18,7 @@ import { shareSecrets } from "../base/secrets.ts";
 import { shellQuoted } from "../base/text.ts";
 import { asksFor } from "../base/command.ts";
 import { describeBelonging, Engine, removeBelongings } from "./engine.ts";
-import type { EngineRule } from "../base/faults.ts";
+import type { EngineRule, Rule } from "../base/faults.ts";
 import type { ProxiedCall } from "./faults/engine-proxy.ts";
 import { urlPath } from "../base/machine.ts";
 import { bringsEngine, checkParts, findParts, type Parts } from "./places.ts";
@@ -39,7 +39,6 @@ import type { Certificates } from "../client/endpoint.ts";
 import type { DriverContext } from "../base/driver-context.ts";
 import { type Setup, Stack, type StackInfo, type StackSpec } from "./stack.ts";
 import type { Call } from "./faults/tap.ts";
-import type { Rule } from "../base/faults.ts";
 
 const FAKE_SANDBOX_IMAGE = "localhost/openshell-e2e/sandbox:fake";
 const PROBE_IMAGE = "localhost/openshell-e2e/probe";

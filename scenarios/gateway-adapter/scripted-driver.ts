@@ -14,8 +14,10 @@ import { computeDriver } from "../../proto/contract.ts";
 import type { ComputeDriverHandlers } from "../../proto/v0.0/types/openshell/compute/v1/ComputeDriver.ts";
 import type { DriverCondition } from "../../proto/v0.0/types/openshell/compute/v1/DriverCondition.ts";
 import type { DriverPlatformEvent } from "../../proto/v0.0/types/openshell/compute/v1/DriverPlatformEvent.ts";
-import type { DriverSandbox } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
-import type { DriverSandbox__Output } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
+import type {
+  DriverSandbox,
+  DriverSandbox__Output,
+} from "../../proto/v0.0/types/openshell/compute/v1/DriverSandbox.ts";
 import type { DriverSandboxStatus } from "../../proto/v0.0/types/openshell/compute/v1/DriverSandboxStatus.ts";
 import type { WatchSandboxesEvent } from "../../proto/v0.0/types/openshell/compute/v1/WatchSandboxesEvent.ts";
 

@@ -6,8 +6,10 @@ import { expect } from "bun:test";
 import { eventually } from "../../harness.ts";
 import { until } from "../../harness/base/waiting.ts";
 import { codeName, outcomeOf } from "../../proto/contract.ts";
-import type { TcpForwardFrame } from "../../proto/v0.0/types/openshell/v1/TcpForwardFrame.ts";
-import type { TcpForwardFrame__Output } from "../../proto/v0.0/types/openshell/v1/TcpForwardFrame.ts";
+import type {
+  TcpForwardFrame,
+  TcpForwardFrame__Output,
+} from "../../proto/v0.0/types/openshell/v1/TcpForwardFrame.ts";
 import type { TcpForwardInit } from "../../proto/v0.0/types/openshell/v1/TcpForwardInit.ts";
 import { type Bench, gateways, type TestSandbox } from "./given.ts";
 

@@ -3,8 +3,7 @@
 /** CTRF JSON, the Common Test Report Format (https://ctrf.io), which many dashboards and pull-request bots read. */
 import { PLACES } from "../../base/settings.ts";
 import { again, explain, messageOf } from "../explain.ts";
-import type { Results, ScenarioResult, Verdict } from "../model.ts";
-import { isRed } from "../model.ts";
+import { type Results, type ScenarioResult, type Verdict, isRed } from "../model.ts";
 import { explainOnTerminal } from "../terminal.ts";
 import { caveat, sentenceOf, stackLine } from "../text.ts";
 import { clipped } from "../../base/text.ts";
